@@ -1,0 +1,1 @@
+"""Recording routing from live runs."""

@@ -1,0 +1,78 @@
+"""What to record, how, and what came of it: shared by the ways to capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from traces.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sequence's start: text, or token ids; ``source`` says where it comes from."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    source: str = "text"
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How to run the model. Each prompt is one sequence; all of them run side by side."""
+
+    n_predict: int = 128
+    n_ctx: int | None = None
+    """Context of all sequences together; None: as much as the prompts and ``n_predict`` need."""
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    threads: int | None = None
+    n_gpu_layers: int = 0
+    seed: int = 0
+    temperature: float = 0.8
+    """0 is greedy."""
+    top_k: int = 40
+    ignore_eos: bool = False
+    all_outputs: bool = False
+    """Ask for the logits of every prompt token: keeps the last layer's rows, costs the LM head."""
+    scores: bool = False
+    tokens: bool = False
+
+
+@dataclass
+class CaptureResult:
+    """What was recorded. Times are wall-clock, capture and writing included."""
+
+    out: Path
+    sequences: int
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    rows: int = 0
+    missing_rows: int = 0
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    file_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is the same in every run; the times are left out."""
+        names = "sequences steps prompt_tokens generated_tokens rows missing_rows file_bytes notes"
+        return {"out": self.out.name} | {n: getattr(self, n) for n in names.split()}
+
+
+def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path) -> None:
+    """Raise `InputError` for an option that cannot be, before any work is done."""
+    if not prompts:
+        raise InputError("no prompt: give --prompt-file or --prompt")
+    for name, least in (("n_batch", 1), ("n_ubatch", 1), ("n_predict", 0), ("top_k", 0)):
+        if getattr(options, name) < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"
+            )
+    if not options.temperature >= 0:
+        raise InputError(f"--temperature {options.temperature}: must be 0 (greedy) or more")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist; make it first")

@@ -1,0 +1,74 @@
+"""Columns of a routing trace, as NumPy arrays and as Arrow record batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+DTYPES = {
+    "seq": np.int32,
+    "pos": np.int32,
+    "step": np.int32,
+    "phase": np.uint8,
+    "layer": np.int16,
+    "experts": np.int16,
+    "weights": np.float32,
+    "scores": np.float32,
+    "token": np.int32,
+    "time_ns": np.int64,
+}
+LISTS = ("experts", "weights", "scores")
+OPTIONAL = ("weights", "scores", "token", "time_ns")
+REQUIRED = ("seq", "pos", "step", "phase", "layer", "experts")
+
+
+def to_batch(columns: dict[str, np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
+    """Columns as one record batch; rows of -1 (ids) or NaN (weights, scores) become null."""
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if field.name not in LISTS:
+            arrays.append(pa.array(values, field.type))
+            continue
+        missing = np.isnan(values) if values.dtype.kind == "f" else values == -1
+        mask = missing.all(axis=1)
+        arrays.append(
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(values.reshape(-1)),
+                type=field.type,
+                mask=pa.array(mask) if mask.any() else None,
+            )
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def to_numpy(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column as NumPy: a view where the file allows it, missing list rows -1 or NaN."""
+    column = batch.column(name)
+    if name not in LISTS:
+        return column.to_numpy(zero_copy_only=column.null_count == 0).astype(
+            DTYPES[name], copy=False
+        )
+    k = column.type.list_size
+    flat = column.values.slice(column.offset * k, len(column) * k)
+    fill = -1 if name == "experts" else np.nan
+    if flat.null_count:
+        flat = flat.fill_null(fill)
+    values = flat.to_numpy(zero_copy_only=False).astype(DTYPES[name], copy=False).reshape(-1, k)
+    if column.null_count:
+        null = column.is_null().to_numpy(zero_copy_only=False)
+        behind = values[null]
+        # What lies behind a null is up to the writer; ours keeps the mark there, so no copy.
+        if not (np.isnan(behind) if name != "experts" else behind == -1).all():
+            values = values.copy()
+            values[null] = fill
+    return values
+
+
+def hash_input(
+    batches: Sequence[pa.RecordBatch],
+) -> Iterable[tuple[str, Sequence[np.ndarray]]]:
+    names = batches[0].schema.names if batches else []
+    return ((n, [to_numpy(b, n) for b in batches]) for n in names)

@@ -1,0 +1,1 @@
+"""Sub-commands of the traces package; modules import only click at the top."""

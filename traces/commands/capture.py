@@ -1,0 +1,247 @@
+"""`uvmsim capture`: record the expert routing of real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from traces.capture.options import CaptureResult, Prompt
+
+
+@click.group()
+def capture() -> None:
+    """Record which experts each token of a real run uses."""
+
+
+class _Temperature(click.ParamType):
+    name = "number or 'greedy'"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if value == "greedy":
+            return 0.0
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'greedy'", param, ctx)
+
+
+def _options(*options: Any) -> Any:
+    """Several click options as one decorator, in the order given."""
+
+    def decorate(f: Any) -> Any:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return decorate
+
+
+_PROMPT = _options(
+    click.option(
+        "--prompt-file",
+        "prompt_files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A UTF-8 text file. May be given several times: one sequence each.",
+    ),
+    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt itself."),
+    click.option(
+        "--sequences", default=1, show_default=True, help="Sequences made from each prompt."
+    ),
+    click.option("--n-predict", default=128, show_default=True, help="Tokens each one generates."),
+)
+_TRACE = _options(
+    click.option("--out", required=True, type=click.Path(path_type=Path), help="Trace to write."),
+    click.option("--scores", is_flag=True, help="Store the router's score of every expert too."),
+    click.option("--tokens", is_flag=True, help="Store token ids too."),
+)
+_SAMPLING = _options(
+    click.option("--seed", default=0, show_default=True, help="Seed of the sampler."),
+    click.option(
+        "--temperature",
+        type=_Temperature(),
+        default="0.8",
+        show_default=True,
+        metavar="NUMBER|greedy",
+        help="0 or greedy: always the likeliest token.",
+    ),
+    click.option(
+        "--top-k", default=40, show_default=True, help="Sample among the k likeliest; 0: all."
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Never sample an end-of-generation token."),
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@capture.command("llama-cpp")
+@click.argument("model", type=click.Path(path_type=Path))
+@_PROMPT
+@_TRACE
+@click.option("--lib", metavar="PATH", help="A libllama.so of your own (e.g. a CUDA build).")
+@click.option("--n-ctx", type=int, help="Context of all sequences together [default: as needed].")
+@click.option("--n-batch", default=2048, show_default=True, help="Tokens a llama_decode call.")
+@click.option("--n-ubatch", default=512, show_default=True, help="Tokens a micro-batch (a step).")
+@click.option("--threads", type=int, help="CPU threads [default: all cores].")
+@click.option("--n-gpu-layers", default=0, show_default=True, help="Blocks to put on the GPU.")
+@_SAMPLING
+@click.option(
+    "--all-outputs",
+    is_flag=True,
+    help="Compute the logits of every prompt token, so that the prefill's last layer is complete.",
+)
+@_JSON
+def llama_cpp(**given: Any) -> None:
+    """Run a GGUF model with llama.cpp and record its expert routing.
+
+    Several prompts run side by side, as parallel sequences.
+
+    \b
+    uvmsim capture llama-cpp model.gguf --prompt-file text.txt --n-predict 128 --out run.arrow
+    """
+    from traces.capture.find_library import find_library, preload_environment
+
+    # Before anything else is loaded: a CUDA libllama needs a process made for it.
+    environment = preload_environment(find_library(given["lib"]))
+    if environment is not None:
+        os.execve(sys.executable, sys.orig_argv, environment)
+
+    from traces.capture.llama_cpp import capture as run
+
+    _run(run, given, library=given["lib"])
+
+
+@capture.command()
+@click.argument("model", metavar="MODEL_DIR", type=click.Path(path_type=Path))
+@_PROMPT
+@_TRACE
+@click.option("--n-batch", default=2048, show_default=True, help="Prompt tokens a forward pass.")
+@click.option("--threads", type=int, help="CPU threads [default: PyTorch's choice].")
+@click.option("--device", default="cpu", show_default=True, help="A PyTorch device, e.g. cuda:0.")
+@_SAMPLING
+@_JSON
+def transformers(**given: Any) -> None:
+    """Run a Hugging Face model directory with transformers and record its expert routing.
+
+    Several prompts run one after the other. Nothing is downloaded.
+
+    \b
+    uvmsim capture transformers ./OLMoE-1B-7B --prompt-file text.txt --out run.arrow
+    """
+    from traces.capture.transformers import capture as run
+
+    _run(run, given, device=given["device"])
+
+
+def _run(run: Any, given: dict[str, Any], **more: Any) -> None:
+    """Do what both commands do around the capture itself."""
+    from traces.capture.options import CaptureOptions
+    from traces.errors import InputError
+
+    prompts = _read_prompts(given["prompt_files"], given["prompts"]) * max(given["sequences"], 1)
+    names = CaptureOptions.__dataclass_fields__.keys()
+    options = CaptureOptions(**{n: v for n, v in given.items() if n in names})
+    with _Progress() as progress:
+        try:
+            result = run(
+                given["model"],
+                prompts,
+                given["out"],
+                options,
+                command=_resolved(),
+                progress=progress.update,
+                **more,
+            )
+        except KeyboardInterrupt:
+            partial = given["out"].with_name(given["out"].name + ".partial")
+            raise InputError(
+                f"interrupted; what was recorded until then is in {partial} and can be read"
+            ) from None
+    _print(result, as_json=given["as_json"])
+
+
+def _read_prompts(files: tuple[Path, ...], texts: tuple[str, ...]) -> list[Prompt]:
+    from traces.capture.options import Prompt
+    from traces.errors import InputError
+
+    prompts = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"--prompt-file {path}: no such file") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"--prompt-file {path}: cannot be read as UTF-8 text: {e}") from None
+        prompts.append(Prompt(text=text, source=path.name))
+    return prompts + [Prompt(text=text, source="--prompt") for text in texts]
+
+
+def _resolved() -> str:
+    """This command line with every default filled in; folders are left out of paths, since they
+    may name people."""
+    context = click.get_current_context()
+    words = [*context.command_path.split()]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        values = value if isinstance(value, tuple) else (value,)
+        for v in values:
+            if v is None or v is False or parameter.name == "as_json":
+                continue
+            if isinstance(v, Path) or parameter.name == "lib":
+                v = Path(v).name
+            flag = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+            words += flag if v is True else [*flag, str(v)]
+    return shlex.join(words)
+
+
+class _Progress:
+    """A bar on standard error, where that is a terminal."""
+
+    def __enter__(self) -> _Progress:
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        if self._bar is None:
+            return
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total)
+        self._bar.update(self._tasks[phase], completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _print(result: CaptureResult, *, as_json: bool) -> None:
+    def speed(tokens: int, ns: int) -> str:
+        return f"{tokens / ns * 1e9:,.1f} tokens/s" if ns and tokens else "-"
+
+    prefill = speed(result.prompt_tokens, result.prefill_ns)
+    decode = speed(result.generated_tokens, result.decode_ns)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), sort_keys=True))
+        click.echo(f"prefill {prefill}, decode {decode}", err=True)
+        return
+    click.echo(
+        f"{result.prompt_tokens:,} prompt tokens ({prefill}), {result.generated_tokens:,} "
+        f"generated ({decode}), {result.sequences} sequence(s), {result.steps:,} steps"
+    )
+    missing = f", {result.missing_rows:,} of them missing" if result.missing_rows else ""
+    click.echo(f"{result.rows:,} rows{missing}; {result.out}: {result.file_bytes / 1e6:,.2f} MB")
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"next: uvmsim compare {shlex.quote(str(result.out))}")

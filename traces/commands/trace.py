@@ -1,0 +1,258 @@
+"""``uvmsim trace``: look at traces, check, measure, convert and make them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+TRACE = click.Path(dir_okay=False)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of tables."
+)
+
+
+@click.group()
+def trace() -> None:
+    """Look at traces, check, measure, convert and make them."""
+
+
+@trace.command()
+@click.argument("file", type=TRACE)
+@JSON
+def info(file: str, as_json: bool) -> None:
+    """Say what a trace is: model, shape, tokens, phases, columns, origin, hash."""
+    from traces.describe import describe, print_description
+    from traces.routing import open_routing
+
+    d = describe(open_routing(file))
+    _json(d) if as_json else print_description(d)
+
+
+@trace.command("import")
+@click.argument("file", type=TRACE)
+@click.option("-o", "--out", required=True, type=TRACE, help="Trace to write (.arrow).")
+@click.option(
+    "--format", "format_", help="npz, jsonl, csv or parquet; default: by the file's name."
+)
+@click.option(
+    "--model-name", help="Model that was recorded; default: from the file's path if known."
+)
+@click.option("--n-experts", type=click.IntRange(1), help="Routed experts a layer.")
+@click.option(
+    "--ids-order",
+    type=click.Choice(["ranked", "sorted", "unknown"]),
+    help="What the order of the ids in a row means; default: found out from weights and ids.",
+)
+@click.option("--sequences", help="Import these sequences only, e.g. 0,3,5-9.")
+@JSON
+def import_(
+    file: str,
+    out: str,
+    format_: str | None,
+    model_name: str | None,
+    n_experts: int | None,
+    ids_order: str | None,
+    sequences: str | None,
+    as_json: bool,
+) -> None:
+    """Bring in a routing dump: NPZ, JSONL, CSV or Parquet.
+
+    The layouts are described in docs/traces.md. What the dump does not state is worked out from
+    the published shape of the model, and said in the notes.
+    """
+    from traces.describe import describe, print_description
+    from traces.importers.dump import ImportOptions, import_routing
+    from traces.routing import open_routing
+
+    options = ImportOptions(model_name, n_experts, ids_order, _ranges(sequences))
+    t = import_routing(file, options, format=format_, tool=_tool(), command=_command())
+    t.save(out)
+    d = describe(open_routing(out))
+    _json(d) if as_json else print_description(d)
+
+
+@trace.command()
+@click.argument("file", type=TRACE)
+@JSON
+def check(file: str, as_json: bool) -> None:
+    """Look for what is wrong with a recording.
+
+    Exit code 1 where an error is found, 0 where there are none (warnings and notes do not count).
+    """
+    from traces.check import check as find
+    from traces.routing import open_routing
+
+    findings = find(open_routing(file))
+    if as_json:
+        _json({"file": file, "findings": [f.to_json() for f in findings]})
+    else:
+        from traces.tables import print_findings
+
+        print_findings(findings, file)
+    if any(f.severity == "error" for f in findings):
+        sys.exit(1)
+
+
+@trace.command()
+@click.argument("files", type=TRACE, nargs=-1, required=True)
+@click.option("--phase", type=click.Choice(["all", "prefill", "decode"]), default="all")
+@JSON
+def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
+    """Print the locality tables of one trace, or of several side by side.
+
+    Overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, and LRU and LFU
+    hit rates as a yardstick. Definitions: docs/traces.md.
+    """
+    from pathlib import Path
+
+    from traces.errors import InputError
+    from traces.routing import open_routing
+    from traces.schema import PHASES
+    from traces.stats import statistics
+
+    named = []
+    for file in files:
+        d = open_routing(file).dense
+        if phase != "all":
+            d = d.take(d.phase == PHASES.index(phase))
+            if not len(d.seq):
+                raise InputError(f"{file}: has no {phase} tokens; leave out --phase {phase}")
+        named.append((Path(file).stem, statistics(d)))
+    if as_json:
+        _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
+    else:
+        from traces.tables import print_statistics
+
+        print_statistics(named)
+
+
+@trace.command()
+@click.option("-o", "--out", required=True, type=TRACE, help="Trace to write (.arrow).")
+@click.option("--like", type=TRACE, help="Fit to this trace: its skew, locality and sequences.")
+@click.option("--shuffle", type=TRACE, help="Copy this trace, tokens shuffled in each sequence.")
+@click.option("--llama-bench", "bench", help="Uniformly random tokens, e.g. pp512,tg128.")
+@click.option("--shape", help="Shape of a published model, e.g. gpt-oss-120b.")
+@click.option("--layers", type=click.IntRange(1), help="MoE layers, where no --shape is given.")
+@click.option("--experts", type=click.IntRange(2), help="Routed experts a layer.")
+@click.option("--top-k", type=click.IntRange(1), help="Experts a token uses in a layer.")
+@click.option(
+    "--zipf",
+    type=click.FloatRange(0.0, 5.0),
+    help="Popularity of the r-th hottest expert: r to the power of minus this.  [default: 0.6]",
+)
+@click.option(
+    "--stickiness",
+    type=click.FloatRange(0.0, 1.0),
+    help="Share of a token's experts that the token before used too.  [default: 0.4]",
+)
+@click.option(
+    "--topic",
+    type=click.FloatRange(0.0, 1.0),
+    help="The same share between any two tokens of a sequence.  [default: 0.25]",
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), help="Tokens.  [default: 4096, or as many as --like has]"
+)
+@click.option("--sequence", type=click.IntRange(1), help="Tokens a sequence.  [default: 512]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@JSON
+def synth(as_json: bool, out: str, **options: Any) -> None:
+    """Make a trace: like a real one, from a few numbers, or as a control.
+
+    \b
+    uvmsim trace synth --like REAL.arrow -o T.arrow        fitted, and judged against it
+    uvmsim trace synth --shape gpt-oss-120b -o T.arrow     from --zipf, --stickiness, --topic
+    uvmsim trace synth --shape gpt-oss-120b --llama-bench pp512,tg128 -o T.arrow
+    uvmsim trace synth --shuffle REAL.arrow -o T.arrow     time order removed
+    """
+    from dataclasses import replace
+
+    from traces.describe import describe, print_description
+    from traces.routing import open_routing
+    from traces.stats import statistics
+    from traces.synth_command import make
+
+    made, real = make(**options)
+    meta = replace(made.meta, tool=_tool(), command=_command(), prompt_source="synthetic")
+    made.save(out, meta)
+    t = open_routing(out)
+    named = [(n, statistics(x.dense)) for n, x in (("real", real), ("synthetic", t)) if x]
+    if as_json:
+        _json({"trace": describe(t), "stats": dict(named)})
+        return
+    from traces.tables import print_statistics
+
+    print_description(describe(t))
+    print_statistics(named)
+
+
+@trace.command()
+@click.argument("file", type=TRACE)
+@click.option("-o", "--out", required=True, type=TRACE, help=".parquet, .csv, .jsonl or .npz")
+@JSON
+def export(file: str, out: str, as_json: bool) -> None:
+    """Write a trace in another format: Parquet, CSV, JSONL or NPZ (by the name's ending)."""
+    from traces.export import export_routing
+    from traces.routing import open_routing
+
+    result = export_routing(open_routing(file), out)
+    if as_json:
+        _json(result)
+    else:
+        click.echo(f"{result['out']}: {result['rows']:,} rows, {result['bytes'] / 1e6:,.2f} MB")
+        for note in result["notes"]:
+            click.echo(f"note: {note}")
+
+
+def _ranges(text: str | None) -> tuple[int, ...] | None:
+    """``0,3,5-9`` as numbers."""
+    if text is None:
+        return None
+    from traces.errors import InputError
+
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(
+                f"--sequences {text}: {part!r} is no number or range; use e.g. 0,3,5-9"
+            )
+        out += range(int(first), int(last or first) + 1)
+    return tuple(out)
+
+
+def _tool() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"uvmsim {version('uvmsim')}"
+    except PackageNotFoundError:
+        return "uvmsim (not installed)"
+
+
+def _command() -> str:
+    """The command line as typed, with every parameter of this command resolved."""
+    import shlex
+
+    context = click.get_current_context()
+    words = ["uvmsim", "trace", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value is None or value is False or parameter.name == "as_json":
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if not isinstance(parameter, click.Argument):
+            words += [
+                w for v in values for w in (parameter.opts[-1], *([] if v is True else [str(v)]))
+            ]
+        else:
+            words += [str(v) for v in values]
+    return shlex.join(words)
+
+
+def _json(d: Any) -> None:
+    json.dump(d, sys.stdout, indent=2, sort_keys=True)
+    sys.stdout.write("\n")

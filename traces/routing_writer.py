@@ -1,0 +1,153 @@
+"""The writer of routing traces, whose files survive a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from traces.columns import DTYPES, LISTS, OPTIONAL, hash_input, to_batch
+from traces.ipc import IpcWriter, content_hash
+from traces.schema import RoutingMeta, routing_schema
+
+
+class RoutingWriter:
+    """Write a routing trace; used as a context manager.
+
+    Rows are given in execution order (see `traces.schema`). They gather in memory and go to
+    ``PATH.partial`` a batch at a time, or at `flush`; a clean end of the ``with`` block marks the
+    trace complete and renames it to ``PATH``. After an exception, or a kill, ``PATH.partial`` stays
+    and `open_routing` reads it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        meta: RoutingMeta,
+        *,
+        weights: bool = False,
+        scores: bool = False,
+        tokens: bool = False,
+        times: bool = False,
+        batch_rows: int = 65536,
+    ) -> None:
+        k, n = meta.model.top_k, meta.model.n_experts
+        self._schema = routing_schema(
+            k, n, weights=weights, scores=scores, tokens=tokens, times=times, meta=meta
+        )
+        width = {"experts": k, "weights": k, "scores": n}
+        self._columns = {
+            name: np.empty((batch_rows, width[name]) if name in width else batch_rows, DTYPES[name])
+            for name in self._schema.names
+        }
+        self._size, self._used = batch_rows, 0
+        self._out = IpcWriter(path, self._schema, lambda b: content_hash(hash_input(b)))
+
+    @property
+    def rows(self) -> int:
+        """Rows appended so far."""
+        return self._out.rows + self._used
+
+    def append(
+        self,
+        *,
+        seq: Any,
+        pos: Any,
+        step: Any,
+        phase: Any,
+        layer: Any,
+        experts: Any,
+        weights: Any = None,
+        scores: Any = None,
+        token: Any = None,
+        time_ns: Any = None,
+    ) -> None:
+        """Append n rows.
+
+        ``experts`` is an integer array [n, k]; a row of -1 means that the routing is not known.
+        ``weights`` is [n, k], ``scores`` [n, n_experts], the rest [n]; scalars are repeated.
+        Raises `ValueError` where shapes or columns do not fit what the writer was made for.
+        """
+        ids = np.asarray(experts)
+        if ids.ndim != 2 or ids.shape[1] != self._columns["experts"].shape[1]:
+            raise ValueError(f"experts has shape {ids.shape}, not [rows, {self._schema_k}]")
+        n = len(ids)
+        values = {
+            "seq": seq,
+            "pos": pos,
+            "step": step,
+            "phase": phase,
+            "layer": layer,
+            "experts": ids,
+            "weights": weights,
+            "scores": scores,
+            "token": token,
+            "time_ns": time_ns,
+        }
+        for name in OPTIONAL:
+            if values[name] is None:
+                if name in self._columns and name not in LISTS:
+                    raise ValueError(f"{name} missing: the writer was made with that column")
+            elif name not in self._columns:
+                raise ValueError(f"{name} given to a writer that was made without that column")
+        vectors = {}
+        for name in self._columns:
+            value = values[name]
+            if value is None:  # a row of NaN becomes null
+                values[name] = np.nan
+            elif not isinstance(value, (int, np.generic)):
+                vectors[name] = value = np.asarray(value)
+                if value.ndim and len(value) != n:
+                    raise ValueError(f"{name} has {len(value)} rows, experts {n}")
+        done = 0
+        while done < n:
+            take = min(n - done, self._size - self._used)
+            here, there = slice(self._used, self._used + take), slice(done, done + take)
+            for name, column in self._columns.items():
+                vector = vectors.get(name)
+                if vector is None or not vector.ndim:
+                    column[here] = values[name]
+                else:
+                    column[here] = vector[there]
+            self._used += take
+            done += take
+            if self._used == self._size:
+                self.flush()
+
+    @property
+    def _schema_k(self) -> int:
+        return int(self._columns["experts"].shape[1])
+
+    def flush(self) -> None:
+        """Bring what was appended so far to disk."""
+        n, self._used = self._used, 0
+        if n:
+            self._out.write(to_batch({k: v[:n] for k, v in self._columns.items()}, self._schema))
+
+    def close(self) -> None:
+        """Mark the trace complete and give it its name."""
+        self.flush()
+        self._out.close()
+
+    def abandon(self) -> None:
+        """Stop: keep what was appended in ``PATH.partial``, incomplete."""
+        self.flush()
+        self._out.abandon()
+
+    def discard(self) -> None:
+        """Stop and leave nothing behind."""
+        self._used = 0
+        self._out.discard()
+
+    def __enter__(self) -> RoutingWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()

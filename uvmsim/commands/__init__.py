@@ -1,0 +1,1 @@
+"""Sub-commands of the simulator; modules import only click at the top."""

@@ -1,0 +1,78 @@
+"""`uvmsim compare`: policies side by side on one trace."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command(short_help="Compare policies on a trace: tokens/s, hit rate, bytes moved.")
+@click.argument("trace", required=False, type=click.Path())
+@click.option("--model", metavar="M", help="Preset, TOML or GGUF file; default: the trace's own.")
+@click.option(
+    "--expert-size", metavar="SIZE", help="Size of one expert, e.g. 13.2MB or a preset's name; "
+    "everything else is scaled along.",
+)  # fmt: skip
+@click.option("--hardware", metavar="H", help="Preset or TOML file (`uvmsim hardware`); rtx5090.")
+@click.option("--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's.")
+@click.option("--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's.")
+@click.option(
+    "--slots", metavar="N|N%", multiple=True,
+    help="Expert slots, or a share of all experts; repeat or separate by commas for several sizes.",
+)  # fmt: skip
+@click.option(
+    "--mechanism", "mechanisms", metavar="X", multiple=True,
+    help="expert-cache (default), resident, stream, zero-copy, cpu-offload; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--policy", "policies", metavar="P", multiple=True,
+    help="Eviction, maybe +prefetch: lru, lfu+next-layer, ./mine.py:MyPolicy; repeatable.",
+)  # fmt: skip
+@click.option("--pool", default="global", metavar="global|per-layer", help="One pool, or one a layer.")
+@click.option("--unit", default="event", metavar="event|access", help="A layer's experts at once, or one by one.")
+@click.option("--reset", default="never", metavar="never|sequence", help="When the pool is emptied.")
+@click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
+@click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
+@click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
+@click.option("--ncmoe", type=int, metavar="N", help="cpu-offload: layers kept on the CPU; all.")
+@click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
+@click.option("--seed", type=int, default=0, help="For random policies.", show_default=True)
+@click.option("--engine", default="fast", metavar="fast|des", help="Compiled clock, or the SimPy model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
+    """Compare policies on TRACE (default: the bundled one).
+
+    \b
+    Examples:
+      uvmsim compare
+      uvmsim compare T.arrow --hardware rtx4090 --vram 16GiB
+      uvmsim compare T.arrow --slots 12.5%,25%,50% --policy lru,lfu,belady
+      uvmsim compare T.arrow --mechanism resident --mechanism zero-copy --mechanism expert-cache
+      uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
+    """
+    from uvmsim.compare import Options, policy_list
+    from uvmsim.compare import compare as run
+    from uvmsim.report.progress import bar
+    from uvmsim.report.table import print_comparison
+
+    choose("--pool", given["pool"], ("global", "per-layer"))
+    choose("--unit", given["unit"], ("event", "access"))
+    choose("--reset", given["reset"], ("never", "sequence"))
+    for name in ("slots", "mechanisms", "policies"):
+        given[name] = policy_list(given[name])
+    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    with bar("comparing") as progress:
+        result = run(options, progress)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), sort_keys=True))
+    else:
+        print_comparison(result)
+
+
+def choose(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """One line where ``value`` is none of those allowed."""
+    from traces.errors import InputError
+
+    if value not in allowed:
+        raise InputError(f"{option} {value}: must be {' or '.join(allowed)}")

@@ -1,0 +1,136 @@
+"""`uvmsim models`, `uvmsim hardware`: what can be named, and where its numbers come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    import json
+
+    click.echo(json.dumps(data, indent=2, sort_keys=True))
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        # Names and numbers stay whole; the explanation is what folds on a narrow terminal.
+        table.add_column(column, no_wrap=i < len(columns) - 1, overflow="fold")
+    return table
+
+
+def _show(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    for part in parts:
+        console.print(part)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def models(name: str | None, as_json: bool) -> None:
+    """List the model presets, or describe one.
+
+    NAME is a preset, a .toml description or a .gguf file: its layers, experts, bytes, and the
+    source of each number.
+    """
+    from uvmsim.model import Model
+
+    if name is not None:
+        model = Model.load(name)
+        _print_json(model.to_json()) if as_json else _show_model(model)
+        return
+    presets = Model.list_presets()
+    loaded = {key: Model.load(key) for key in presets}
+    if as_json:
+        _print_json({"models": {key: m.to_json() for key, m in loaded.items()}})
+        return
+    from uvmsim.units import format_bytes
+
+    table = _table("Models (uvmsim models NAME for sizes and sources)",
+                   "name", "weights", "one expert", "read a token", "what it is")  # fmt: skip
+    for key, m in loaded.items():
+        sizes = (m.total_bytes, max(m.expert_bytes), m.active_bytes_per_token)
+        table.add_row(key, *map(format_bytes, sizes), presets[key])
+    _show(table)
+
+
+def _show_model(m: Any) -> None:
+    from uvmsim.units import format_bytes
+
+    def exact(n: int) -> str:
+        return f"{format_bytes(n)} ({n:,} B)" if n else "none"
+
+    def spread(sizes: tuple[int, ...]) -> str:
+        low, high = min(sizes), max(sizes)
+        return exact(low) if low == high else f"{exact(low)} to {exact(high)}"
+
+    table = _table(f"{m.name}: {m.summary}" if m.summary else m.name, "what", "value")
+    moe = f"{len(m.moe_layers)} of {m.n_layers} blocks"
+    moe += f" (blocks {m.moe_layers[0]} to {m.moe_layers[-1]})"
+    for row in (
+        ("architecture", m.architecture),
+        ("MoE layers", moe),
+        ("experts a layer", f"{m.n_experts}, top-{m.top_k}"),
+        ("expert quantisation", m.quantisation),
+        ("one expert", spread(m.expert_bytes)),
+        ("all experts", exact(m.moe_bytes)),
+        ("a block without experts", spread(m.dense_bytes)),
+        ("final norm and LM head", exact(m.output_bytes)),
+        ("token embedding", exact(m.embedding_bytes)),
+        ("all weights", exact(m.total_bytes)),
+        ("read for one token", exact(m.active_bytes_per_token)),
+        ("KV cache of one token", exact(m.kv_bytes_per_token)),
+        ("parameters", f"{m.total_params:,} ({m.active_params:,} used for a token)"),
+    ):
+        table.add_row(*row)
+    sources = _table("Sources", "part", "source")
+    for part, text in m.sources.items():
+        sources.add_row(part, text)
+    _show(table, sources)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def hardware(name: str | None, as_json: bool) -> None:
+    """List the hardware presets, or describe one.
+
+    NAME is a preset or a .toml file: memory, link, CPU and overheads, each with its source.
+    Sources that begin with "estimate:" mark numbers that nobody measured.
+    """
+    from uvmsim.hardware import Hardware
+
+    if name is not None:
+        h = Hardware.load(name)
+        if as_json:
+            _print_json(h.to_json())
+            return
+        table = _table(f"{h.name}: {h.gpu}", "quantity", "value", "source")
+        for row in h.quantities():
+            table.add_row(*row)
+        _show(h.summary, table)
+        return
+    presets = Hardware.list_presets()
+    loaded = {key: Hardware.load(key) for key in presets}
+    if as_json:
+        _print_json({"hardware": {key: h.to_json() for key, h in loaded.items()}})
+        return
+    from uvmsim.units import format_bytes, format_rate
+
+    table = _table("Hardware (uvmsim hardware NAME for every number and its source)",
+                   "name", "VRAM", "memory", "link (to GPU)", "what it is")  # fmt: skip
+    for key, h in loaded.items():
+        rates = (h.memory_bytes_per_s, h.h2d_bytes_per_s)
+        vram = format_bytes(h.vram_bytes, binary=True)
+        table.add_row(key, vram, *map(format_rate, rates), presets[key])
+    _show(table)
+
+

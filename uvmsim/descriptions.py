@@ -1,0 +1,96 @@
+"""TOML descriptions: finding a preset or a file, reading it, and saying in one line what is wrong.
+
+Models and hardware are both described this way. A description is checked against a pydantic
+schema that forbids unknown keys; the first fault found becomes one `InputError` naming the file,
+the key and, for a key that does not exist, the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from traces.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+S = TypeVar("S", bound=BaseModel)
+
+
+def preset_paths(kind: str) -> dict[str, Path]:
+    """Preset name -> file, for ``kind`` ``"models"`` or ``"hardware"``, in name order."""
+    return {p.stem: p for p in sorted((PRESETS / kind).glob("*.toml"))}
+
+
+def find(spec: str, kind: str, what: str, suffixes: tuple[str, ...]) -> Path:
+    """The file that ``spec`` names: a preset, else a path ending in one of ``suffixes``.
+
+    Raises `InputError` listing the presets where it is neither.
+    """
+    presets = preset_paths(kind)
+    if spec.lower() in presets:
+        return presets[spec.lower()]
+    path = Path(spec).expanduser()
+    ends = " or ".join(suffixes)
+    if path.suffix.lower() in suffixes:
+        if path.is_file():
+            return path
+        raise InputError(f"{spec}: no such file; give a {ends} file or a preset name")
+    if path.is_file():
+        raise InputError(f"{spec}: a {what} file must end in {ends}")
+    near = difflib.get_close_matches(spec.lower(), presets, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"unknown {what} {spec!r}; {hint}presets: {', '.join(presets)}; or give a {ends} file"
+    )
+
+
+def read(path: Path, schema: type[S]) -> S:
+    """The TOML file at ``path``, checked; `InputError` (one line) where it is wrong."""
+    where = path.stem if path.is_relative_to(PRESETS) else str(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{where}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not a text file; a TOML description is needed") from None
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{where}: not valid TOML: {e}") from None
+    try:
+        return schema.model_validate(data)
+    except ValidationError as e:
+        raise InputError(f"{where}: {_first_fault(e, schema)}") from None
+
+
+def _first_fault(error: ValidationError, schema: type[BaseModel]) -> str:
+    # An unknown key is usually a misspelt required one: say that rather than "missing".
+    faults = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
+    fault = faults[0]
+    loc = fault["loc"]
+    key = ".".join(str(x) for x in loc)
+    if fault["type"] == "extra_forbidden":
+        known = _keys(schema, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing"
+    if fault["type"] == "model_type":
+        return f"{key}: must be a table with the keys {', '.join(_keys(schema, loc))}"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{key}: {message}" if key else message
+
+
+def _keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Keys that the table at ``loc`` may have."""
+    here: Any = schema
+    for part in loc:
+        annotation = here.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        here = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if here is None:
+            return []
+    return list(here.model_fields)

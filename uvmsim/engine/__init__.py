@@ -1,0 +1,1 @@
+"""Time: engines give a plan (`uvmsim.memory.plan`) a clock."""

@@ -1,0 +1,121 @@
+"""Putting a policy's hooks into the kernel templates, and compiling the result.
+
+A closure over jitted functions cannot be cached on disk by Numba (its cache key would contain the
+functions' process-wide ids). A plain function whose *globals* are the hooks can. So a template is
+copied with new globals, and its qualified name carries a digest of all source that takes part:
+Numba's on-disk cache then holds one entry for each policy and forgets none when a policy is edited.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+from numba import njit
+
+from uvmsim.memory import pool
+from uvmsim.policies import lists
+from uvmsim.policies.base import Eviction, Policy, Prefetch, in_use
+from uvmsim.policies.registry import PolicySpec
+
+
+INNER = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Options of functions called by compiled code only: no wrapper for Python is built, which for
+arguments of a dozen arrays takes most of the compile time."""
+
+HELPERS = {"in_use": njit(**INNER)(in_use)}
+"""Functions of the contract that hooks call."""
+
+
+class NoPrefetch(Prefetch):
+    """Stands in where a spec has no prefetcher."""
+
+
+@functools.cache
+def _library_digest() -> str:
+    """Digest of all source that any bound kernel may inline."""
+    h = hashlib.sha256(numba.__version__.encode())
+    for folder in (Path(lists.__file__).parent, Path(pool.__file__).parent):
+        for file in sorted(folder.glob("*.py")):
+            h.update(file.read_bytes())
+    return h.hexdigest()
+
+
+def _digest(*classes: type) -> str:
+    h = hashlib.sha256(_library_digest().encode())
+    for cls in classes:
+        h.update(f"{cls.__module__}.{cls.__qualname__}".encode())
+        for base in cls.__mro__[:-1]:
+            h.update(Path(inspect.getfile(base)).read_bytes())
+    return h.hexdigest()[:16]
+
+
+def with_globals(template: FunctionType, extra: dict[str, Any], tag: str) -> FunctionType:
+    """A copy of ``template`` that finds ``extra`` among its globals."""
+    f = FunctionType(
+        template.__code__, {**template.__globals__, **extra}, template.__name__,
+        template.__defaults__,
+    )  # fmt: skip
+    f.__qualname__ = f"{template.__name__}_{tag}"
+    f.__module__ = template.__module__
+    return f
+
+
+def _hooks(eviction: type[Eviction], prefetch: type[Prefetch]) -> dict[str, Callable]:
+    return {
+        "eviction_on_event": eviction.on_event,
+        "on_access": eviction.on_access,
+        "on_insert": eviction.on_insert,
+        "on_evict": eviction.on_evict,
+        "victim": eviction.victim,
+        "prefetch_on_event": prefetch.on_event,
+        "prefetch": prefetch.prefetch,
+    }
+
+
+@functools.cache
+def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -> Callable:
+    hooks = _hooks(eviction, prefetch)
+    tag = _digest(eviction, prefetch)
+    used = {
+        "SEES_EVENTS": any(
+            cls.on_event is not Policy.on_event for cls in (eviction, prefetch)
+        ),
+        "PREFETCHES": prefetch is not NoPrefetch,
+    }
+    if not compiled:
+        hooks |= used
+        hooks["take_slot"] = with_globals(pool.take_slot, hooks, tag)
+        return with_globals(pool.plan_events, hooks, tag)
+    jit = njit(**INNER)
+    jitted: dict[str, Any] = {name: jit(_plain(f)) for name, f in hooks.items()}
+    jitted |= used
+    jitted["event_of"] = jit(pool.event_of)
+    jitted["take_slot"] = jit(with_globals(pool.take_slot, jitted, tag))
+    return njit(cache=True, nogil=True)(with_globals(pool.plan_events, jitted, tag))
+
+
+def _plain(f: Callable) -> Callable:
+    """The hook with the contract's helpers in compiled form."""
+    f = getattr(f, "py_func", f)
+    extra = {k: v for k, v in HELPERS.items() if k in f.__code__.co_names}
+    return with_globals(f, extra, "hook") if extra else f
+
+
+def bind(spec: PolicySpec, compiled: bool = True) -> Callable:
+    """`uvmsim.memory.pool.plan_events` with the policy's hooks; plain Python if not ``compiled``."""
+    prefetch = type(spec.prefetch) if spec.prefetch else NoPrefetch
+    return _bound(type(spec.eviction), prefetch, compiled)
+
+
+def explain(err: Exception) -> str:
+    """Numba's complaint in one line."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    telling = [x for x in lines if not x.startswith(("Failed in", "During", "File", "[", "-"))]
+    return (telling or lines or [type(err).__name__])[0]

@@ -1,0 +1,77 @@
+"""A DMA copy engine as a SimPy process: two queues, demand before prefetch, never preempted."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+
+import simpy
+from simpy.events import Event
+
+LAST = 2
+"""Priority of a choice: after everything else that happens at the same nanosecond, so that a demand
+copy queued now is seen by an engine that falls idle now."""
+
+
+class Copy:
+    """One transfer; ``done`` happens when its last byte has arrived."""
+
+    __slots__ = ("after", "done", "duration", "number")
+
+    def __init__(self, env: simpy.Environment, number: int, duration: int, after: Copy | None):
+        self.number, self.duration, self.after = number, duration, after
+        self.done = Event(env)
+
+    @property
+    def ready(self) -> bool:
+        """The copy it must follow (through the same slot) is done."""
+        return self.after is None or self.after.done.triggered
+
+
+class CopyEngine:
+    """One direction of the link.
+
+    Each queue is first in, first out; a queue's head that must wait for another copy holds up its
+    own queue only. The demand queue goes first.
+    """
+
+    def __init__(self, env: simpy.Environment, start: list[int], done: list[int]):
+        self.env, self.start, self.done = env, start, done
+        self.demand: deque[Copy] = deque()
+        self.prefetch: deque[Copy] = deque()
+        self._wake = Event(env)
+        env.process(self._run())
+
+    def queue(self, copy: Copy, urgent: bool) -> None:
+        """Queue a copy now."""
+        (self.demand if urgent else self.prefetch).append(copy)
+        if copy.after is not None and not copy.ready:
+            copy.after.done.callbacks.append(lambda _: self._call())
+        self._call()
+
+    def _call(self) -> None:
+        if not self._wake.triggered:
+            # SimPy's own calls have priority 0 and 1.
+            self._wake._ok, self._wake._value = True, None
+            self.env.schedule(self._wake, priority=LAST)
+
+    def _run(self) -> Generator[Event, None, None]:
+        while True:
+            yield self._wake
+            self._wake = Event(self.env)
+            copy = self._next()
+            if copy is None:
+                continue
+            self.start[copy.number] = self.env.now
+            yield self.env.timeout(copy.duration)
+            self.done[copy.number] = self.env.now
+            copy.done.succeed()
+            # A wake that came while the copy moved is spent: choose anew, last in this instant.
+            self._wake = Event(self.env)
+            self._call()
+
+    def _next(self) -> Copy | None:
+        for queue in (self.demand, self.prefetch):
+            if queue and queue[0].ready:
+                return queue.popleft()
+        return None

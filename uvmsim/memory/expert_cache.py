@@ -1,0 +1,234 @@
+"""A pool of expert slots in device memory, filled on demand and by prefetch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from numba.core.errors import NumbaError
+
+from traces.errors import InputError
+from uvmsim.engine.bind import NoPrefetch, bind, explain
+from uvmsim.memory.base import Job, Mechanism, capacities
+from uvmsim.memory.plan import WRITEBACK, Counters, Plan
+from uvmsim.memory.pool import (
+    BAD_PREFETCH,
+    BAD_VICTIM,
+    BASE,
+    COPIES,
+    CULPRIT,
+    ERROR,
+    EVICTIONS,
+    HITS,
+    ISSUED,
+    USED,
+    WAITS,
+    WASTED,
+    WAVES,
+    Out,
+    Stream,
+    Tally,
+    new_pool,
+    new_tally,
+)
+from uvmsim.policies.base import Context
+from uvmsim.policies.profile import learn
+from uvmsim.timing import copy_times, dense_times, expert_times, finish
+from uvmsim.workload import Workload, next_uses
+
+BLOCK = 1 << 20
+"""Copies a call of the kernel has room for; bounds scratch memory, changes no result."""
+
+
+class ExpertCache(Mechanism):
+    """Slots for experts in VRAM; a miss copies the expert over the link, a policy says who leaves."""
+
+    name: ClassVar[str] = "expert-cache"
+    takes_policy: ClassVar[bool] = True
+
+    def plan(self, job: Job) -> Plan:
+        w, hw = job.workload, job.hardware
+        capacity, pool_of = capacities(job)
+        parts, tally, resident = self._decide(job, capacity, pool_of)
+        copy_expert = np.concatenate([p.copy_expert for p in parts])
+        kind = np.concatenate([p.copy_kind for p in parts])
+        nbytes = np.asarray(job.model.expert_bytes, np.int64)[copy_expert // w.n_experts]
+        back = kind == WRITEBACK
+        both = bool(back.any())
+        copy_ns = copy_times(nbytes, hw, "h2d", job.pinned, both)
+        if both:
+            copy_ns[back] = copy_times(nbytes[back], hw, "d2h", job.pinned, both)
+        wave_event = np.concatenate([p.wave_event for p in parts])
+        wave_hi = np.concatenate([p.wave_hi for p in parts])
+        pre, tail = dense_times(w, job.model, hw)
+        first_wave = np.concatenate(([True], np.diff(wave_event) != 0))
+        pre_ns = np.where(first_wave, pre[wave_event] + hw.decision_ns, 0)
+        n = tally.n
+        counters = Counters(
+            accesses=len(w.ids),
+            hits=int(n[HITS]),
+            evictions=int(n[EVICTIONS]),
+            prefetch_issued=int(n[ISSUED]),
+            prefetch_used=int(n[USED]),
+            prefetch_wasted=int(n[WASTED] + tally.fresh.sum()),
+            layer_hits=tally.layer_hits,
+            layer_accesses=tally.layer_accesses,
+            resident_at_end=resident,
+        )
+        plan = Plan(
+            wave_event=wave_event,
+            wave_hi=wave_hi,
+            pre_ns=pre_ns,
+            cpu_ns=np.zeros(len(wave_hi), np.int64),
+            compute_ns=expert_times(w, job.model, hw, wave_hi),
+            wave_copy_hi=np.concatenate([p.wave_copy_hi for p in parts]),
+            wave_wait_hi=np.concatenate([p.wave_wait_hi for p in parts]),
+            copy_bytes=nbytes,
+            copy_kind=kind,
+            copy_after=np.concatenate([p.copy_after for p in parts]),
+            copy_ns=copy_ns,
+            waits=np.concatenate([p.waits for p in parts]),
+            step_wave_hi=np.zeros(0, np.int64),
+            hit=parts[0].hit,
+            counters=counters,
+            slots=int(capacity.sum()),
+            notes=self.notes,
+        )
+        return finish(plan, w, tail)
+
+    def _decide(
+        self, job: Job, capacity: np.ndarray, pool_of: np.ndarray
+    ) -> tuple[list[Out], Tally, int]:
+        """Run the policy over all events; the parts of the plan, the counters, who is resident."""
+        assert job.policy is not None
+        try:
+            return self._run(job, capacity, pool_of, compiled=True)
+        except NumbaError as err:
+            if not job.policy.files:
+                raise
+            self.notes.append(
+                f"{job.policy.name} does not compile ({explain(err)}); run as plain Python, slowly"
+            )
+            return self._run(job, capacity, pool_of, compiled=False)
+
+    def _run(
+        self, job: Job, capacity: np.ndarray, pool_of: np.ndarray, compiled: bool
+    ) -> tuple[list[Out], Tally, int]:
+        w, spec = job.workload, job.policy
+        assert spec is not None
+        kernel = bind(spec, compiled)
+        prefetch = spec.prefetch or NoPrefetch()
+        ctx = context(job, capacity, pool_of)
+        most = prefetch.limit(ctx) if spec.prefetch else 0
+        stream = Stream(
+            w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
+            w.scores, w.step_phase,
+        )  # fmt: skip
+        tally = new_tally(w.n_layers, w.n_experts)
+        hit = np.zeros(len(w.ids), np.uint8)
+        size = max(min(BLOCK, 2 * len(w.ids) + 2 * most * w.n_events), 2 * (w.widest + most)) + 2
+        parts: list[Out] = []
+        resident = 0
+        base = np.zeros(3, np.int64)
+        for first, last in w.segments(job.reset):
+            seg = with_future(ctx, w, first, last) if "next_use" in spec.needs else ctx
+            es, ps = spec.eviction.state(seg), prefetch.state(seg)
+            pool = new_pool(w.n_layers, w.n_experts, capacity, pool_of)
+            # What was prefetched but unused when the pool is emptied was wasted.
+            tally.n[WASTED] += tally.fresh.sum()
+            tally.fresh[:] = 0
+            at = first
+            while at < last:
+                out = _room(size, hit, most)
+                tally.n[[COPIES, WAVES, WAITS]] = 0
+                tally.n[BASE] = base[0]
+                before = at
+                at = kernel(at, last, stream, pool, tally, es, ps, out, job.write_back, most)
+                self._complain(job, tally, at)
+                assert at > before, "a block must hold at least one event"
+                parts.append(_trim(out, tally, base))
+                base += tally.n[[COPIES, WAVES, WAITS]]
+            resident = int((pool.slot_of >= 0).sum())
+            _check(pool)
+        return parts, tally, resident
+
+    def _complain(self, job: Job, tally: Tally, event: int) -> None:
+        code, culprit = int(tally.n[ERROR]), int(tally.n[CULPRIT])
+        name = job.policy.name if job.policy else ""
+        if code == BAD_VICTIM:
+            raise InputError(
+                f"policy {name}, event {event}: victim() returned expert {culprit}, which is not a "
+                "resident, unused expert of that pool; skip experts that are in_use()"
+            )
+        if code == BAD_PREFETCH:
+            raise InputError(
+                f"policy {name}, event {event}: prefetch() asked for {culprit}, outside its limit "
+                "or the model's experts"
+            )
+        if code:
+            raise InputError(
+                f"policy {name}, event {event}: victim() found nobody to evict from a full pool"
+            )
+
+
+def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> Context:
+    """What the policies of a job may know at the start."""
+    w = job.workload
+    counts, transitions = learn(job.profile) if job.profile else (None, None)
+    return Context(
+        n_total=w.n_layers * w.n_experts,
+        n_layers=w.n_layers,
+        n_experts=w.n_experts,
+        top_k=w.top_k,
+        capacity=capacity,
+        pool_of=pool_of,
+        expert_bytes=np.asarray(job.model.expert_bytes, np.int64),
+        seed=job.seed,
+        profile_counts=counts,
+        profile_transitions=transitions,
+    )
+
+
+def with_future(ctx: Context, w: Workload, first: int, last: int) -> Context:
+    """The context of events ``first`` .. ``last - 1`` with their future: for declared oracles only."""
+    upcoming = np.empty(len(w.ids), np.int64)
+    first_use = np.empty(ctx.n_total, np.int64)
+    next_uses(w.ids, ctx.n_total, w.event_lo[first], w.event_lo[last], upcoming, first_use)
+    step_of = np.repeat(w.event_step, np.diff(w.event_lo))
+    return dataclasses.replace(
+        ctx,
+        next_use=upcoming,
+        first_use=first_use,
+        step_of=step_of,
+        future_ids=w.ids,
+        event_lo=w.event_lo[: last + 1],
+    )
+
+
+def _room(size: int, hit: np.ndarray, most: int) -> Out:
+    return Out(
+        np.empty(size, np.int32), np.empty(size, np.int64), np.empty(size, np.int64),
+        np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int8),
+        np.empty(size, np.int64), np.empty(size, np.int64), hit, np.empty(max(most, 1), np.int32),
+    )  # fmt: skip
+
+
+def _trim(out: Out, tally: Tally, base: np.ndarray) -> Out:
+    """The filled part of a block, its wave bounds counted from the start of the run."""
+    copies, waves, waits = (int(tally.n[i]) for i in (COPIES, WAVES, WAITS))
+    return Out(
+        out.wave_event[:waves].copy(), out.wave_hi[:waves].copy(),
+        out.wave_copy_hi[:waves] + base[0], out.wave_wait_hi[:waves] + base[2],
+        out.copy_expert[:copies].copy(), out.copy_kind[:copies].copy(),
+        out.copy_after[:copies].copy(), out.waits[:waits].copy(), out.hit, out.wanted,
+    )  # fmt: skip
+
+
+def _check(pool) -> None:
+    """Invariants of the pool after a real run, not only in tests."""
+    resident = np.flatnonzero(pool.slot_of >= 0)
+    if not np.array_equal(np.sort(pool.slot_of[resident]), np.flatnonzero(pool.expert_in >= 0)):
+        raise AssertionError("two experts share a slot, or a slot lost its expert")
+    if (pool.expert_in[pool.slot_of[resident]] != resident).any():
+        raise AssertionError("slot table and expert table disagree")

@@ -1,0 +1,171 @@
+"""The contract between a policy and the simulator.
+
+A policy is a class with parameters (annotated class attributes with defaults), a `state` method that
+makes its arrays, and hooks. Hooks are static functions in Numba's subset: they get the state, a
+read-only view of the pool, and an expert id, and they may change nothing but the state. The same
+hooks run in the simulator and on the GPU, so they see a *logical* clock (events, accesses), never
+nanoseconds.
+
+Expert ids are dense: ``layer_index * n_experts + expert``, where ``layer_index`` counts the MoE
+layers from 0. A pool is a set of slots: pool 0 for all layers, or one pool a layer.
+
+See docs/policies.md for a worked example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+EVENT, STEP, ACCESS, LAYER = 0, 1, 2, 3
+"""Places in ``Pool.clock``: event number, forward pass, access number, MoE layer index."""
+
+
+class Pool(NamedTuple):
+    """What is resident. Policies read it; only the simulator writes it."""
+
+    slot_of: np.ndarray
+    """int32 [experts]: slot of an expert, -1 where it is not resident."""
+    expert_in: np.ndarray
+    """int32 [slots]: expert in a slot, -1 where it is free."""
+    pin: np.ndarray
+    """int64 [experts]: stamp of the event an expert is in use for; see `in_use`."""
+    stamp: np.ndarray
+    """int64 [1]: stamp of the event being served."""
+    clock: np.ndarray
+    """int64 [4]: the logical clock, see `EVENT`, `STEP`, `ACCESS`, `LAYER`."""
+    lo: np.ndarray
+    """int64 [pools + 1]: slots of pool p are lo[p] .. lo[p + 1] - 1."""
+    used: np.ndarray
+    """int64 [pools]: occupied slots; they are the first of the pool's range."""
+    pool_of: np.ndarray
+    """int32 [experts]: the pool an expert lives in."""
+    layer_of: np.ndarray
+    """int32 [experts]: MoE layer index of an expert."""
+    n_layers: int
+    n_experts: int
+
+
+class Event(NamedTuple):
+    """One layer of one forward pass: what the router just chose."""
+
+    layer: int
+    """MoE layer index."""
+    step: int
+    tokens: int
+    """Tokens of the micro-batch with a known row."""
+    experts: np.ndarray
+    """int32 [distinct]: dense ids in order of first appearance (token by token, rank by rank)."""
+    counts: np.ndarray
+    """int32 [distinct]: tokens routed to each."""
+    scores: np.ndarray
+    """float32 [tokens, n_experts]: router scores; zero rows where the trace has none."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a policy may know when it makes its state."""
+
+    n_total: int
+    """Experts of all MoE layers together: the range of dense ids."""
+    n_layers: int
+    n_experts: int
+    top_k: int
+    capacity: np.ndarray
+    """int64 [pools]: slots a pool."""
+    pool_of: np.ndarray
+    """int32 [n_total]"""
+    expert_bytes: np.ndarray
+    """int64 [n_layers]"""
+    seed: int
+    profile_counts: np.ndarray | None = None
+    """int64 [n_total]: how often each expert was used in the profile trace."""
+    profile_transitions: np.ndarray | None = None
+    """int32 [n_layers, n_experts, n_experts]: tokens that used i here and j in the next layer."""
+    next_use: np.ndarray | None = None
+    """int64 [accesses]: number of the next access to the same expert, ``NEVER`` if none. Given only
+    to policies that declare ``needs = {"next_use"}``, as are the four below."""
+    first_use: np.ndarray | None = None
+    """int64 [n_total]: number of the first access to an expert, ``NEVER`` if none."""
+    step_of: np.ndarray | None = None
+    """int32 [accesses]: forward pass of an access."""
+    future_ids: np.ndarray | None = None
+    """int32 [accesses]: dense ids of the whole run."""
+    event_lo: np.ndarray | None = None
+    """int64 [events + 1]: first access of each event."""
+
+
+NEVER = np.iinfo(np.int64).max
+
+
+class Nothing(NamedTuple):
+    """State of a policy without any."""
+
+    unused: np.ndarray
+
+
+class Policy:
+    """What eviction and prefetch policies share: a name, needs, parameters."""
+
+    name: ClassVar[str] = ""
+    """How the policy is called on the command line."""
+    source: ClassVar[str] = ""
+    """Paper or program the algorithm comes from."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Of: next_use, router_scores, ranked_ids, profile."""
+
+    def state(self, ctx: Context) -> Any:
+        """The policy's arrays, as a NamedTuple of NumPy arrays."""
+        return Nothing(np.zeros(1, np.int64))
+
+    @staticmethod
+    def on_event(s: Any, pool: Pool, ev: Event) -> None:
+        """A layer's experts are known and about to be served."""
+
+
+class Eviction(Policy):
+    """Who leaves when a slot is needed."""
+
+    @staticmethod
+    def on_access(s: Any, pool: Pool, e: int, i: int, hit: bool) -> None:
+        """Expert ``e`` is touched by access number ``i``; a miss is inserted right after."""
+
+    @staticmethod
+    def on_insert(s: Any, pool: Pool, e: int, i: int) -> None:
+        """Expert ``e`` got a slot, on demand or by prefetch."""
+
+    @staticmethod
+    def on_evict(s: Any, pool: Pool, e: int) -> None:
+        """Expert ``e`` lost its slot."""
+
+    @staticmethod
+    def victim(s: Any, pool: Pool, p: int) -> int:
+        """A resident expert of pool ``p`` that is not `in_use`; -1 if there is none."""
+        return -1
+
+
+class Prefetch(Policy):
+    """Who is fetched before the router asks."""
+
+    max_experts: ClassVar[int] = 0
+    """Set by `limit` where the number depends on parameters."""
+
+    def limit(self, ctx: Context) -> int:
+        """Most experts one call of `prefetch` may ask for."""
+        return ctx.top_k
+
+    @staticmethod
+    def prefetch(s: Any, pool: Pool, ev: Event, out: np.ndarray) -> int:
+        """Write the wanted dense ids to ``out`` (int32), the most wanted first; return how many.
+
+        Called after the event's own misses were queued. Experts that are resident already are
+        skipped; each other one takes a slot from the eviction policy's victim.
+        """
+        return 0
+
+
+def in_use(pool: Pool, e: int) -> bool:
+    """True where expert ``e`` belongs to the event being served and must not be evicted."""
+    return pool.pin[e] == pool.stamp[0]

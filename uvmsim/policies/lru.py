@@ -1,0 +1,50 @@
+"""LRU, FIFO and MRU: the recency family, over one linked list a pool."""
+
+from uvmsim.policies.base import Eviction
+from uvmsim.policies.lists import new_lists, newest_free, oldest_free, push_tail, unlink
+
+
+class FIFO(Eviction):
+    """Evict the expert that was loaded first."""
+
+    name = "fifo"
+    source = "Belady 1966"
+
+    def state(self, ctx):
+        return new_lists(ctx)
+
+    @staticmethod
+    def on_insert(s, pool, e, i):
+        push_tail(s, pool.slot_of.size + pool.pool_of[e], e)
+
+    @staticmethod
+    def on_evict(s, pool, e):
+        unlink(s, e)
+
+    @staticmethod
+    def victim(s, pool, p):
+        return oldest_free(s, pool, pool.slot_of.size + p)
+
+
+class LRU(FIFO):
+    """Evict the expert whose last use is longest ago."""
+
+    name = "lru"
+    source = "Mattson, Gecsei, Slutz and Traiger 1970"
+
+    @staticmethod
+    def on_access(s, pool, e, i, hit):
+        if hit:
+            unlink(s, e)
+            push_tail(s, pool.slot_of.size + pool.pool_of[e], e)
+
+
+class MRU(LRU):
+    """Evict the expert used last: right for cyclic scans larger than the pool."""
+
+    name = "mru"
+    source = "Chou and DeWitt 1985"
+
+    @staticmethod
+    def victim(s, pool, p):
+        return newest_free(s, pool, pool.slot_of.size + p)

@@ -1,0 +1,185 @@
+"""Names to policies: every module of this folder, plug-ins, and users' own files.
+
+`parse` reads ``EVICTION[:key=value...][+PREFETCH[:key=value...]]``; either part may be
+``./mine.py:MyPolicy``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import typing
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from traces.errors import InputError
+from uvmsim.policies.base import Eviction, Policy, Prefetch
+
+CONTRACT = ("base", "registry", "lists")
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """An eviction policy, and maybe a prefetcher, with their parameters set."""
+
+    name: str
+    eviction: Eviction
+    prefetch: Prefetch | None
+    files: tuple[str, ...] = ()
+    """Users' own files among them."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.eviction.needs | (self.prefetch.needs if self.prefetch else frozenset())
+
+
+@functools.cache
+def builtin() -> dict[str, type[Policy]]:
+    """All named policies: one class a name, found by looking, not by a list."""
+    import uvmsim.policies as folder
+
+    found: dict[str, type[Policy]] = {}
+    for info in pkgutil.iter_modules(folder.__path__):
+        if info.name not in CONTRACT:
+            _collect(importlib.import_module(f"{folder.__name__}.{info.name}"), found)
+    for ep in entry_points(group="uvmsim.policies"):
+        cls = ep.load()
+        found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def _collect(module: ModuleType, found: dict[str, type[Policy]]) -> None:
+    for cls in vars(module).values():
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, Policy)
+            and cls.__module__ == module.__name__
+            and cls.name
+        ):
+            if cls.name in found and found[cls.name] is not cls:
+                raise RuntimeError(f"two policies are called {cls.name!r}: {found[cls.name]}, {cls}")
+            found[cls.name] = cls
+
+
+def parse(text: str) -> PolicySpec:
+    """The policies named by ``text``; raises `InputError` with the nearest name that exists."""
+    parts = text.split("+")
+    if len(parts) > 2 or not all(parts):
+        raise InputError(f"policy {text!r}: expected EVICTION or EVICTION+PREFETCH")
+    eviction: Eviction | None = None
+    prefetch: Prefetch | None = None
+    files = []
+    for part in parts:
+        policy, file = _make(part)
+        if file:
+            files.append(file)
+        if isinstance(policy, Eviction):
+            if eviction:
+                raise InputError(f"policy {text!r}: two eviction policies; the second must prefetch")
+            eviction = policy
+        else:
+            prefetch = typing.cast(Prefetch, policy)
+    if eviction is None:
+        raise InputError(f"policy {text!r}: only prefetches; say who leaves, e.g. lru+{text}")
+    return PolicySpec(text, eviction, prefetch, tuple(files))
+
+
+def _make(part: str) -> tuple[Policy, str | None]:
+    head, *settings = part.split(":")
+    file = None
+    if head.endswith(".py"):
+        if not settings:
+            raise InputError(f"policy {part!r}: say which class, e.g. {head}:MyPolicy")
+        file = head
+        cls = _load_user(head, settings.pop(0))
+    else:
+        known = builtin()
+        if head not in known:
+            near = difflib.get_close_matches(head, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"policy {head!r} is not known{hint} (`uvmsim policies` lists all)")
+        cls = known[head]
+    policy = cls()
+    hints = parameters(cls)
+    for setting in settings:
+        key, eq, value = setting.partition("=")
+        if not eq or key not in hints:
+            names = ", ".join(hints) or "none"
+            raise InputError(f"policy {head!r}: no parameter {key!r}; it has: {names}")
+        setattr(policy, key, _convert(head, key, value, hints[key]))
+    return policy, file
+
+
+def parameters(cls: type[Policy]) -> dict[str, Any]:
+    """Parameter names of a policy class and their types."""
+    hints = typing.get_type_hints(cls)
+    return {k: t for k, t in hints.items() if typing.get_origin(t) is not typing.ClassVar}
+
+
+def _convert(policy: str, key: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        if value.lower() in ("1", "true", "yes", "on"):
+            return True
+        if value.lower() in ("0", "false", "no", "off"):
+            return False
+    else:
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    raise InputError(f"policy {policy!r}: {key}={value!r} is not {_kind_name(kind)}")
+
+
+def _kind_name(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "yes or no"}.get(kind, kind.__name__)
+
+
+def _load_user(path: str, name: str) -> type[Policy]:
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise InputError(f"policy file {path}: no such file")
+    module_name = "uvmsim_user_" + hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # so that compiled code finds its state class again
+        try:
+            spec.loader.exec_module(module)
+        except Exception as err:
+            del sys.modules[module_name]
+            line = _line_in(err, file)
+            raise InputError(f"policy file {path}{line}: {type(err).__name__}: {err}") from err
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        there = [k for k, v in vars(module).items() if _is_own(v, module_name)]
+        raise InputError(
+            f"policy file {path}: no policy class {name!r}; it has: {', '.join(there) or 'none'}"
+        )
+    return cls
+
+
+def _is_own(value: Any, module_name: str) -> bool:
+    return (
+        isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name
+    )
+
+
+def _line_in(err: Exception, file: Path) -> str:
+    if isinstance(err, SyntaxError):
+        return f", line {err.lineno}"
+    tb, line = err.__traceback__, None
+    while tb:
+        if tb.tb_frame.f_code.co_filename == str(file):
+            line = tb.tb_lineno
+        tb = tb.tb_next
+    return f", line {line}" if line else ""

@@ -1,0 +1,89 @@
+"""How long the GPU's own work takes: rooflines over bytes and flops, as int64 nanoseconds.
+
+Everything an engine adds is waiting; every duration is fixed here, so all engines agree on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uvmsim.hardware import Hardware
+from uvmsim.memory.plan import Plan
+from uvmsim.model import Model
+from uvmsim.workload import Workload
+
+
+def to_ns(seconds: np.ndarray | float) -> np.ndarray:
+    """Rounded up to whole nanoseconds, as `uvmsim.hardware.duration_ns` does."""
+    return np.ceil(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
+
+
+def roofline_s(hw: Hardware, nbytes: np.ndarray, flops: np.ndarray) -> np.ndarray:
+    """Seconds to read ``nbytes`` and do ``flops``, whichever takes longer (Williams et al. 2009)."""
+    return np.maximum(nbytes / hw.memory_bytes_per_s, flops / hw.compute_flops)
+
+
+def dense_times(w: Workload, model: Model, hw: Hardware) -> tuple[np.ndarray, np.ndarray]:
+    """Work outside the routed experts.
+
+    Returns int64 [E], the blocks up to and including an event's attention, charged to the first
+    event of a (step, layer), and int64 [S], what follows a step's last MoE layer.
+    """
+    tokens = w.step_tokens.astype(np.float64)
+    kv = w.step_kv * (model.kv_bytes_per_token / model.n_layers)
+    before = np.zeros((w.n_layers, w.n_steps), np.int64)
+    tail = np.zeros(w.n_steps, np.int64)
+    moe = list(model.moe_layers)
+    for block in range(model.n_layers):
+        flops = 2.0 * model.dense_params[block] * tokens
+        seconds = roofline_s(hw, model.dense_bytes[block] + kv, flops)
+        ns = to_ns(seconds) + hw.dense_launch_ns
+        home = int(np.searchsorted(moe, block))
+        if home < len(moe):
+            before[home] += ns
+        else:
+            tail += ns
+    tail += to_ns(roofline_s(hw, np.float64(model.output_bytes), 2.0 * model.output_params))
+    tail += hw.dense_launch_ns
+    pre = np.where(w.event_first, before[w.event_layer, w.event_step], 0)
+    return pre, tail
+
+
+def expert_times(
+    w: Workload, model: Model, hw: Hardware, wave_hi: np.ndarray, bytes_per_s: float | None = None
+) -> np.ndarray:
+    """int64 [W]: computing the experts of each wave of accesses; empty waves take no time.
+
+    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads, CPU experts).
+    """
+    lo = np.concatenate(([0], wave_hi[:-1]))
+    layer = w.event_layer[np.repeat(np.arange(w.n_events), np.diff(w.event_lo))]
+    nbytes = _sums(np.asarray(model.expert_bytes, np.float64)[layer], lo, wave_hi)
+    params = np.asarray(model.expert_params, np.float64)
+    flops = _sums(2.0 * params[layer] * w.counts, lo, wave_hi)
+    if bytes_per_s is None:
+        seconds = roofline_s(hw, nbytes, flops)
+    else:
+        seconds = np.maximum(nbytes / bytes_per_s, flops / hw.compute_flops)
+    return to_ns(seconds) + np.where(wave_hi > lo, hw.expert_launch_ns, 0)
+
+
+def _sums(values: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    return total[hi] - total[lo]
+
+
+def copy_times(
+    nbytes: np.ndarray, hw: Hardware, direction: str, pinned: bool, both: bool
+) -> np.ndarray:
+    """int64 [C]: time on the link of copies of ``nbytes``; ``both`` = the other way is busy too."""
+    speed = hw.link_bytes_per_s(direction, pinned=pinned, both_ways=both)
+    return np.maximum(to_ns(nbytes / speed) + hw.copy_latency_ns, 1)
+
+
+def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:
+    """Charge what follows a step's last MoE layer to its last wave; set `Plan.step_wave_hi`."""
+    step = w.event_step[plan.wave_event]
+    plan.step_wave_hi = np.searchsorted(step, np.arange(w.n_steps), side="right").astype(np.int64)
+    plan.compute_ns[plan.step_wave_hi - 1] += tail
+    return plan
