@@ -48,8 +48,9 @@ class FaultWriter:
         self._used, self._size = 0, batch_rows
         self._words: dict[str, dict[str, int]] = {
             "kind": {k: i for i, k in enumerate(FAULT_KINDS)},
-            "access": {},
-            "cause": {},
+            # Arrow lets a dictionary grow within a file, but not from nothing.
+            "access": {"read": 0, "write": 1, "atomic": 2},
+            "cause": {"unknown": 0},
         }
         self._out = IpcWriter(path, self._schema, lambda b: content_hash(_hash_input(b)))
 

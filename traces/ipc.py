@@ -189,9 +189,10 @@ class IpcWriter:
 
     def _compact(self) -> None:
         content = read_ipc(self.partial)
-        table = pa.Table.from_batches(content.batches, self.schema)
+        table = pa.Table.from_batches(content.batches, self.schema).unify_dictionaries()
         if table.nbytes <= COMPACT_LIMIT:
-            content.batches = table.combine_chunks().to_batches()
+            table = table.combine_chunks()
+        content.batches = table.to_batches()
         tmp = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             sink = tmp.open("wb")
@@ -206,7 +207,7 @@ class IpcWriter:
 
     def _end(self, writer: Any, sink: Any, batches: Sequence[pa.RecordBatch]) -> None:
         mark = {"complete": True, "rows": self.rows, "sha256": self._digest(batches)}
-        empty = pa.RecordBatch.from_pylist([], self.schema)
+        empty = batches[-1].slice(0, 0) if batches else pa.RecordBatch.from_pylist([], self.schema)
         writer.write_batch(empty, custom_metadata={TRAILER_KEY: json.dumps(mark).encode()})
         writer.close()
         sink.flush()

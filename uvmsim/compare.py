@@ -22,14 +22,7 @@ from uvmsim.simulate import check_needs, simulate
 from uvmsim.units import parse_bytes
 from uvmsim.workload import Workload, build_workload
 
-DEFAULT_POLICIES = (
-    "lru",
-    "lfu",
-    "layer-lru",
-    "lru+previous-token",
-    "lru+next-layer",
-    "belady",
-)
+DEFAULT_POLICIES = ("lru", "lfu", "layer-lru", "lru+next-layer", "belady")
 DEFAULT_HARDWARE = "rtx5090"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ class Model:
     def scaled(self, expert_bytes: int) -> Model:
         """The same shape with every size (and weight count) scaled together, so that the largest
         expert has ``expert_bytes``: a small model's routing at a large model's sizes.
+
+        The KV cache grows with the square root: weights go with the square of the width, it with
+        the width.
         """
         if expert_bytes <= 0:
             raise InputError(f"an expert of {expert_bytes} bytes cannot be; give a size above 0")
@@ -200,7 +204,7 @@ class Model:
             dense_bytes=many(self.dense_bytes),
             output_bytes=one(self.output_bytes),
             embedding_bytes=one(self.embedding_bytes),
-            kv_bytes_per_token=one(self.kv_bytes_per_token),
+            kv_bytes_per_token=round(self.kv_bytes_per_token * sqrt(expert_bytes / largest)),
             expert_params=many(self.expert_params),
             dense_params=many(self.dense_params),
             output_params=one(self.output_params),

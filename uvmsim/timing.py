@@ -18,13 +18,20 @@ def to_ns(seconds: np.ndarray | float) -> np.ndarray:
     return np.ceil(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
 
 
-def roofline_s(hw: Hardware, nbytes: np.ndarray, flops: np.ndarray) -> np.ndarray:
-    """Seconds to read ``nbytes`` and do ``flops``, whichever takes longer (Williams et al. 2009)."""
-    return np.maximum(nbytes / hw.memory_bytes_per_s, flops / hw.compute_flops)
+def roofline_s(
+    hw: Hardware, nbytes: np.ndarray, flops: np.ndarray, bytes_per_s: float | None = None
+) -> np.ndarray:
+    """Seconds to read ``nbytes`` and do ``flops``, whichever takes longer (Williams et al. 2009).
+
+    ``bytes_per_s`` replaces the device memory's speed, for weights that lie elsewhere.
+    """
+    return np.maximum(nbytes / (bytes_per_s or hw.memory_bytes_per_s), flops / hw.compute_flops)
 
 
-def dense_times(w: Workload, model: Model, hw: Hardware) -> tuple[np.ndarray, np.ndarray]:
-    """Work outside the routed experts.
+def dense_times(
+    w: Workload, model: Model, hw: Hardware, bytes_per_s: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Work outside the routed experts; ``bytes_per_s`` as in `expert_times`.
 
     Returns int64 [E], the blocks up to and including an event's attention, charged to the first
     event of a (step, layer), and int64 [S], what follows a step's last MoE layer.
@@ -36,14 +43,16 @@ def dense_times(w: Workload, model: Model, hw: Hardware) -> tuple[np.ndarray, np
     moe = list(model.moe_layers)
     for block in range(model.n_layers):
         flops = 2.0 * model.dense_params[block] * tokens
-        seconds = roofline_s(hw, model.dense_bytes[block] + kv, flops)
+        seconds = roofline_s(hw, model.dense_bytes[block], flops, bytes_per_s)
+        seconds += kv / hw.memory_bytes_per_s
         ns = to_ns(seconds) + hw.dense_launch_ns
         home = int(np.searchsorted(moe, block))
         if home < len(moe):
             before[home] += ns
         else:
             tail += ns
-    tail += to_ns(roofline_s(hw, np.float64(model.output_bytes), 2.0 * model.output_params))
+    head = roofline_s(hw, np.float64(model.output_bytes), 2.0 * model.output_params, bytes_per_s)
+    tail += to_ns(head)
     tail += hw.dense_launch_ns
     pre = np.where(w.event_first, before[w.event_layer, w.event_step], 0)
     return pre, tail
@@ -54,18 +63,14 @@ def expert_times(
 ) -> np.ndarray:
     """int64 [W]: computing the experts of each wave of accesses; empty waves take no time.
 
-    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads, CPU experts).
+    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads).
     """
     lo = np.concatenate(([0], wave_hi[:-1]))
     layer = w.event_layer[np.repeat(np.arange(w.n_events), np.diff(w.event_lo))]
     nbytes = _sums(np.asarray(model.expert_bytes, np.float64)[layer], lo, wave_hi)
     params = np.asarray(model.expert_params, np.float64)
     flops = _sums(2.0 * params[layer] * w.counts, lo, wave_hi)
-    if bytes_per_s is None:
-        seconds = roofline_s(hw, nbytes, flops)
-    else:
-        seconds = np.maximum(nbytes / bytes_per_s, flops / hw.compute_flops)
-    return to_ns(seconds) + np.where(wave_hi > lo, hw.expert_launch_ns, 0)
+    return to_ns(roofline_s(hw, nbytes, flops, bytes_per_s)) + np.where(wave_hi > lo, hw.expert_launch_ns, 0)
 
 
 def _sums(values: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:

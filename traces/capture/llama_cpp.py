@@ -76,14 +76,14 @@ def capture(
         )
         result = CaptureResult(out, len(prompts), notes=notes)
         with Recording(writer) as recording:
-            run = _Run(context, callback, recording, info, options, result, progress)
+            run = CaptureRun(context, callback, recording, info, options, result, progress)
             run.prefill(ids)
             run.generate()
     result.file_bytes = out.stat().st_size
     return result
 
 
-class _Run:
+class CaptureRun:
     """One capture in progress."""
 
     def __init__(
@@ -121,7 +121,7 @@ class _Run:
                 for pos, token in enumerate(tokens)
             ]
         ends = {seq: len(tokens) - 1 for seq, tokens in enumerate(prompts)}
-        for done in self._batches(rows):
+        for done in self.run(rows):
             for i, row in enumerate(done):
                 if row.pos == ends[row.seq] and o.n_predict:
                     self._sample(row, i)
@@ -138,7 +138,7 @@ class _Run:
             if not rows:
                 break
             self._next = {}
-            for done in self._batches(rows):
+            for done in self.run(rows):
                 if step + 1 < o.n_predict:
                     for i, row in enumerate(done):
                         self._sample(row, i)
@@ -151,7 +151,7 @@ class _Run:
         if self._banned is not None or not self._context.model.ends_generation(token):
             self._next[row.seq] = (row.pos + 1, token)
 
-    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+    def run(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Run rows in batches; yields each batch while its logits are there."""
         n = self._options.n_batch
         for at in range(0, len(rows), n):

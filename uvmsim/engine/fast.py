@@ -27,7 +27,10 @@ def run(plan: Plan) -> Timeline:
     return Timeline(*times)
 
 
-@njit(cache=True, nogil=True, inline="always")
+inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inner
 def _ready(c, queued, after, done):
     """When copy ``c`` may start at the earliest, UNKNOWN while what it follows has no time yet."""
     a = after[c]
@@ -38,7 +41,7 @@ def _ready(c, queued, after, done):
     return max(queued[c], done[a])
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _skip(order_kind, kind, at, end):
     """The first copy of ``kind`` at or after ``at``."""
     while at < end and order_kind[at] != kind:

@@ -1,5 +1,6 @@
 """llama.cpp's ``-ncmoe N``: the experts of the first N layers live with the CPU."""
 
+import dataclasses
 from typing import ClassVar
 
 import numpy as np
@@ -32,6 +33,8 @@ class CpuOffload(Mechanism):
         offloaded = on_cpu[w.event_layer]
         big = w.event_tokens >= MIN_BATCH
         per_access = np.diff(w.event_lo)
+        # llama.cpp maps the file: the weights it copies in a prefill are not page-locked.
+        job = dataclasses.replace(job, pinned=False)
         plan = event_plan(job, copied=np.repeat(offloaded & big, per_access))
         cpu = offloaded & ~big
         plan.cpu_ns[cpu] = self._cpu_ns(job, plan)[cpu] + hw.cpu_sync_ns

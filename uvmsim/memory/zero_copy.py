@@ -1,4 +1,4 @@
-"""Kernels read the experts across the link every time; nothing is kept."""
+"""Kernels read the weights across the link every time; nothing is kept."""
 
 from typing import ClassVar
 
@@ -7,23 +7,23 @@ import numpy as np
 from uvmsim.memory.base import Job, Mechanism
 from uvmsim.memory.fixed import event_plan
 from uvmsim.memory.plan import Plan
-from uvmsim.timing import expert_times
 
 
 class ZeroCopy(Mechanism):
-    """Experts stay in host memory (preferred location CPU) and are read over the link on each use."""
+    """All weights stay in host memory and are read over the link on each use.
+
+    What managed memory with preferred location CPU does: the driver maps the pages remotely and
+    migrates none (uvm_va_block.c, block_select_residency). The KV cache is in VRAM.
+    """
 
     name: ClassVar[str] = "zero-copy"
 
     def plan(self, job: Job) -> Plan:
-        w, hw = job.workload, job.hardware
-        plan = event_plan(job)
-        slow = expert_times(w, job.model, hw, plan.wave_hi, hw.zero_copy_bytes_per_s)
-        # `finish` has added each step's tail to the compute time of its last wave: keep it.
-        plan.compute_ns += slow - expert_times(w, job.model, hw, plan.wave_hi)
+        w, m = job.workload, job.model
+        plan = event_plan(job, bytes_per_s=job.hardware.zero_copy_bytes_per_s)
         plan.hit[:] = 0
         plan.counters.hits = 0
         plan.counters.layer_hits[:] = 0
-        layer_bytes = np.asarray(job.model.expert_bytes, np.int64)
-        plan.bytes_zero_copy = int(layer_bytes[w.ids // w.n_experts].sum())
+        experts = int(np.asarray(m.expert_bytes, np.int64)[w.ids // w.n_experts].sum())
+        plan.bytes_zero_copy = experts + w.n_steps * m.resident_bytes
         return plan

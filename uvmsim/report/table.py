@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +14,13 @@ from uvmsim.compare import Comparison
 from uvmsim.results import Result
 from uvmsim.units import format_bytes, format_rate
 
-PARTS = (("compute", "green"), ("cpu", "magenta"), ("transfer", "yellow"), ("queueing", "red"))
+PARTS = (
+    ("compute", "\u2588", "green"),
+    ("cpu", "\u2593", "magenta"),
+    ("transfer", "\u2592", "yellow"),
+    ("queueing", "\u2591", "red"),
+)
+"""What the time bar shows: shades, so that it reads without colours too."""
 BAR = 16
 
 
@@ -30,6 +38,13 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         groups.setdefault(key, []).append((run, row))
     for key, group in groups.items():
         _table(console, c, key, group)
+    legend = [Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS]
+    console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
+    shown = [r for _, r in rows]
+    if any("misses_over_belady" in r for r in shown):
+        console.print(Text("  x Belady: misses over the fewest possible without prefetch", style="dim"))
+    if any(_ok(r) and r["prefetch"]["issued"] for r in shown):
+        console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))
     for note in dict.fromkeys([*d["notes"], *(n for _, r in rows for n in r.get("notes", []))]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
@@ -53,55 +68,55 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
 def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, dict]]) -> None:
     total = c.workload.n_layers * c.workload.n_experts
     decode = any(r.get("decode_tokens") for _, r in group)
-    main = "decode_tokens_per_s" if decode else "tokens_per_s"
+    main = "decode_tokens_per_s" if decode else "prefill_tokens_per_s"
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
         pool = "one pool" if c.options.pool == "global" else "a pool a layer"
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
     else:
         title = "without an expert pool"
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("policy" if isinstance(key, int) else "mechanism", no_wrap=True)
-    table.add_column("decode t/s" if decode else "tokens/s", justify="right")
-    if decode and any(r.get("prefill_tokens") for _, r in group):
-        table.add_column("prefill t/s", justify="right")
-    for name in ("hit rate", "GB in", "GB out", "misses vs Belady"):
-        table.add_column(name, justify="right")
-    table.add_column("time: " + " ".join(f"[{s}]{p}[/]" for p, s in PARTS), no_wrap=True)
-    table.add_column("prefetch used/late/wasted", justify="right")
     best = _best(group, main)
+    columns = [x for x in COLUMNS if any(x[1](run, row, c) for run, row in group if _ok(row))]
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("policy" if isinstance(key, int) else "mechanism", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(Text(name), justify="left" if name == "time" else "right", no_wrap=True)
     for run, row in group:
         name = run.policy if run.mechanism == "expert-cache" else run.mechanism
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
-        if row["status"] != "ok":
-            need = format_bytes(row["needed_bytes"])
-            have = format_bytes(row["available_bytes"])
-            table.add_row(name, Text(f"out of memory: needs {need}, has {have}", style="red"))
+        if not _ok(row):
+            need = format_bytes(row["needed_bytes"], binary=True)
+            have = format_bytes(row["available_bytes"], binary=True)
+            why = Text(f"out of memory: {row['what']} needs {need}, VRAM has {have}", style="red")
+            console.print(Text.assemble(f"{name}: ", why), soft_wrap=True)
             continue
         style = "bold cyan" if row is best else ("dim" if bound else "")
-        mark = " *" if row is best else (" (bound)" if bound else "")
-        table.add_row(*_cells(f"{name}{mark}", row, main, len(table.columns)), style=style)
-    console.print(table)
+        mark = "> " if row is best else "  "
+        cells = [make(run, row, c) or "-" for _, make in columns]
+        table.add_row(f"{mark}{name}{' (bound)' if bound else ''}", *cells, style=style)
+    if table.row_count:
+        console.print(table)
 
 
-def _cells(name: str, row: dict[str, Any], main: str, columns: int) -> list[Any]:
-    over = row.get("misses_over_belady")
-    p = row["prefetch"]
-    cells: list[Any] = [name, _rate(row[main])]
-    if columns == 9:
-        cells.append(_rate(row["prefill_tokens_per_s"]))
-    used = "-"
-    if p["issued"]:
-        used = "/".join(f"{p[k] / p['issued']:.0%}" for k in ("useful", "late", "wasted"))
-    return [
-        *cells,
-        f"{row['hit_rate']:.1%}" if row["hit_rate"] is not None else "-",
-        f"{row['bytes_h2d'] / 1e9:.2f}",
-        f"{row['bytes_d2h'] / 1e9:.2f}" if row["bytes_d2h"] else "-",
-        f"{over:.2f}x" if over else "-",
-        _bar(row["time_split_s"]),
-        used,
-    ]
+def _ok(row: dict[str, Any]) -> bool:
+    return row["status"] == "ok"
+
+
+Cell = Callable[[Result, dict[str, Any], Comparison], Any]
+COLUMNS: tuple[tuple[str, Cell], ...] = (
+    ("decode t/s", lambda run, r, c: _rate(r["decode_tokens_per_s"])),
+    ("prefill t/s", lambda run, r, c: _rate(r["prefill_tokens_per_s"])),
+    ("hit rate", lambda run, r, c: _percent(r["hit_rate"])),
+    ("GB in", lambda run, r, c: _gigabytes(r["bytes_h2d"])),
+    ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
+    ("x Belady", lambda run, r, c: _times(r.get("misses_over_belady"))),
+    ("time", lambda run, r, c: _bar(r["time_split_s"])),
+    ("ok/late/lost", lambda run, r, c: _prefetch(r["prefetch"])),
+)
+"""Heading and what stands under it; a column that would be empty is left out."""
 
 
 def _best(group: list[tuple[Result, dict]], main: str) -> dict[str, Any] | None:
@@ -117,19 +132,34 @@ def _best(group: list[tuple[Result, dict]], main: str) -> dict[str, Any] | None:
 def _bar(split: dict[str, float]) -> Text:
     total = sum(split.values()) or 1.0
     text = Text()
-    edge = 0.0
-    drawn = 0
-    for part, style in PARTS:
+    edge, drawn = 0.0, 0
+    for part, glyph, style in PARTS:
         edge += split[part] / total
         upto = round(edge * BAR)
-        text.append("█" * (upto - drawn), style=style)
+        text.append(glyph * (upto - drawn), style=style)
         drawn = upto
-    waiting = 1 - split["compute"] / total
-    text.append(f" {waiting:>4.0%} wait", style="default")
     return text
+
+
+def _prefetch(p: dict[str, int]) -> str:
+    if not p["issued"]:
+        return ""
+    return "/".join(f"{p[k] / p['issued']:.0%}" for k in ("useful", "late", "wasted"))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _gigabytes(n: int) -> str:
+    return f"{n / 1e9:,.2f}" if n else ""
 
 
 def _rate(value: float | None) -> str:
     if value is None:
-        return "-"
+        return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
