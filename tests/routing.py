@@ -116,10 +116,14 @@ def generate(
         last[seq, block] = chosen
         return chosen
 
+    def is_known() -> bool:
+        # A trace without any known row is refused; the first one is always known.
+        return not rows or r.random() >= missing
+
     def forward(step: int, phase: int, tokens: list[tuple[int, int]]) -> None:
         for block in blocks:
             for seq, pos in tokens:
-                known = r.random() >= missing
+                known = is_known()
                 ids = choose(seq, block)
                 # Few distinct values, so that ranking by score meets ties.
                 s = [float(np.float32(r.choice((0.1, 0.25, 0.3, 0.7)))) for _ in range(experts)]

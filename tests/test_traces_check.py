@@ -115,18 +115,13 @@ def test_layers_out_of_order() -> None:
     assert found(t.take(rows))["layers-out-of-order"].count == 1
 
 
-def test_step_in_pieces() -> None:
-    """A prefill written token by token where the layers belong together."""
+def test_step_written_token_by_token() -> None:
+    """A prefill whose layers are in pieces: they belong together."""
     t = good()
     step = t.step.copy()
     step[: 4 * L] = 0
-    names = set(found(edited(t, step=step)))
-    assert "layers-out-of-order" in names
-    one_layer = decode_trace([sequence(1)[:, :1]], N)
-    columns = {"step": np.array([0, 1, 0, 1] + [2] * 36, np.int32)}
-    assert "step-in-pieces" in found(edited(one_layer, **columns)) or "steps-out-of-order" in found(
-        edited(one_layer, **columns)
-    )
+    f = found(edited(t, step=step))["layers-out-of-order"]
+    assert (f.severity, f.count, f.first["row"]) == ("error", 3, L)
 
 
 def test_bad_values() -> None:

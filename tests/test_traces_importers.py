@@ -263,9 +263,7 @@ def test_table_with_missing_and_absent_rows(tmp_path: Path) -> None:
         (lambda c: c.update(w1=["heavy"] * 30), "line 2: w1 is 'heavy', not a number"),
     ],
 )
-def test_wide_tables_refused(
-    tmp_path: Path, change: Callable[[Any], Any], pattern: str
-) -> None:
+def test_wide_tables_refused(tmp_path: Path, change: Callable[[Any], Any], pattern: str) -> None:
     columns = wide()
     change(columns)
     refused(save(tmp_path, columns, "csv"), pattern)
@@ -280,9 +278,7 @@ def test_wide_tables_refused(
         (lambda c: c["expert"].__setitem__(0, -1), "line 2: rank or expert out of range"),
     ],
 )
-def test_long_tables_refused(
-    tmp_path: Path, change: Callable[[Any], Any], pattern: str
-) -> None:
+def test_long_tables_refused(tmp_path: Path, change: Callable[[Any], Any], pattern: str) -> None:
     columns = {k: np.array(v) for k, v in long().items()}
     change(columns)
     refused(save(tmp_path, columns, "csv"), pattern)

@@ -1,6 +1,5 @@
 """Routing traces: what goes in comes out, and a kill loses nothing that was flushed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def test_round_trip(tmp_path: Path, batch_rows: int) -> None:
     assert t.time_ns[-1] == 11000 and t.phase[0] == PREFILL and t.phase[-1] == DECODE
     assert t.capabilities == {"router_scores", "router_weights", "ranked_ids", "token_ids"}
     assert t.meta == make_meta(2, 8, 2, ids_order="ranked")
-    assert sorted(os.listdir(tmp_path)) == ["t.arrow"]
+    assert [p.name for p in tmp_path.iterdir()] == ["t.arrow"]
 
 
 def test_missing_rows_are_null_in_the_file(tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_killed_recording_is_readable(tmp_path: Path) -> None:
     code = KILLED.format(path=[str(here), str(here.parent)], out=out)
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert sorted(os.listdir(tmp_path)) == ["t.arrow.partial"]
+    assert [p.name for p in tmp_path.iterdir()] == ["t.arrow.partial"]
     t = open_routing(f"{out}.partial")
     assert not t.complete and t.n_steps == 100 and t.n_rows == 200
     assert t.step[-1] == 99

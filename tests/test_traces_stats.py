@@ -69,9 +69,7 @@ def test_tables_equal_the_slow_reference(case: tuple[list[np.ndarray], int]) -> 
 
 @given(sequences(), st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-def test_lru_hits_equal_the_slow_reference(
-    case: tuple[list[np.ndarray], int], slots: int
-) -> None:
+def test_lru_hits_equal_the_slow_reference(case: tuple[list[np.ndarray], int], slots: int) -> None:
     seqs, n = case
     slots = max(slots, seqs[0].shape[2])
     # Between experts of one event the reference evicts the lowest id first, as the kernel does.

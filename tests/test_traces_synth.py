@@ -1,4 +1,4 @@
-"""Synthetic traces: the statistics asked for, every promise of a routing trace, one seed one trace."""
+"""Synthetic traces: the statistics asked for, valid routing, one seed one trace."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_synthetic_trace_passes_its_checks() -> None:
     t = small()
     assert check(t) == []
     assert t.capabilities == {"router_weights", "ranked_ids"}
-    assert (t.dense.weights.sum(axis=2) == pytest.approx(1.0, abs=1e-5))
+    assert t.dense.weights.sum(axis=2) == pytest.approx(1.0, abs=1e-5)
     assert (np.diff(t.weights, axis=1) <= 0).all()
 
 
@@ -65,9 +65,7 @@ def test_what_cannot_be_had_is_refused() -> None:
 @settings(max_examples=20, deadline=None)
 def test_rows_hold_k_distinct_experts(n: int, k: int, seed: int) -> None:
     k = min(k, n)
-    ids, weights = independent(zipf_logits(2, n, 1.0, seed), k).generate(
-        np.array([0, 5, 30]), seed
-    )
+    ids, weights = independent(zipf_logits(2, n, 1.0, seed), k).generate(np.array([0, 5, 30]), seed)
     assert ids.shape == (30, 2, k) and ids.min() >= 0 and ids.max() < n
     assert all(len(set(row)) == k for row in ids.reshape(-1, k).tolist())
     np.testing.assert_allclose(weights.sum(axis=2), 1, atol=1e-5)

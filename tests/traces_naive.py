@@ -61,16 +61,18 @@ def naive_overlap(sequences: list[np.ndarray], lag: int) -> list[float | None]:
 
 
 def naive_window(sequences: list[np.ndarray], w: int) -> list[float] | None:
+    if all(len(s) < w for s in sequences):
+        return None
     out = []
     for layer in range(sequences[0].shape[1]):
         sizes = []
         for s in sequences:
             x = sets_of(s, layer)
             for t in range(0, len(x) - w + 1, w):
-                sizes.append(len(set().union(*(y or set() for y in x[t : t + w]))))
-        if not sizes:
-            return None
-        out.append(sum(sizes) / len(sizes))
+                part = [y for y in x[t : t + w] if y is not None]
+                if len(part) == w:
+                    sizes.append(len(set().union(*part)))
+        out.append(sum(sizes) / len(sizes) if sizes else float("nan"))
     return out
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from traces import check_sequences
-from traces.dense import run_bounds
 from traces.routing import RoutingTrace
 
 SEVERITIES = ("error", "warning", "note")
@@ -172,7 +171,7 @@ def id_order(t: RoutingTrace) -> Iterator[Finding]:
 
 
 def row_order(t: RoutingTrace) -> Iterator[Finding]:
-    """Steps ascend, layers ascend in a step, and each (step, layer) is one run of rows."""
+    """Steps ascend, and layers ascend in a step; so each (step, layer) is one run of rows."""
     why = "rows must be in execution order: sort by step, then layer, and write the trace again"
     falls = np.zeros(t.n_rows, bool)
     falls[1:] = t.step[1:] < t.step[:-1]
@@ -181,15 +180,6 @@ def row_order(t: RoutingTrace) -> Iterator[Finding]:
     back[1:] = (t.step[1:] == t.step[:-1]) & (t.layer[1:] < t.layer[:-1])
     yield from _rows(
         t, back, "layers-out-of-order", "error", "rows whose layer goes back within a step", why
-    )
-    runs = run_bounds(t.step, t.layer)[:-1]
-    key = t.step[runs].astype(np.int64) * (1 << 16) + t.layer[runs]
-    order = np.argsort(key, kind="stable")
-    again = np.zeros(t.n_rows, bool)
-    again[runs[order[1:][np.diff(key[order]) == 0]]] = True
-    again &= ~back & ~falls
-    yield from _rows(
-        t, again, "step-in-pieces", "error", "a layer of a step comes back after other rows", why
     )
 
 

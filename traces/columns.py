@@ -48,9 +48,7 @@ def to_numpy(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """A column as NumPy: a view where the file allows it, missing list rows -1 or NaN."""
     column = batch.column(name)
     if name not in LISTS:
-        return column.to_numpy(zero_copy_only=column.null_count == 0).astype(
-            DTYPES[name], copy=False
-        )
+        return column.to_numpy()
     k = column.type.list_size
     flat = column.values.slice(column.offset * k, len(column) * k)
     fill = -1 if name == "experts" else np.nan

@@ -101,9 +101,7 @@ def token_index(
 def dense_routing(t: RoutingTrace) -> DenseRouting:
     """Build the dense form; a row given twice keeps its last value (`check` reports it)."""
     token, n, n_layers, k = t.token_index, t.n_tokens, len(t.layers), t.top_k
-    lookup = np.zeros((max(t.layers) if t.layers else 0) + 1, np.int64)
-    lookup[list(t.layers)] = np.arange(n_layers)
-    slot = lookup[t.layer]
+    slot = np.searchsorted(np.asarray(t.layers, np.int64), t.layer)
     ids = np.full((n, n_layers, k), -1, np.int16)
     ids[token, slot] = t.experts
     weights = None

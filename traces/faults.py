@@ -168,7 +168,10 @@ class FaultTrace:
 def open_faults(path: str | Path) -> FaultTrace:
     """Open a fault trace, whole or cut off. Raises `InputError` where it is not one."""
     content = read_ipc(path)
-    meta = json.loads((content.schema.metadata or {}).get(META_KEY, b"{}"))
+    try:
+        meta = json.loads((content.schema.metadata or {}).get(META_KEY, b"{}"))
+    except ValueError:
+        raise InputError(f"{path}: its metadata is damaged; copy or record it again") from None
     if meta.get("schema") != FAULTS_SCHEMA:
         what = meta.get("schema") or "no uvmsim"
         raise InputError(f"{path}: holds {what} records, not faults; name a fault trace")

@@ -65,14 +65,14 @@ def read_ipc(path: str | Path) -> IpcFile:
     source = pa.memory_map(str(p))
     try:
         reader = pa.ipc.open_file(source)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return _recover(p, source)
     try:
         return _collect(
             reader.schema,
             (reader.get_batch_with_custom_metadata(i) for i in range(reader.num_record_batches)),
         )
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError) as e:
         raise InputError(
             f"{p}: a record batch is damaged ({_line(e)}); copy or record it again"
         ) from None
@@ -102,7 +102,7 @@ def _recover(p: Path, source: pa.MemoryMappedFile) -> IpcFile:
     source.seek(HEADER)
     try:
         stream = pa.ipc.open_stream(source)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         raise InputError(
             f"{p}: cut off before its schema was written: nothing to recover; record it again"
         ) from None
@@ -111,22 +111,38 @@ def _recover(p: Path, source: pa.MemoryMappedFile) -> IpcFile:
         while True:
             try:
                 yield stream.read_next_batch_with_custom_metadata()
-            except (StopIteration, pa.ArrowInvalid, OSError):
+            except (StopIteration, pa.ArrowException, OSError):
                 return
 
-    return _collect(stream.schema, whole())
+    try:
+        return _collect(stream.schema, whole())
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(f"{p}: damaged ({_line(e)}); copy or record it again") from None
 
 
 def _collect(schema: pa.Schema, items: Iterable[Any]) -> IpcFile:
+    try:
+        schema.names  # noqa: B018 - raises where a name is not text
+    except UnicodeDecodeError:
+        raise pa.ArrowInvalid("its schema is unreadable") from None
     batches: list[pa.RecordBatch] = []
     trailer = None
     for item in items:
         mark = item.custom_metadata and item.custom_metadata.get(TRAILER_KEY)
         if mark:
-            trailer = json.loads(mark)
+            trailer = _mark(mark)
         if item.batch.num_rows:
+            item.batch.validate()
             batches.append(item.batch)
     return IpcFile(schema, batches, trailer)
+
+
+def _mark(text: bytes) -> dict[str, Any] | None:
+    try:
+        mark = json.loads(text)
+    except ValueError:
+        return None
+    return mark if isinstance(mark, dict) else None
 
 
 class IpcWriter:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traces.columns import DTYPES, REQUIRED, to_numpy
+from traces.columns import DTYPES, LISTS, REQUIRED, to_numpy
 from traces.dense import DenseRouting, dense_routing, token_index
 from traces.errors import InputError
 from traces.ipc import content_hash, read_ipc, require_file
@@ -152,15 +152,21 @@ def open_routing(path: str | Path) -> RoutingTrace:
     else:
         content = read_ipc(p)
         batches, schema, mark = content.batches, content.schema, content.trailer or {}
-    meta = parse_routing_meta(schema, str(p))
+    try:
+        meta = parse_routing_meta(schema, str(p))
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise InputError(
+            f"{p}: its metadata is damaged ({type(e).__name__}); copy or record it again"
+        ) from None
     _check_columns(schema, meta, p)
     if not batches:
         raise InputError(f"{p}: holds no rows (stopped before the first flush?); record it again")
-    columns = {
-        name: chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        for name, chunks in ((n, [to_numpy(b, n) for b in batches]) for n in schema.names)
-        if name in DTYPES
-    }
+    columns = {}
+    for name in (n for n in schema.names if n in DTYPES):
+        if name not in LISTS and any(b.column(name).null_count for b in batches):
+            raise InputError(f"{p}: column {name!r} has empty values; make the trace again")
+        chunks = [to_numpy(b, name) for b in batches]
+        columns[name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return RoutingTrace(
         columns,
         meta,
@@ -203,7 +209,7 @@ def _read_parquet(p: Path) -> tuple[list[pa.RecordBatch], pa.Schema, dict[str, A
 
     try:
         table = pq.read_table(p)
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError) as e:
         why = str(e).splitlines()[0]
         raise InputError(f"{p}: damaged Parquet file ({why}); export or copy it again") from None
     state = (table.schema.metadata or {}).get(b"uvmsim.complete", b"true")

@@ -68,25 +68,34 @@ def overlap(s: ExpertSets, k: int, lags: Sequence[int] = LAGS) -> dict[int, np.n
         both = s.known[d:][pair] & s.known[: len(s.known) - d][pair]
         common = _size(s.bits[d:][pair] & s.bits[: len(s.bits) - d][pair])
         n = both.sum(axis=0)
-        with np.errstate(invalid="ignore"):
-            out[d] = np.where(n > 0, (common * both).sum(axis=0) / (n * k), np.nan)
+        total = (common * both).sum(axis=0)
+        out[d] = np.divide(total, n * k, out=np.full(n.shape, np.nan), where=n > 0)
     return out
 
 
 def window_distinct(s: ExpertSets, windows: Sequence[int] = WINDOWS) -> dict[int, np.ndarray]:
     """Distinct experts a layer in non-overlapping windows of W consecutive tokens: mean over the
-    full windows, float64 [L]; windows longer than every sequence are left out.
+    full windows, float64 [L]; windows longer than every sequence are left out, and so are those
+    in which a routing is missing (NaN where none is left).
 
     W must be powers of two: a window of 2W is the union of two windows of W.
     """
-    bits, place = s.bits, s.place
+    bits, known, place = s.bits, s.known, s.place
     out, w = {}, 1
     while len(bits) and w <= max(windows):
         if w in windows:
-            out[w] = _size(bits).mean(axis=0)
+            out[w] = _mean_size(bits, known)
         pair = np.flatnonzero((place[:-1] % 2 == 0) & (place[1:] == place[:-1] + 1))
-        bits, place, w = bits[pair] | bits[pair + 1], place[pair] // 2, 2 * w
+        bits, known = bits[pair] | bits[pair + 1], known[pair] & known[pair + 1]
+        place, w = place[pair] // 2, 2 * w
     return out
+
+
+def _mean_size(bits: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Mean size of the known sets, by layer: float64 [L], NaN where there are none."""
+    n = known.sum(axis=0)
+    total = np.where(known, _size(bits), 0).sum(axis=0)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def reuse_intervals(
@@ -174,20 +183,20 @@ def batch_union(s: ExpertSets, batches: Sequence[int] = BATCHES) -> dict[int, np
     """Distinct experts a layer when B sequences decode together: float64 [L], mean over steps.
 
     Sequences are taken B at a time in order; step i holds the i-th token of each of them, as long
-    as all last. Batches wider than the number of sequences are left out.
+    as all last; where a routing is missing it does not count. Batches
+    wider than the number of sequences are left out.
     """
     starts, length = s.bounds[:-1], np.diff(s.bounds)
     out = {}
     for b in batches:
-        sizes = []
+        unions, all_known = [], []
         for g in range(0, len(starts) - b + 1, b):
             steps = int(length[g : g + b].min())
-            union = s.bits[starts[g] : starts[g] + steps]
-            for j in range(g + 1, g + b):
-                union = union | s.bits[starts[j] : starts[j] + steps]
-            sizes.append(_size(union))
-        if sizes:
-            out[b] = np.concatenate(sizes).mean(axis=0)
+            at = starts[g : g + b, None] + np.arange(steps)
+            unions.append(np.bitwise_or.reduce(s.bits[at], axis=0))
+            all_known.append(s.known[at].all(axis=0))
+        if unions:
+            out[b] = _mean_size(np.concatenate(unions), np.concatenate(all_known))
     return out
 
 
@@ -195,7 +204,8 @@ def step_union(d: DenseRouting) -> list[dict[str, Any]]:
     """Distinct experts a layer in the steps that hold several tokens (prefill micro-batches).
 
     One entry a power of two of the step's size: ``tokens`` (smallest and largest step),
-    ``steps``, ``distinct`` (mean over steps and layers). Rows that are missing are left out.
+    ``steps``, ``distinct`` (mean over steps and layers). Layers of a step with missing rows do not
+    count.
     """
     order = np.argsort(d.step, kind="stable")
     _, size = np.unique(d.step[order], return_counts=True)
@@ -206,7 +216,7 @@ def step_union(d: DenseRouting) -> list[dict[str, Any]]:
     sets = expert_sets(d.take(rows))
     at = np.concatenate(([0], np.cumsum(size[many])[:-1]))
     union = np.bitwise_or.reduceat(sets.bits, at, axis=0)
-    known = np.logical_or.reduceat(sets.known, at, axis=0)
+    known = np.logical_and.reduceat(sets.known, at, axis=0)
     width = np.floor(np.log2(size[many])).astype(int)
     out = []
     for w in np.unique(width):

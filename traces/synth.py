@@ -135,12 +135,14 @@ def fit(d: DenseRouting, seed: int = 0) -> SynthModel:
     part = _some_sequences(sets.bounds, max(64, FIT_ROWS // len(d.layers)))
     copies = int(np.clip(FIT_ROWS // (part[-1] * len(d.layers)), 1, FIT_COPIES))
     target = _gini(expert_counts(d.take(np.arange(part[-1]))))
+    # In a single text, a topic of its length cannot be told from popularity.
+    longest = np.inf if len(sets.bounds) > 2 else part[-1] / 4
     sharpness = np.ones(len(base))
     for round_ in range(ROUNDS):
         logits = base * sharpness[:, None]
         last = round_ == ROUNDS - 1
         draws = FINAL_DRAWS if last else FIT_DRAWS
-        model = SynthModel(logits, _shares(logits, k, measured, seed, draws), k)
+        model = SynthModel(logits, _shares(logits, k, measured, longest, seed, draws), k)
         if last:
             break
         got = np.zeros(len(base))
@@ -149,7 +151,7 @@ def fit(d: DenseRouting, seed: int = 0) -> SynthModel:
             got += _gini(expert_counts(replace(d, ids=ids))) / copies
         # Gini is about proportional to the spread of the logits; the mean damps sampling noise.
         ratio = target / np.maximum(got, 1e-6)
-        sharpness = np.clip(sharpness * (ratio * ratio.mean()) ** 0.5, 0.02, 2.0)
+        sharpness = np.clip(sharpness * (ratio * ratio.mean()) ** 0.75, 0.02, 2.0)
     return model
 
 
@@ -183,17 +185,26 @@ def _invert(curve: np.ndarray, value: float) -> float:
 
 
 def _shares(
-    logits: np.ndarray, k: int, measured: dict[int, np.ndarray], seed: int, draws: int
+    logits: np.ndarray,
+    k: int,
+    measured: dict[int, np.ndarray],
+    longest: float,
+    seed: int,
+    draws: int,
 ) -> np.ndarray:
-    """Parts of the variance per time constant that reproduce the measured overlaps: [L, C]."""
+    """Parts of the variance per time constant that reproduce the measured overlaps: [L, C].
+
+    Components that last more than ``longest`` tokens are left out.
+    """
     lags = np.array(list(measured))
-    shape = DECAY[None, :] ** lags[:, None]
+    usable = np.array(TIMES) <= longest
+    shape = DECAY[None, usable] ** lags[:, None]
     out = np.zeros((len(logits), len(TIMES)))
     for layer, curve in enumerate(_curves(logits, k, seed, draws)):
         wanted = np.array([_invert(curve, float(measured[int(x)][layer])) for x in lags])
         seen = np.array([not np.isnan(measured[int(x)][layer]) for x in lags])
         if seen.any():
-            out[layer] = _mixture(shape[seen], wanted[seen])
+            out[layer, usable] = _mixture(shape[seen], wanted[seen])
     return out
 
 

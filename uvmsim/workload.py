@@ -99,6 +99,8 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
             f"{trace.path}, row {bad}: expert {experts[bad].tolist()} is outside 0..{n_experts - 1}; "
             "see `uvmsim trace check`"
         )
+    if not (experts[:, 0] >= 0).any():
+        raise InputError(f"{trace.path}: no row has a known routing; record it again")
     step_new = np.empty(n, bool)
     step_new[0] = True
     step_new[1:] = np.diff(step) != 0

@@ -77,30 +77,28 @@ class Pair:
             pass
 
 
-def timed(f: Callable[[list[Row]], None], rows: list[Row]) -> float:
-    """Milliseconds."""
-    start = time.perf_counter_ns()
+def timed(f: Callable[[list[Row]], None], rows: list[Row]) -> tuple[float, float]:
+    """Milliseconds on the clock, and of processor time."""
+    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
     f(rows)
-    return (time.perf_counter_ns() - start) / 1e6
+    return (time.perf_counter_ns() - wall) / 1e6, (time.process_time_ns() - cpu) / 1e6
 
 
-def alternate(pair: Pair, work: list[list[Row]]) -> dict[str, float]:
+def alternate(pair: Pair, work: list[list[Row]]) -> dict[str, dict[str, float]]:
     """Run each piece of work in both ways, in alternating order; statistics in ms."""
-    times = np.zeros((len(work), 2))
+    times = np.zeros((2, 2, len(work)))
     for i, rows in enumerate(work):
         ways = ((0, pair.plain), (1, pair.captured))
         for which, way in ways if i % 2 else ways[::-1]:
-            times[i, which] = timed(way, rows)
-    plain, captured = times.T
-    p, c = float(np.median(plain)), float(np.median(captured))
+            times[:, which, i] = timed(way, rows)
     return {
-        "plain_ms": p,
-        "captured_ms": c,
-        "overhead_of_medians": c / p - 1,
-        "paired_difference_ms": float(np.median(captured - plain)),
-        "overhead_paired": float(np.median(captured - plain)) / p,
-        "plain_p10_ms": float(np.percentile(plain, 10)),
-        "captured_p10_ms": float(np.percentile(captured, 10)),
+        clock: {
+            "plain_ms": round(float(np.median(plain)), 3),
+            "captured_ms": round(float(np.median(captured)), 3),
+            "paired_difference_ms": round(float(np.median(captured - plain)), 3),
+            "overhead": round(float(np.median(captured - plain) / np.median(plain)), 4),
+        }
+        for clock, (plain, captured) in zip(("wall", "cpu"), times, strict=True)
     }
 
 
@@ -108,7 +106,7 @@ def alternate(pair: Pair, work: list[list[Row]]) -> dict[str, float]:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--make", "make_it", is_flag=True, help="Write the random model and stop.")
 @click.option("--threads", multiple=True, type=int, default=(1, 2), show_default=True)
-@click.option("--tokens", default=200, show_default=True, help="Decode tokens, after a warm-up of 8.")
+@click.option("--tokens", default=200, show_default=True, help="Tokens, after 8 to warm up.")
 @click.option("--prefills", default=3, show_default=True, help="Prompts of 512 tokens.")
 def main(model: Path, make_it: bool, threads: tuple[int, ...], tokens: int, prefills: int) -> None:
     """Print what capture costs on MODEL, as JSON."""
@@ -122,19 +120,12 @@ def main(model: Path, make_it: bool, threads: tuple[int, ...], tokens: int, pref
         for n in threads:
             with ExitStack() as stack:
                 pair = Pair(loaded, model, n, stack)
-                warm, prompts, singles = [], [], []
-                at = 0
-                for count, size, into in ((8, 1, warm), (tokens, 1, singles)):
-                    phase = DECODE
-                    for _ in range(count):
-                        into.append([Row(0, at, ids[at], phase, True)])
-                        at += size
-                for _ in range(prefills):
-                    rows = range(at, at + PROMPT)
-                    prompts.append([Row(0, i, ids[i], PREFILL, i == rows[-1]) for i in rows])
-                    at += PROMPT
-                alternate(pair, warm)
-                found[f"decode_{n}_threads"] = alternate(pair, singles)
+                at = 8 + tokens
+                singles = [[Row(0, i, ids[i], DECODE, True)] for i in range(at)]
+                blocks = [range(i, i + PROMPT) for i in range(at, at + prefills * PROMPT, PROMPT)]
+                prompts = [[Row(0, i, ids[i], PREFILL, i == b[-1]) for i in b] for b in blocks]
+                alternate(pair, singles[:8])
+                found[f"decode_{n}_threads"] = alternate(pair, singles[8:])
                 found[f"prefill_{PROMPT}_{n}_threads"] = alternate(pair, prompts)
     click.echo(json.dumps(found, indent=2))
 

@@ -33,6 +33,7 @@ class Tensor(C.Structure):
 
 
 NAME = Tensor.name.offset
+SECOND_SOURCE = Tensor.src.offset + 8
 _SRC, _VIEW, _OP_PARAMS = Tensor.src.offset, Tensor.view_src.offset, Tensor.op_params.offset
 _SHAPE = struct.Struct("=i12x4q4Q")  # type, buffer (skipped), ne, nb
 _POINTER = struct.Struct("=Q")

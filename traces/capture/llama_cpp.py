@@ -185,17 +185,25 @@ class CaptureRun:
         if self._options.scores:
             scores = np.full((len(layers), n, n_experts), np.nan, np.float32)
         outputs = np.array([r.output for r in rows])
+        alike: dict[WeightRule, list[tuple[int, np.ndarray]]] = {}
         for i, il in enumerate(layers):
             routing = micro.layers.get(il)
             if routing is None:
                 continue
             where = _rows_present(len(routing.experts), outputs, il)
             experts[i, where] = routing.experts
-            if routing.probs is not None:
-                rule = self._callback.rules.get(il, WeightRule())
-                weights[i, where] = rule.weights(routing.probs, routing.experts)
             if scores is not None and routing.scores is not None:
                 scores[i, where] = routing.scores
+            if routing.probs is None:
+                continue
+            rule = self._callback.rules.get(il, WeightRule())
+            if len(routing.experts) == n:
+                alike.setdefault(rule, []).append((i, routing.probs))
+            else:
+                weights[i, where] = rule.weights(routing.probs, routing.experts)
+        for rule, found in alike.items():  # together: NumPy's calls cost more than its arithmetic
+            which = [i for i, _ in found]
+            weights[which] = rule.weights(np.stack([p for _, p in found]), experts[which])
         self.result.rows += experts.shape[0] * n
         self.result.missing_rows += int((experts[:, :, 0] < 0).sum())
         columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
@@ -218,10 +226,10 @@ class CaptureRun:
             self._progress(phase, done, total)
 
 
-def _rows_present(n: int, outputs: np.ndarray, layer: int) -> np.ndarray:
+def _rows_present(n: int, outputs: np.ndarray, layer: int) -> slice | np.ndarray:
     """Which of the micro-batch's rows a layer computed: all, or those that need logits."""
     if n == len(outputs):
-        return np.arange(n)
+        return slice(None)
     where = np.flatnonzero(outputs)
     if n != len(where):
         raise InputError(

@@ -40,11 +40,11 @@ class WeightRule:
         return self
 
     def weights(self, probs: np.ndarray, experts: np.ndarray) -> np.ndarray:
-        """float32 [n, k] from ``probs`` [n, n_experts] and the chosen ``experts`` [n, k]."""
-        w = np.take_along_axis(probs, experts, axis=1).astype(np.float32)
+        """float32 [..., k] from ``probs`` [..., n_experts] and the chosen ``experts`` [..., k]."""
+        w = np.take_along_axis(probs, experts, axis=-1).astype(np.float32)
         if self.softmax:
-            w = np.exp(w - w.max(axis=1, keepdims=True))
-            w /= w.sum(axis=1, keepdims=True)
+            w = np.exp(w - w.max(axis=-1, keepdims=True))
+            w /= w.sum(axis=-1, keepdims=True)
         if self.normalise:
-            w /= np.maximum(w.sum(axis=1, keepdims=True), np.float32(_SMALLEST_SUM))
+            w /= np.maximum(w.sum(axis=-1, keepdims=True), np.float32(_SMALLEST_SUM))
         return w * np.float32(self.scale) if self.scale != 1.0 else w

@@ -20,6 +20,7 @@ import numpy as np
 
 from traces.capture.ggml_tensor import (
     NAME,
+    SECOND_SOURCE,
     TensorReader,
     float_parameter,
     name_of,
@@ -31,6 +32,9 @@ from traces.capture.router_weights import WeightRule
 
 _GRAPH_STARTS = (b"embd", b"inp_embd")
 _STAGE = re.compile(rb"ffn_moe_([a-z_]+)-(\d+)$")
+NOTHING_MORE, INPUTS, ALL_NODES = 0, 1, 2
+"""What Python wants to be asked about besides the first node of a graph and the top-k ids: nothing,
+nodes that may have the graph's inputs as second operand, every node."""
 _FURTHEST_PROBS = 8
 """Operations between the unbiased router probabilities and the argsort, at most (group masks)."""
 
@@ -83,11 +87,10 @@ class RoutingCallback:
         self._error: BaseException | None = None
         self._rules: dict[int, WeightRule] = {}
         self._graphs = 0
-        # user data: [0] non-zero while Python wants to be asked about every node.
-        self._state = np.ones(1, np.int64)
+        self._wanted = np.full(1, ALL_NODES, np.int64)  # user data of the callback
         self._python = EVAL_CALLBACK(self._on_node)
         self._native = _compile_filter(self._python)
-        self.pointers = (int(self._native.address), int(self._state.ctypes.data))
+        self.pointers = (int(self._native.address), int(self._wanted.ctypes.data))
         """Function and user data, for `llama_context_params`; valid as long as this object."""
 
     @property
@@ -114,22 +117,23 @@ class RoutingCallback:
         name = name_of(address)
         if name in _GRAPH_STARTS:
             self._begin()
-        if self._state[0]:
-            self._look_at_inputs(address)
-            stage = _STAGE.match(name)
-            if stage:
-                self._note_rule(stage[1].decode(), int(stage[2]), address)
-                if self._all_stages:
-                    return True
-        return name in self._topk
+        if self._wanted[0] == NOTHING_MORE:
+            return False
+        self._look_at_inputs(address)
+        stage = _STAGE.match(name) if self._wanted[0] == ALL_NODES else None
+        if stage:
+            self._note_rule(stage[1].decode(), int(stage[2]), address)
+            return self._all_stages or name in self._topk
+        return False
 
     def _begin(self) -> None:
         if self._now is not None and not self._now.layers:
             return  # both names of the first node occur in this graph
         self._now = MicroBatch()
         self._done.append(self._now)
+        # The first graph is looked at as a whole, to learn how it makes weights.
         self._graphs += 1
-        self._state[0] = 1
+        self._wanted[0] = ALL_NODES if self._graphs == 1 or self._all_stages else INPUTS
 
     def _look_at_inputs(self, address: int) -> None:
         """The token ids and positions are second operands of the first nodes, already filled."""
@@ -144,8 +148,8 @@ class RoutingCallback:
             now.pos = self._read(source).reshape(-1)
             if now.tokens is not None:
                 now.pos = now.pos[: len(now.tokens)]  # multi-axis positions: the first axis
-            if self._graphs > 1 and not self._all_stages:
-                self._state[0] = 0
+            if self._wanted[0] == INPUTS:
+                self._wanted[0] = NOTHING_MORE
 
     def _note_rule(self, stage: str, layer: int, address: int) -> None:
         if stage == "topk":
@@ -196,21 +200,30 @@ def _compile_filter(python: Any) -> Any:
     """A C function that passes on to ``python`` only the nodes it may want (see the module)."""
     from numba import carray, cfunc, types
 
-    word = NAME // 8  # names are compared eight bytes at a time
+    # The struct is looked at as words of eight bytes; names are compared a word at a time.
+    name, source = NAME // 8, SECOND_SOURCE // 8
     ffn_moe, topk = (int.from_bytes(s, "little") for s in (b"ffn_moe_", b"topk-"))
     embd, inp_embd = (int.from_bytes(s, "little") for s in (b"embd\0", b"inp_embd"))
     five_bytes = np.uint64((1 << 40) - 1)
 
     @cfunc(types.boolean(types.voidptr, types.boolean, types.voidptr))
     def on_node(tensor, ask, state):  # type: ignore[no-untyped-def]
-        if ask and carray(state, (1,), np.int64)[0] == 0:
-            name = carray(tensor, (word + 2,), np.uint64)
-            first = name[word]
-            if first == ffn_moe:
-                if name[word + 1] & five_bytes != topk:
-                    return False
-            elif first & five_bytes != embd and first != inp_embd:
-                return False
-        return python(tensor, ask, state)
+        if not ask:
+            return python(tensor, ask, state)
+        wanted = carray(state, (1,), np.int64)[0]
+        if wanted == ALL_NODES:
+            return python(tensor, ask, state)
+        words = carray(tensor, (name + 2,), np.uint64)
+        if words[name] == ffn_moe and words[name + 1] & five_bytes == topk:
+            letters = carray(tensor, (NAME + 32,), np.uint8)
+            i = NAME + 13
+            while 48 <= letters[i] <= 57:  # a view made from it is called "... (view)"
+                i += 1
+            return letters[i] == 0
+        if words[name] & five_bytes == embd or words[name] == inp_embd:
+            return python(tensor, ask, state)
+        if wanted == INPUTS and words[source] != 0:
+            return python(tensor, ask, state)
+        return False
 
     return on_node

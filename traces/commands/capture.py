@@ -53,7 +53,11 @@ _PROMPT = _options(
     ),
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt itself."),
     click.option(
-        "--sequences", default=1, show_default=True, help="Sequences made from each prompt."
+        "--sequences",
+        default=1,
+        type=click.IntRange(min=1),
+        show_default=True,
+        help="Sequences made from each prompt.",
     ),
     click.option("--n-predict", default=128, show_default=True, help="Tokens each one generates."),
 )
@@ -144,7 +148,7 @@ def _run(run: Any, given: dict[str, Any], **more: Any) -> None:
     from traces.capture.options import CaptureOptions
     from traces.errors import InputError
 
-    prompts = _read_prompts(given["prompt_files"], given["prompts"]) * max(given["sequences"], 1)
+    prompts = _read_prompts(given["prompt_files"], given["prompts"]) * given["sequences"]
     names = CaptureOptions.__dataclass_fields__.keys()
     options = CaptureOptions(**{n: v for n, v in given.items() if n in names})
     with _Progress() as progress:
@@ -160,8 +164,9 @@ def _run(run: Any, given: dict[str, Any], **more: Any) -> None:
             )
         except KeyboardInterrupt:
             partial = given["out"].with_name(given["out"].name + ".partial")
+            kept = f"what was recorded until then is in {partial} and can be read"
             raise InputError(
-                f"interrupted; what was recorded until then is in {partial} and can be read"
+                f"interrupted; {kept if partial.exists() else 'nothing was recorded yet'}"
             ) from None
     _print(result, as_json=given["as_json"])
 

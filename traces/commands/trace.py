@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -175,7 +177,8 @@ def synth(as_json: bool, out: str, **options: Any) -> None:
     from traces.stats import statistics
     from traces.synth_command import make
 
-    made, real = make(**options)
+    with _working("making the trace"):
+        made, real = make(**options)
     meta = replace(made.meta, tool=_tool(), command=_command(), prompt_source="synthetic")
     made.save(out, meta)
     t = open_routing(out)
@@ -205,6 +208,18 @@ def export(file: str, out: str, as_json: bool) -> None:
         click.echo(f"{result['out']}: {result['rows']:,} rows, {result['bytes'] / 1e6:,.2f} MB")
         for note in result["notes"]:
             click.echo(f"note: {note}")
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A moving line on standard error while something long goes on; nothing where no one looks."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def _ranges(text: str | None) -> tuple[int, ...] | None:

@@ -33,7 +33,7 @@ def load_csv(path: Path, options: ImportOptions) -> Dump:
         table = pacsv.read_csv(
             path, parse_options=parse, read_options=pacsv.ReadOptions(use_threads=False)
         )
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as e:
+    except (pa.ArrowException, OSError) as e:
         raise InputError(f"{path}: {_csv_reason(str(e).splitlines()[0])}; mend it") from None
     return _Table(path, table, "line", 2).dump()
 
@@ -44,7 +44,7 @@ def load_parquet(path: Path, options: ImportOptions) -> Dump:
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError) as e:
         why = str(e).splitlines()[0]
         raise InputError(f"{path}: not a readable Parquet file ({why}); copy it again") from None
     if META_KEY in (table.schema.metadata or {}):

@@ -33,12 +33,11 @@ def policies(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"policies": rows}, sort_keys=True))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=118)
+    from uvmsim.report.progress import wide
+
+    console = wide()
     for kind, title in (("eviction", "Eviction: who leaves"), ("prefetch", "Prefetch: who comes early")):
         table = Table("name", "what it does", "needs", "parameters", title=title, title_justify="left")
         for row in rows:

@@ -97,6 +97,11 @@ class ExpertCache(Mechanism):
         )
         return finish(plan, w, tail)
 
+    def count(self, job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> tuple[int, Tally]:
+        """Hits alone, without the times of a plan."""
+        _, tally, _ = self._decide(job, capacity, pool_of)
+        return int(tally.n[HITS]), tally
+
     def _decide(
         self, job: Job, capacity: np.ndarray, pool_of: np.ndarray
     ) -> tuple[list[Out], Tally, int]:

@@ -14,7 +14,7 @@ from numba import njit
 from uvmsim.policies.base import Context
 
 
-inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For helpers called by hooks only: no wrapper for calls from Python is compiled."""
 
 

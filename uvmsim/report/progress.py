@@ -24,3 +24,9 @@ def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
             p.update(task, completed=done, total=total, doing=doing)
 
         yield move
+
+
+def wide() -> Console:
+    """Standard output; 118 columns where it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=118)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uvmsim.compare import Comparison
+from uvmsim.report.progress import wide
 from uvmsim.results import Result
 from uvmsim.units import format_bytes, format_rate
 
@@ -26,9 +27,7 @@ BAR = 16
 
 def print_comparison(c: Comparison, console: Console | None = None) -> None:
     """Header, one table a pool size, notes."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(width=118)
+    console = console or wide()
     d = c.to_json()
     _header(console, c, d)
     rows = list(zip(c.runs, d["runs"], strict=True))

@@ -1,0 +1,110 @@
+"""LRU stack distances in one pass: one number an access says what every capacity would do.
+
+Mattson, Gecsei, Slutz and Traiger 1970: LRU's pool of C slots holds the C most recently used, so an
+access hits exactly where fewer than C others were used since its last use. It holds for event-atomic
+replay too, as long as an event fits the pool: distances are then taken against the order before
+the event, and all of the event's experts move to the front after it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inner
+def _ones(x):
+    """Set bits of a uint64 (Warren, Hacker's Delight, 5-1)."""
+    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def stack_histogram(ids, event_lo, n_total, count_from=0):
+    """Histogram of LRU stack distances.
+
+    ``ids`` integer [A], below ``n_total``; ``event_lo`` int64 [E + 1]. Returns int64 [n_total]
+    (``hist[d]`` accesses with d others since the last use) and the number of first uses:
+    misses(C) = first + hist[C:].sum(), for every C that holds the widest event. Accesses of events
+    before number ``count_from`` warm the order up and are not counted.
+
+    Each use takes the next of a row of marks; a use's distance is the number of marks still set
+    after its last one. Marks are bits of words, and a Fenwick tree counts over the words: 64 times
+    fewer nodes than one a mark. When the row is full, the set marks close ranks.
+    """
+    words = 2
+    while words * 64 < 4 * n_total:
+        words *= 2
+    bits = np.zeros(words, np.uint64)
+    tree = np.zeros(words + 1, np.int32)
+    mark = np.full(n_total, -1, np.int64)
+    owner = np.empty(words * 64, np.int32)
+    hist = np.zeros(n_total, np.int64)
+    first = 0
+    live = 0
+    t = 0
+    one = np.uint64(1)
+    for i in range(len(event_lo) - 1):
+        lo, hi = event_lo[i], event_lo[i + 1]
+        if t + (hi - lo) > words * 64:
+            k = 0
+            for j in range(t):
+                if mark[owner[j]] == j:
+                    owner[k] = owner[j]
+                    mark[owner[k]] = k
+                    k += 1
+            bits[:] = 0
+            tree[:] = 0
+            for j in range(k):
+                bits[j >> 6] |= one << np.uint64(j & 63)
+            for w in range(words):
+                node = w + 1
+                tree[node] += _ones(bits[w])
+                up = node + (node & -node)
+                if up <= words:
+                    tree[up] += tree[node]
+            t = k
+        for a in range(lo, hi):
+            m = mark[ids[a]]
+            if i < count_from:
+                continue
+            if m < 0:
+                first += 1
+                continue
+            w = m >> 6
+            # Marks up to and including m, taken from all that are set.
+            upto = _ones(bits[w] << np.uint64(63 - (m & 63)))
+            node = w
+            while node > 0:
+                upto += tree[node]
+                node &= node - 1
+            hist[live - upto] += 1
+        for a in range(lo, hi):
+            e = ids[a]
+            m = mark[e]
+            old = np.int64(-1)
+            if m < 0:
+                live += 1
+            else:
+                old = m >> 6
+                bits[old] &= ~(one << np.uint64(m & 63))
+            mark[e] = t
+            owner[t] = e
+            new = t >> 6
+            bits[new] |= one << np.uint64(t & 63)
+            t += 1
+            if old == new:
+                continue
+            node = old + 1
+            while 0 < node <= words:
+                tree[node] -= 1
+                node += node & -node
+            node = new + 1
+            while node <= words:
+                tree[node] += 1
+                node += node & -node
+    return hist, first
