@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/uvmsim compare
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -75,6 +75,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
         number, seq = steps.index(step), first_seq[step]
         known = [r for r in members if r.experts is not None]
         if unit == "access":
+            if not known:
+                events.append(Ev(index, number, seq, [], []))
             for r in known:
                 for e in r.experts:
                     events.append(Ev(index, number, seq, [(index, e)], []))

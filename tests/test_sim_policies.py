@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import naive
@@ -143,3 +144,130 @@ def test_every_combination_without_the_compiler():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(json.loads(done.stdout)) == 2 * len(naive.EVICT) * (1 + len(naive.FETCH))
+
+
+# ---- real traces -----------------------------------------------------------------------------------
+
+
+def real(shared_data: Path, tmp_path: Path, file: str, model: str) -> Case:
+    """A real dump, brought in by the product's importer and read back as plain rows."""
+    from click.testing import CliRunner
+
+    from traces.commands.trace import trace as trace_command
+    from traces.routing import open_routing
+
+    path = tmp_path / "real.arrow"
+    arguments = ["import", str(shared_data / "routing" / file), "-o", str(path)]
+    result = CliRunner().invoke(trace_command, [*arguments, "--model-name", model])
+    assert result.exit_code == 0, result.output
+    t = open_routing(path)
+    columns = (t.seq, t.pos, t.step, t.phase, t.layer, t.experts)
+    rows = [
+        naive.Row(*plain, None if ids[0] < 0 else [e for e in ids if e >= 0])
+        for *plain, ids in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    return Case(rows, t.layers, t.n_experts, t.top_k)
+
+
+def fast_naive(case: Case, slots: int, kind: str) -> list[int]:
+    """LRU or MIN over the events of a long trace with one pool: the hit of every access.
+
+    The rules of `naive` again, with an ordered dictionary where `naive` searches lists, since it
+    would take hours here. It shares no code with it.
+    """
+    from collections import OrderedDict, defaultdict
+
+    events: list[list[tuple[int, int]]] = []
+    last = None
+    for r in case.rows:
+        if last != (r.step, r.layer):
+            events.append([])
+            last = (r.step, r.layer)
+        for e in r.experts or []:
+            if (r.layer, e) not in events[-1]:
+                events[-1].append((r.layer, e))
+    uses = defaultdict(list)
+    for i, e in enumerate(e for ev in events for e in ev):
+        uses[e].append(i)
+    for future in uses.values():
+        future.reverse()
+    resident: OrderedDict = OrderedDict()
+    hit = []
+    for ev in events:
+        before = set(resident)
+        for e in ev:
+            uses[e].pop()
+            hit.append(int(e in before))
+            if e in resident:
+                resident.move_to_end(e)
+                continue
+            if len(resident) == slots:
+                free = (x for x in resident if x not in ev)
+                victim = next(free) if kind == "lru" else max(
+                    free, key=lambda x: uses[x][-1] if uses[x] else 10**12
+                )  # fmt: skip
+                del resident[victim]
+            resident[e] = None
+    return hit
+
+
+@pytest.mark.shared_data
+def test_gpqa_main_lru_at_192_slots_to_the_last_hit(shared_data, tmp_path):
+    case = real(shared_data, tmp_path, "gpt-oss-20b/gpqa_main.npz", "gpt-oss-20b")
+    plan = plan_of(case, "lru", slots=192)
+    want = fast_naive(case, 192, "lru")
+    assert len(want) == 12_186 * 24 * 4
+    assert plan.counters.hits == sum(want)
+    assert plan.hit.tolist() == want
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("slots", [96, 300])
+def test_polyglot_with_every_policy(shared_data, tmp_path, slots):
+    """120 tokens with `naive` itself, every eviction policy and every prefetcher."""
+    whole = real(shared_data, tmp_path, "gpt-oss-20b/polyglot.npz", "gpt-oss-20b")
+    case = replace(whole, rows=whole.rows[: 120 * 24])
+    profile = replace(whole, rows=whole.rows[400 * 24 : 460 * 24])
+    for policy in (*EVICTIONS, *COMBINED):
+        learns = profile if "static-pin" in policy or "next-layer" in policy else None
+        compare(case, policy, learns, slots=slots)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("kind", ["lru", "belady"])
+@pytest.mark.parametrize(
+    ("file", "model", "slots"),
+    [
+        ("gpt-oss-20b/polyglot.npz", "gpt-oss-20b", 192),
+        ("olmoe-1b-7b/trace_olmoe_299.jsonl", "olmoe-1b-7b", 256),
+        ("glm-4.5-air/glm45air_routing.jsonl", "glm-4.5-air", 1440),
+    ],
+)
+def test_whole_real_traces(shared_data, tmp_path, file, model, slots, kind):
+    case = real(shared_data, tmp_path, file, model)
+    plan = plan_of(case, kind, slots=slots)
+    assert plan.hit.tolist() == fast_naive(case, slots, kind)
+
+
+@pytest.mark.shared_data
+def test_min_one_by_one_is_the_textbook_min(shared_data, tmp_path):
+    """``--unit access`` on 300 tokens against a MIN that knows nothing of events."""
+    whole = real(shared_data, tmp_path, "gpt-oss-20b/polyglot.npz", "gpt-oss-20b")
+    case = replace(whole, rows=whole.rows[: 300 * 24])
+    stream = [(r.layer, e) for r in case.rows for e in r.experts]
+    upcoming: list[float] = []
+    seen: dict = {}
+    for i in range(len(stream) - 1, -1, -1):
+        upcoming.append(seen.get(stream[i], float("inf")))
+        seen[stream[i]] = i
+    upcoming.reverse()
+    for slots in (4, 96, 300):
+        cache: dict = {}
+        misses = 0
+        for e, nxt in zip(stream, upcoming, strict=True):
+            if e not in cache:
+                misses += 1
+                if len(cache) == slots:
+                    del cache[max(cache, key=cache.__getitem__)]
+            cache[e] = nxt
+        assert plan_of(case, "belady", slots=slots, unit="access").counters.misses == misses

@@ -149,3 +149,9 @@ def test_command_module_imports_nothing_heavy() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1]
     )
+
+
+@pytest.mark.parametrize("text", ["9-5", "0-99999999999", "", "1,,2", "-3"])
+def test_ranges_that_make_no_sense(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="--sequences"):
+        run("import", tmp_path / "x.npz", "-o", tmp_path / "y.arrow", "--sequences", text)

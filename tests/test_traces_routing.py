@@ -201,6 +201,25 @@ def test_every_cut_is_read_as_a_prefix_or_refused(tmp_path: Path) -> None:
     assert seen == set(range(7))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_damaged_bytes_give_one_line_or_a_trace(tmp_path: Path) -> None:
+    """Never another exception; what the closing mark's hash then says is up to `check`."""
+    write_steps(tmp_path / "t.arrow")
+    data = (tmp_path / "t.arrow").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), 3):
+            damaged[at] = rng.integers(256)
+        (tmp_path / "x.arrow").write_bytes(damaged)
+        try:
+            t = open_routing(tmp_path / "x.arrow")
+        except InputError as e:
+            assert "\n" not in str(e)
+        else:
+            assert t.dense.ids.shape[2] == t.top_k and t.sha256
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -110,7 +110,9 @@ def _recover(p: Path, source: pa.MemoryMappedFile) -> IpcFile:
     def whole() -> Iterable[Any]:
         while True:
             try:
-                yield stream.read_next_batch_with_custom_metadata()
+                item = stream.read_next_batch_with_custom_metadata()
+                item.batch.validate()
+                yield item
             except (StopIteration, pa.ArrowException, OSError):
                 return
 

@@ -57,6 +57,11 @@ def check_needs(job: Job, trace: RoutingTrace) -> None:
                 )
         elif need not in trace.capabilities:
             raise InputError(f"policy {job.policy.name} {MISSING.get(need, f'needs {need}')}")
+        elif need == "router_scores" and job.workload.unit == "access":
+            raise InputError(
+                f"policy {job.policy.name} needs a layer's router scores, which single accesses "
+                "have not; leave out --unit access"
+            )
 
 
 MISSING = {

@@ -122,13 +122,16 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
     elif unit == "access":
         used = experts >= 0
         group_of_row = np.repeat(np.arange(len(groups)), np.diff(bounds))
-        owner = np.repeat(group_of_row, k).reshape(n, k)[used]
-        ids = (group_layer[owner] * n_experts + experts[used]).astype(np.int32)
+        group_of_access = np.repeat(group_of_row, k).reshape(n, k)[used]
+        ids = (group_layer[group_of_access] * n_experts + experts[used]).astype(np.int32)
         counts = np.ones(len(ids), np.int32)
-        lo = np.arange(len(ids) + 1, dtype=np.int64)
-        tokens = np.ones(len(ids), np.int32)
-        row_lo = np.zeros(len(ids) + 1, np.int64)
-        first = np.empty(len(ids), bool)
+        # A layer whose routing is not known is an event without accesses: its dense work remains.
+        per_group = np.bincount(group_of_access, minlength=len(groups))
+        owner = np.repeat(np.arange(len(groups)), np.maximum(per_group, 1))
+        tokens = (per_group > 0)[owner].astype(np.int32)
+        lo = np.concatenate(([0], np.cumsum(tokens, dtype=np.int64)))
+        row_lo = np.zeros(len(owner) + 1, np.int64)
+        first = np.empty(len(owner), bool)
         first[:1] = True
         first[1:] = np.diff(owner) != 0
         e_layer, e_step = group_layer[owner], group_step[owner]

@@ -174,10 +174,11 @@ class RoutingCallback:
         assert self._now is not None
         experts = self._read(address)
         argsort = viewed_by(address)
-        chosen_by = source_of(argsort) if argsort else 0
-        if not chosen_by:  # the ids come from elsewhere, e.g. a table by token id
+        if not argsort or not name_of(argsort).startswith(b"ffn_moe_argsort"):
+            # The ids come from elsewhere, e.g. from a table by token id.
             self._now.layers[layer] = LayerRouting(experts, None, None)
             return
+        chosen_by = source_of(argsort)
         scores = self._read(chosen_by)
         unbiased = self._find_probs(chosen_by, layer)
         if unbiased == chosen_by:

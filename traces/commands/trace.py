@@ -235,7 +235,10 @@ def _ranges(text: str | None) -> tuple[int, ...] | None:
             raise InputError(
                 f"--sequences {text}: {part!r} is no number or range; use e.g. 0,3,5-9"
             )
-        out += range(int(first), int(last or first) + 1)
+        low, high = int(first), int(last or first)
+        if not low <= high < low + 10_000_000:
+            raise InputError(f"--sequences {text}: {part!r} is no sensible range; use e.g. 5-9")
+        out += range(low, high + 1)
     return tuple(out)
 
 

@@ -172,7 +172,9 @@ def _ids_order(dump: Dump) -> str:
     ids = dump.ids[(dump.ids != -1).all(axis=2)]
     if dump.weights is not None:
         w = dump.weights[(dump.ids != -1).all(axis=2)]
-        if not (np.diff(w.astype(np.float32), axis=-1) > 0).any():
+        with np.errstate(invalid="ignore"):
+            rises = np.diff(w.astype(np.float32), axis=-1) > 0
+        if not rises.any():
             return "ranked"
         dump.notes.append("weights rise along some rows, so ids are not taken to be in rank order")
     if ids.shape[-1] > 1 and len(ids) and (np.diff(ids.astype(np.int32), axis=-1) > 0).all():

@@ -18,6 +18,8 @@ from traces.importers.dump import Dump, ImportOptions
 
 IDS = ("expert_ids", "experts", "ids")
 WEIGHTS = ("probs", "weights")
+# What zipfile and NumPy raise for a broken archive; RuntimeError covers an unknown compression.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError)
 
 
 def load(path: Path, options: ImportOptions) -> Dump:
@@ -76,7 +78,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                         ) from None
                     raise
             return out
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as e:
+    except DAMAGE as e:
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         if "pickle" in why:
             why = "not an NPZ archive"

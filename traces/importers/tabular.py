@@ -61,7 +61,10 @@ def _csv_reason(message: str) -> str:
 class _Table:
     def __init__(self, path: Path, table: pa.Table, place: str, first: int) -> None:
         self.path, self.table, self.place, self.first = path, table, place, first
-        self.names = table.column_names
+        try:
+            self.names = table.column_names
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: column names are not UTF-8 text; export it again") from None
         if not table.num_rows:
             raise InputError(f"{path}: a header and no rows; export the dump again")
 
@@ -116,7 +119,8 @@ class _Table:
                 if v is not None and not isinstance(v, (int, float)):
                     raise InputError(f"{self._row(i)}: {name} is {v!r}, not a number; mend it")
             return np.full(len(column), np.nan, np.float32)
-        return column.to_numpy(zero_copy_only=False).astype(np.float32)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, and `check` says so
+            return column.to_numpy(zero_copy_only=False).astype(np.float32)
 
     def _phase(self) -> np.ndarray | None:
         if "phase" not in self.names:

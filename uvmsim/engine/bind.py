@@ -19,7 +19,7 @@ from typing import Any
 import numba
 from numba import njit
 
-from uvmsim.memory import pool
+from uvmsim.memory import access_kernel, pool
 from uvmsim.policies import lists
 from uvmsim.policies.base import Eviction, Policy, Prefetch, in_use
 from uvmsim.policies.registry import PolicySpec
@@ -104,6 +104,42 @@ def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -
     jitted["event_of"] = jit(pool.event_of)
     jitted["take_slot"] = jit(with_globals(pool.take_slot, jitted, tag))
     return njit(cache=True, **OUTER)(with_globals(pool.plan_events, jitted, tag))
+
+
+def names_used(f: Any, seen: set[int] | None = None) -> set[str]:
+    """Names and string constants in a hook's code and in the functions it calls."""
+    f = getattr(f, "py_func", f)
+    seen = set() if seen is None else seen
+    code = getattr(f, "__code__", None)
+    if code is None or id(f) in seen:
+        return set()
+    seen.add(id(f))
+    found = set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}
+    for name in code.co_names:
+        if name in f.__globals__:
+            found |= names_used(f.__globals__[name], seen)
+    return found
+
+
+@functools.cache
+def bind_access(eviction: type[Eviction], compiled: bool = True) -> Callable:
+    """`uvmsim.memory.access_kernel.replay` with the policy's hooks."""
+    names = ("on_event", "on_access", "on_insert", "on_evict", "victim")
+    hooks: dict[str, Any] = {name: getattr(eviction, name) for name in names}
+    read = set().union(*(names_used(f) for f in hooks.values()))
+    tag = _digest(eviction)
+    constants = {
+        "SEES_EVENTS": eviction.on_event is not Policy.on_event,
+        "READS_CLOCK": "clock" in read,
+        "READS_SLOTS": bool(read & {"slot_of", "expert_in"}),
+    }
+    if not compiled:
+        return with_globals(access_kernel.replay, hooks | constants, tag)
+    jit = njit(**INNER)
+    jitted = {name: jit(_plain(f)) for name, f in hooks.items()}
+    return njit(cache=True, **OUTER)(
+        with_globals(access_kernel.replay, jitted | constants, tag)
+    )
 
 
 def _plain(f: Callable) -> Callable:

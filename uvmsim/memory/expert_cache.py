@@ -138,7 +138,11 @@ class ExpertCache(Mechanism):
         base = np.zeros(3, np.int64)
         for first, last in w.segments(job.reset):
             seg = with_future(ctx, w, first, last) if "next_use" in spec.needs else ctx
-            es, ps = spec.eviction.state(seg), prefetch.state(seg)
+            # Of a pair, only the policy that declares the need sees the future.
+            es, ps = (
+                policy.state(seg if "next_use" in policy.needs else ctx)
+                for policy in (spec.eviction, prefetch)
+            )
             pool = new_pool(w.n_layers, w.n_experts, capacity, pool_of)
             # What was prefetched but unused when the pool is emptied was wasted.
             tally.n[WASTED] += tally.fresh.sum()

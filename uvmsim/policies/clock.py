@@ -32,7 +32,7 @@ class Clock(Eviction):
     @staticmethod
     def on_insert(s, pool, e, i):
         s.used[e] = 0
-        push_tail(s.links, pool.slot_of.size + pool.pool_of[e], e)
+        push_tail(s.links, pool.layer_of.size + pool.pool_of[e], e)
 
     @staticmethod
     def on_evict(s, pool, e):
@@ -40,7 +40,7 @@ class Clock(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        end = pool.slot_of.size + p
+        end = pool.layer_of.size + p
         e = s.links.next[end]
         while e != end:
             after = s.links.next[e]

@@ -9,7 +9,7 @@ from uvmsim.policies.base import LAYER, STEP, Eviction, in_use
 
 class State(NamedTuple):
     """turn: int64 [layers], turns a layer had; used: int64 [n_total], turn (or forward pass) of the
-    last use; stamp: int64 [n_total], order of the last use; tick: int64 [1]."""
+    last use, -1 if none; stamp: int64 [n_total], order of the last use; tick: int64 [1]."""
 
     turn: np.ndarray
     used: np.ndarray
@@ -26,7 +26,7 @@ class LayerLRU(Eviction):
     def state(self, ctx):
         n = ctx.n_total
         return State(
-            np.zeros(ctx.n_layers, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
+            np.zeros(ctx.n_layers, np.int64), np.full(n, -1, np.int64), np.zeros(n, np.int64),
             np.zeros(1, np.int64),
         )  # fmt: skip
 

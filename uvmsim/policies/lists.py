@@ -19,7 +19,7 @@ inner = njit(nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=T
 
 
 class Lists(NamedTuple):
-    """Links of all lists: int32 [n_total + pools] each."""
+    """Links of all lists: uint32 [n_total + pools] each (unsigned: an index that cannot be negative needs no check)."""
 
     prev: np.ndarray
     next: np.ndarray
@@ -27,7 +27,7 @@ class Lists(NamedTuple):
 
 def new_lists(ctx: Context) -> Lists:
     """Empty lists for every pool."""
-    links = np.arange(ctx.n_total + len(ctx.capacity), dtype=np.int32)
+    links = np.arange(ctx.n_total + len(ctx.capacity), dtype=np.uint32)
     return Lists(links, links.copy())
 
 

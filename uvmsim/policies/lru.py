@@ -15,7 +15,7 @@ class FIFO(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        push_tail(s, pool.slot_of.size + pool.pool_of[e], e)
+        push_tail(s, pool.layer_of.size + pool.pool_of[e], e)
 
     @staticmethod
     def on_evict(s, pool, e):
@@ -23,7 +23,7 @@ class FIFO(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        return oldest_free(s, pool, pool.slot_of.size + p)
+        return oldest_free(s, pool, pool.layer_of.size + p)
 
 
 class LRU(FIFO):
@@ -36,7 +36,7 @@ class LRU(FIFO):
     def on_access(s, pool, e, i, hit):
         if hit:
             unlink(s, e)
-            push_tail(s, pool.slot_of.size + pool.pool_of[e], e)
+            push_tail(s, pool.layer_of.size + pool.pool_of[e], e)
 
 
 class MRU(LRU):
@@ -47,4 +47,4 @@ class MRU(LRU):
 
     @staticmethod
     def victim(s, pool, p):
-        return newest_free(s, pool, pool.slot_of.size + p)
+        return newest_free(s, pool, pool.layer_of.size + p)

@@ -44,7 +44,10 @@ class Oracle(Prefetch):
         spent, found = np.int64(0), 0
         for a in range(s.lo[first], s.lo[last]):
             e = s.ids[a]
-            if pool.slot_of[e] >= 0:
+            coming = pool.slot_of[e] >= 0
+            for j in range(found):
+                coming = coming or out[j] == e
+            if coming:
                 continue
             spent += s.bytes_of[pool.layer_of[e]]
             if found == s.limits[2] or (s.limits[1] > 0 and spent > s.limits[1]):

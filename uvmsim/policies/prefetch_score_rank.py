@@ -35,7 +35,8 @@ class ScoreRank(Prefetch):
 
     @staticmethod
     def on_event(s, pool, ev):
-        s.scores[ev.layer, :] = 0.0
+        # Of a micro-batch without a known row nothing can be guessed.
+        s.scores[ev.layer, :] = 0.0 if ev.scores.shape[0] else -np.inf
         for t in range(ev.scores.shape[0]):
             for j in range(pool.n_experts):
                 s.scores[ev.layer, j] += ev.scores[t, j]

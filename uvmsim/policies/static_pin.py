@@ -37,11 +37,11 @@ class StaticPin(Eviction):
     def on_access(s, pool, e, i, hit):
         if hit:
             unlink(s.links, e)
-            push_tail(s.links, pool.slot_of.size + pool.pool_of[e], e)
+            push_tail(s.links, pool.layer_of.size + pool.pool_of[e], e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        push_tail(s.links, pool.slot_of.size + pool.pool_of[e], e)
+        push_tail(s.links, pool.layer_of.size + pool.pool_of[e], e)
 
     @staticmethod
     def on_evict(s, pool, e):
@@ -49,7 +49,7 @@ class StaticPin(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        end = pool.slot_of.size + p
+        end = pool.layer_of.size + p
         forced = -1
         e = s.links.next[end]
         while e != end:

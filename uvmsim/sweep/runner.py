@@ -1,0 +1,164 @@
+"""Running cells: what neighbours share (trace, decisions, durations) is made once.
+
+What a policy decides does not depend on how fast anything is. So cells that differ in link, GPU or
+pinning alone keep the plan of the first of them: only durations are computed anew, and the clock
+runs again. `uvmsim.simulate` gives the same rows, one at a time.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traces.errors import InputError
+from traces.routing import RoutingTrace
+from uvmsim.engine import fast
+from uvmsim.hardware import Hardware
+from uvmsim.memory import mechanism as mechanism_named
+from uvmsim.memory.base import DoesNotFit, Job, capacities
+from uvmsim.memory.plan import WRITEBACK, Plan
+from uvmsim.policies.registry import parse
+from uvmsim.results import Result, measures
+from uvmsim.simulate import check_needs, check_result
+from uvmsim.sweep.cells import Cell, TraceFacts
+from uvmsim.sweep.rows import ERROR, OK, OUT_OF_MEMORY, flatten
+from uvmsim.sweep.source import open_trace, same_trace
+from uvmsim.timing import copy_times, dense_times, expert_times, finish
+from uvmsim.workload import Workload, build_workload
+
+KEEP = 2
+"""Workloads kept: the trace at hand and a profile, or the trace before it."""
+
+
+class Runner:
+    """Runs cells one after another; not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._workloads: OrderedDict[tuple[Any, ...], tuple[RoutingTrace, Workload]] = OrderedDict()
+        self._share: tuple[Any, ...] | None = None
+        self._plan: tuple[Job, Plan] | None = None
+
+    def rows(self, cells: list[Cell]) -> Iterator[dict[str, Any]]:
+        """One row a cell, in order; whatever goes wrong in a cell becomes its row."""
+        for cell in cells:
+            yield self.row(cell)
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """The row of one cell."""
+        try:
+            return cell.row | self._run(cell)
+        except DoesNotFit as err:
+            return cell.row | {
+                "status": OUT_OF_MEMORY, "error": str(err),
+                "needed_bytes": err.needed, "available_bytes": err.available,
+            }  # fmt: skip
+        except InputError as err:
+            return failed(cell, " ".join(str(err).split()))
+        except Exception as err:
+            return failed(cell, described(err))
+
+    def _run(self, cell: Cell) -> dict[str, Any]:
+        if cell.error is not None or cell.model is None:
+            raise InputError(cell.error or "no model")
+        trace, workload = self._workload(cell.trace, cell.limit, cell.unit)
+        profile = self._workload(cell.profile, None, "event")[1] if cell.profile else None
+        if profile and (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
+            raise InputError("the profile was made by a model of another shape")
+        job = Job(
+            workload, cell.model, cell.hardware, policy=parse(cell.policy) if cell.policy else None,
+            slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
+            pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
+        )  # fmt: skip
+        check_needs(job, trace)
+        plan = self.plan(job, cell)
+        timeline = fast.run(plan)
+        check_result(Result(job, cell.mechanism, plan, timeline))
+        return {"status": OK} | flatten(measures(job, plan, timeline))
+
+    def plan(self, job: Job, cell: Cell) -> Plan:
+        """The plan of a job; decisions are taken over from the last one where they are the same."""
+        mechanism = mechanism_named(cell.mechanism)
+        if not mechanism.takes_policy:
+            return mechanism.plan(job)
+        # What decides: everything of the cell but the machine, of which only the slots count.
+        capacity, _ = capacities(job)
+        share = (
+            cell.trace.sha256, cell.limit, cell.unit, cell.model, cell.policy, capacity.tobytes(),
+            cell.pool, cell.reset, cell.write_back, cell.seed, cell.profile and cell.profile.sha256,
+        )  # fmt: skip
+        if self._plan is None or share != self._share:
+            self._share, self._plan = None, None  # frees the old one before the new is made
+            self._plan = (job, mechanism.plan(job))
+            self._share = share
+            return self._plan[1]
+        plan = repriced(self._plan[1], self._plan[0], job)
+        self._plan = (job, plan)
+        return plan
+
+    def _workload(
+        self, facts: TraceFacts, limit: int | None, unit: str
+    ) -> tuple[RoutingTrace, Workload]:
+        key = (facts.path, facts.sha256, limit, unit)
+        if key not in self._workloads:
+            whole = open_trace(facts.path)
+            same_trace(facts, whole)
+            trace = open_trace(facts.path, limit) if limit is not None else whole
+            while len(self._workloads) >= KEEP:
+                self._workloads.popitem(last=False)
+            self._workloads[key] = (trace, build_workload(trace, unit))
+        self._workloads.move_to_end(key)
+        return self._workloads[key]
+
+
+def repriced(plan: Plan, before: Job, job: Job) -> Plan:
+    """An expert pool's plan for the same decisions on another machine: new durations.
+
+    ``before`` is the job the plan was made for; equal to what `ExpertCache.plan` makes of ``job``.
+    """
+    w, hw = job.workload, job.hardware
+    back = plan.copy_kind == WRITEBACK
+    both = bool(back.any())
+    copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
+    if both:
+        copy_ns[back] = copy_times(plan.copy_bytes[back], hw, "d2h", job.pinned, both)
+    if _gpu(hw) == _gpu(before.hardware):
+        return replace(plan, copy_ns=copy_ns)
+    pre, tail = dense_times(w, job.model, hw)
+    first_wave = np.concatenate(([True], np.diff(plan.wave_event) != 0))
+    plan = replace(
+        plan,
+        copy_ns=copy_ns,
+        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.decision_ns, 0),
+        compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
+    )
+    return finish(plan, w, tail)
+
+
+LINK = (
+    "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",
+    "duplex_factor", "zero_copy_bytes_per_s", "pageable_h2d_bytes_per_s",
+    "pageable_d2h_bytes_per_s", "sources",
+)  # fmt: skip
+"""Fields of a machine that do not bear on what its GPU computes."""
+
+
+def _gpu(hw: Hardware) -> dict[str, Any]:
+    return {k: v for k, v in vars(hw).items() if k not in LINK}
+
+
+def failed(cell: Cell, error: str) -> dict[str, Any]:
+    """The row of a cell that could not be run."""
+    return cell.row | {"status": ERROR, "error": error}
+
+
+def described(err: Exception) -> str:
+    """An unexpected exception in one line, with the place it came from."""
+    frames = traceback.extract_tb(err.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(err).__name__}: {err}{place}".split())
