@@ -105,6 +105,60 @@ def test_lean_capture_equals_the_thorough_one(library: Library, model: Path) -> 
         assert (lean.layers[il].probs == routing.probs).all()
 
 
+@pytest.mark.parametrize("arch", ["qwen3moe", "gpt-oss", "deepseek2"])
+def test_compiled_copying_equals_pythons(library: Library, tmp_path: Path, arch: str) -> None:
+    """After a callback's first graph compiled code does the copying; a thorough capture keeps to
+    Python. Prompt in two batches, the first without any logits, then single tokens."""
+    path = write_tiny(tmp_path / "m.gguf", arch)
+    seen = []
+    for thorough in (False, True):
+        callback = RoutingCallback(library, describe(path).moe_layers, all_stages=thorough)
+        with (
+            LlamaModel(library, path) as model,
+            LlamaContext(model, n_ctx=256, n_threads=1, callback=callback.pointers) as context,
+        ):
+            ids = model.tokenize(TEXT)
+            for part in (range(20), range(20, 50), *([i] for i in range(50, 60))):
+                n = len(part)
+                wanted = [n < 30 and i == n - 1 for i in range(n)]
+                if n == 20:
+                    wanted = [False] * n
+                context.decode([ids[i] for i in part], part, [0] * n, wanted)
+            seen.append(callback.drain())
+    compiled, python = seen
+    assert len(compiled) == len(python) == 12
+    for ours, theirs in zip(compiled, python, strict=True):
+        assert (ours.tokens == theirs.tokens).all()
+        assert (ours.pos == theirs.pos).all()
+        assert list(ours.layers) == list(theirs.layers)
+        for il, routing in theirs.layers.items():
+            assert (ours.layers[il].experts == routing.experts).all()
+            assert (ours.layers[il].scores == routing.scores).all()
+            assert (ours.layers[il].probs == routing.probs).all()
+
+
+def test_a_full_tape_is_left_to_python(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny(tmp_path / "m.gguf")
+    large, _, _ = decode(library, path)
+    monkeypatch.setattr("traces.capture.routing_callback.TAPE_BYTES", 1000)
+    info = describe(path)
+    callback = RoutingCallback(library, info.moe_layers)
+    with (
+        LlamaModel(library, path) as model,
+        LlamaContext(model, n_ctx=256, n_threads=1, callback=callback.pointers) as context,
+    ):
+        ids = model.tokenize(TEXT)
+        context.decode(ids[:1], [0], [0], [True])
+        context.decode(ids[1:], range(1, len(ids)), [0] * (len(ids) - 1), [True] * (len(ids) - 1))
+    batch = callback.drain()[1]
+    assert large is not None
+    for il, routing in batch.layers.items():
+        same = (np.sort(routing.experts) == np.sort(large.layers[il].experts[1:])).all(axis=1)
+        assert same.mean() > 0.95
+
+
 def test_logits_do_not_change(library: Library, model: Path) -> None:
     _, _, with_capture = decode(library, model)
     _, _, without = decode(library, model, listen=False)

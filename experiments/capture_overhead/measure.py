@@ -5,8 +5,8 @@ callback, reading ids and scores, weights, matching rows, writing the trace). Th
 tokens alternately, so that whatever else the machine does hits both alike; the one that goes first
 changes with every token. Reported are medians over tokens, and of the paired differences.
 
-    python measure.py --make /tmp/mid.gguf         # a random model of 3.7 GB, once
-    python measure.py /tmp/mid.gguf --threads 1 --threads 2
+    python measure.py --make mid.gguf         # a random model of 3.8 GB, once
+    python measure.py mid.gguf --threads 1 --threads 2
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Pair:
     def __init__(self, model: LlamaModel, path: Path, threads: int, stack: ExitStack) -> None:
         info = describe(path)
         self._callback = RoutingCallback(model.library, info.moe_layers)
-        settings = {"n_ctx": 2048, "n_batch": PROMPT, "n_ubatch": PROMPT, "n_threads": threads}
+        settings = {"n_ctx": 4096, "n_batch": PROMPT, "n_ubatch": PROMPT, "n_threads": threads}
         self._plain = stack.enter_context(LlamaContext(model, **settings))
         listening = stack.enter_context(
             LlamaContext(model, **settings, callback=self._callback.pointers)

@@ -17,6 +17,7 @@ _PATTERNS = (
     "xllamacpp*.so",
     "libllama.so",
     "lib/libllama.so",
+    "libllama.*.so",
     "libllama.dylib",
     "lib/libllama.dylib",
 )

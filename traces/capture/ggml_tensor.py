@@ -32,12 +32,11 @@ class Tensor(C.Structure):
     )
 
 
-NAME = Tensor.name.offset
-SECOND_SOURCE = Tensor.src.offset + 8
-_SRC, _VIEW, _OP_PARAMS = Tensor.src.offset, Tensor.view_src.offset, Tensor.op_params.offset
+NAME, VIEWED, SOURCES = Tensor.name.offset, Tensor.view_src.offset, Tensor.src.offset
+_OP_PARAMS = Tensor.op_params.offset
 _SHAPE = struct.Struct("=i12x4q4Q")  # type, buffer (skipped), ne, nb
 _POINTER = struct.Struct("=Q")
-_NUMPY: dict[int, np.dtype[Any]] = {
+NUMPY: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.float32),
     1: np.dtype(np.float16),
     26: np.dtype(np.int32),
@@ -52,12 +51,12 @@ def name_of(address: int) -> bytes:
 
 def source_of(address: int, i: int = 0) -> int:
     """Address of the i-th operand of the operation that makes this tensor; 0 for none."""
-    return int(_POINTER.unpack(C.string_at(address + _SRC + 8 * i, 8))[0])
+    return int(_POINTER.unpack(C.string_at(address + SOURCES + 8 * i, 8))[0])
 
 
 def viewed_by(address: int) -> int:
     """Address of the tensor that this one is a view of; 0 where it is no view."""
-    return int(_POINTER.unpack(C.string_at(address + _VIEW, 8))[0])
+    return int(_POINTER.unpack(C.string_at(address + VIEWED, 8))[0])
 
 
 def float_parameter(address: int, i: int = 0) -> float:
@@ -95,7 +94,7 @@ class TensorReader:
         shape, strides = extents[3::-1], extents[7:3:-1]
         while len(shape) > 2 and shape[0] == 1:
             shape, strides = shape[1:], strides[1:]
-        dtype = _NUMPY.get(kind)
+        dtype = NUMPY.get(kind)
         if dtype is None:
             raise InputError(
                 f"tensor {name_of(address).decode()} has ggml type {kind}, which capture cannot "

@@ -4,23 +4,23 @@ The scheduler asks about each node of the graph before it computes it ("do you w
 one?") and calls again after those that were wanted. Wanted is one node a MoE layer: the top-k ids
 ``ffn_moe_topk-<layer>``. From there the scores that they were chosen by are one pointer away.
 
-A decode graph has over a thousand nodes, and being asked about each costs Python about 0.7 µs: more
-than everything else here. So the question is answered by a few compiled instructions, and Python
-is called for the nodes that matter.
+The compiled half (`traces.capture.node_filter`) answers for the bulk of the nodes and copies the
+routing to a tape; this half looks at the inputs of every graph, at the whole of the first one, and
+reads the tape.
 """
 
 from __future__ import annotations
 
+import ctypes as C
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from traces.capture.ggml_tensor import (
-    NAME,
-    SECOND_SOURCE,
+    NUMPY,
     TensorReader,
     float_parameter,
     name_of,
@@ -28,13 +28,27 @@ from traces.capture.ggml_tensor import (
     viewed_by,
 )
 from traces.capture.libllama import EVAL_CALLBACK, Library
+from traces.capture.node_filter import (
+    ALL_NODES,
+    HEADER,
+    IDS,
+    INPUTS,
+    NOTHING_MORE,
+    PROBS,
+    ROOM,
+    SCORES,
+    TAPE,
+    USED,
+    WANTED,
+    compile_filter,
+    user_data,
+)
 from traces.capture.router_weights import WeightRule
 
 _GRAPH_STARTS = (b"embd", b"inp_embd")
 _STAGE = re.compile(rb"ffn_moe_([a-z_]+)-(\d+)$")
-NOTHING_MORE, INPUTS, ALL_NODES = 0, 1, 2
-"""What Python wants to be asked about besides the first node of a graph and the top-k ids: nothing,
-nodes that may have the graph's inputs as second operand, every node."""
+TAPE_BYTES = 1 << 25
+"""Room for what a `llama_decode` call shows; a stop that finds none left is left to Python."""
 _FURTHEST_PROBS = 8
 """Operations between the unbiased router probabilities and the argsort, at most (group masks)."""
 
@@ -80,17 +94,25 @@ class RoutingCallback:
         self, library: Library, moe_layers: Iterable[int], *, all_stages: bool = False
     ) -> None:
         self._read = TensorReader(library.c).read
-        self._topk = {b"ffn_moe_topk-%d" % il: il for il in moe_layers}
+        self._layers = frozenset(moe_layers)
+        self._topk = {b"ffn_moe_topk-%d" % il: il for il in self._layers}
         self._all_stages = all_stages
         self._done: list[MicroBatch] = []
         self._now: MicroBatch | None = None
         self._error: BaseException | None = None
         self._rules: dict[int, WeightRule] = {}
         self._graphs = 0
-        self._wanted = np.full(1, ALL_NODES, np.int64)  # user data of the callback
-        self._python = EVAL_CALLBACK(self._on_node)
-        self._native = _compile_filter(self._python)
-        self.pointers = (int(self._native.address), int(self._wanted.ctypes.data))
+        self._data = user_data()
+        self._tape = np.zeros(TAPE_BYTES, np.uint8)
+        self._data[TAPE], self._data[ROOM] = self._tape.ctypes.data, TAPE_BYTES
+        self._native = compile_filter(
+            *(
+                C.cast(f, C.c_void_p).value or 0
+                for f in (_dispatch, library.c.ggml_backend_tensor_get)
+            )
+        )
+        _LISTENERS[self._data.ctypes.data] = self
+        self.pointers = (int(self._native.address), int(self._data.ctypes.data))
         """Function and user data, for `llama_context_params`; valid as long as this object."""
 
     @property
@@ -100,13 +122,15 @@ class RoutingCallback:
 
     def drain(self) -> list[MicroBatch]:
         """The micro-batches since the last call. Raises what went wrong inside the callback."""
+        self._read_tape()
         error, self._error = self._error, None
         done, self._done, self._now = self._done, [], None
         if error is not None:
             raise error
         return done
 
-    def _on_node(self, address: int, ask: bool, _: Any) -> bool:
+    def on_node(self, address: int, ask: bool) -> bool:
+        """What the evaluation callback does where Python has to decide."""
         try:
             return self._ask(address) if ask else self._take(address)
         except BaseException as e:
@@ -117,23 +141,44 @@ class RoutingCallback:
         name = name_of(address)
         if name in _GRAPH_STARTS:
             self._begin()
-        if self._wanted[0] == NOTHING_MORE:
+        if self._data[WANTED] == NOTHING_MORE:
             return False
         self._look_at_inputs(address)
-        stage = _STAGE.match(name) if self._wanted[0] == ALL_NODES else None
+        stage = _STAGE.match(name) if self._data[WANTED] == ALL_NODES else None
         if stage:
             self._note_rule(stage[1].decode(), int(stage[2]), address)
             return self._all_stages or name in self._topk
         return False
 
+    def _read_tape(self) -> None:
+        """Bring what the compiled half copied into the micro-batch that runs now."""
+        at, end = 0, int(self._data[USED])
+        self._data[USED] = 0
+        while at < end:
+            header = self._tape[at : at + 8 * HEADER].view(np.int64)
+            layer, kind, n0, n1, stride, dtype, n_bytes, _ = header.tolist()
+            at += 8 * HEADER
+            copy = np.ndarray((n1, n0), NUMPY[dtype], self._tape.data, at, (stride, 4)).copy()
+            at += n_bytes
+            if layer not in self._layers:
+                continue
+            assert self._now is not None
+            if kind == IDS:
+                self._now.layers[layer] = LayerRouting(copy, None, None)
+            elif kind == SCORES:
+                self._now.layers[layer].scores = self._now.layers[layer].probs = copy
+            elif kind == PROBS:
+                self._now.layers[layer].probs = copy
+
     def _begin(self) -> None:
+        self._read_tape()
         if self._now is not None and not self._now.layers:
             return  # both names of the first node occur in this graph
         self._now = MicroBatch()
         self._done.append(self._now)
         # The first graph is looked at as a whole, to learn how it makes weights.
         self._graphs += 1
-        self._wanted[0] = ALL_NODES if self._graphs == 1 or self._all_stages else INPUTS
+        self._data[WANTED] = ALL_NODES if self._graphs == 1 or self._all_stages else INPUTS
 
     def _look_at_inputs(self, address: int) -> None:
         """The token ids and positions are second operands of the first nodes, already filled."""
@@ -148,8 +193,8 @@ class RoutingCallback:
             now.pos = self._read(source).reshape(-1)
             if now.tokens is not None:
                 now.pos = now.pos[: len(now.tokens)]  # multi-axis positions: the first axis
-            if self._wanted[0] == INPUTS:
-                self._wanted[0] = NOTHING_MORE
+            if self._data[WANTED] == INPUTS:
+                self._data[WANTED] = NOTHING_MORE
 
     def _note_rule(self, stage: str, layer: int, address: int) -> None:
         if stage == "topk":
@@ -169,6 +214,7 @@ class RoutingCallback:
         return True
 
     def _take_routing(self, address: int, layer: int) -> None:
+        self._read_tape()
         if self._now is None or layer in self._now.layers:
             self._begin()
         assert self._now is not None
@@ -197,34 +243,10 @@ class RoutingCallback:
         return 0
 
 
-def _compile_filter(python: Any) -> Any:
-    """A C function that passes on to ``python`` only the nodes it may want (see the module)."""
-    from numba import carray, cfunc, types
+_LISTENERS: WeakValueDictionary[int, RoutingCallback] = WeakValueDictionary()
+"""By the address of their user data: one compiled function serves them all."""
 
-    # The struct is looked at as words of eight bytes; names are compared a word at a time.
-    name, source = NAME // 8, SECOND_SOURCE // 8
-    ffn_moe, topk = (int.from_bytes(s, "little") for s in (b"ffn_moe_", b"topk-"))
-    embd, inp_embd = (int.from_bytes(s, "little") for s in (b"embd\0", b"inp_embd"))
-    five_bytes = np.uint64((1 << 40) - 1)
 
-    @cfunc(types.boolean(types.voidptr, types.boolean, types.voidptr))
-    def on_node(tensor, ask, state):  # type: ignore[no-untyped-def]
-        if not ask:
-            return python(tensor, ask, state)
-        wanted = carray(state, (1,), np.int64)[0]
-        if wanted == ALL_NODES:
-            return python(tensor, ask, state)
-        words = carray(tensor, (name + 2,), np.uint64)
-        if words[name] == ffn_moe and words[name + 1] & five_bytes == topk:
-            letters = carray(tensor, (NAME + 32,), np.uint8)
-            i = NAME + 13
-            while 48 <= letters[i] <= 57:  # a view made from it is called "... (view)"
-                i += 1
-            return letters[i] == 0
-        if words[name] & five_bytes == embd or words[name] == inp_embd:
-            return python(tensor, ask, state)
-        if wanted == INPUTS and words[source] != 0:
-            return python(tensor, ask, state)
-        return False
-
-    return on_node
+@EVAL_CALLBACK
+def _dispatch(address: int, ask: bool, user: int) -> bool:
+    return _LISTENERS[user].on_node(address, ask)

@@ -289,10 +289,13 @@ def _load(torch: Any, hf: Any, folder: Path, device: str) -> Any:
         model = hf.AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True
         )
-        return model.to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise InputError(f"{folder}: transformers cannot load it: {why}") from None
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as e:  # torch asserts that it was built for the device
+        raise InputError(f"--device {device}: {str(e).splitlines()[0]}") from None
 
 
 def _tokens_of(prompt: Prompt, hf: Any, folder: Path, n_vocab: int) -> list[int]:
@@ -305,7 +308,10 @@ def _tokens_of(prompt: Prompt, hf: Any, folder: Path, n_vocab: int) -> list[int]
             raise InputError(f"{folder}: its tokenizer cannot be loaded: {why}") from None
         ids = list(tokenizer(prompt.text)["input_ids"])
     if not ids:
-        raise InputError(f"prompt {prompt.source}: empty; give it some text")
+        raise InputError(
+            f"prompt {prompt.source}: no tokens (an empty prompt, or {folder} has no tokenizer); "
+            "give it some text"
+        )
     wrong = [t for t in ids if not 0 <= t < n_vocab]
     if wrong:
         raise InputError(
