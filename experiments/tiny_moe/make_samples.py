@@ -30,6 +30,7 @@ def main(prompt: str) -> None:
         command = [
             "uvmsim", "capture", "llama-cpp", str(HERE / "tiny-moe.gguf"),
             "--prompt-file", str(cut), "--ignore-eos", "--seed", "0",
+            "--temperature", "1.1",  # cooler, and so small a model ends in a loop
             "--out", str(SAMPLES / name), *settings,
         ]  # fmt: skip
         subprocess.run(command, check=True)
