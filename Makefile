@@ -29,5 +29,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) install -c constraints.txt -e '.[capture,plot,dev]'
+	$(PIP) install -c constraints.txt -e '.[capture,plot,dask,dev]'
 	touch $@

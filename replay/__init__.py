@@ -1,1 +1,1 @@
-"""Running the simulator's policies on a real GPU. Empty until the GPU engine lands (see CHANGELOG.md)."""
+"""Running the simulator's policies on a real GPU: empty until that engine is written."""

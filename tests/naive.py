@@ -123,7 +123,7 @@ class Fifo(Evict):
         self.order.remove(e)
 
     def victim(self, free):
-        return [e for e in self.order if e in free][0]
+        return next(e for e in self.order if e in free)
 
 
 class Lru(Fifo):
@@ -593,8 +593,9 @@ def run_segment(world, segment, policy, prefetcher, out: Outcome, write_back: bo
                     assert give_slot(e, "demand", set(wave))
                 out.hit.append(int(hit))
             if prefetcher and wave is waves[-1]:
-                protected = set(wave)
-                for e in prefetcher.wanted(ev):
+                wanted = list(prefetcher.wanted(ev))
+                protected = set(wave) | {e for e in wanted if e in world.resident}
+                for e in wanted:
                     if e in world.resident:
                         continue
                     if give_slot(e, "prefetch", protected):

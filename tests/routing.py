@@ -129,9 +129,14 @@ def generate(
                 s = [float(np.float32(r.choice((0.1, 0.25, 0.3, 0.7)))) for _ in range(experts)]
                 rows.append(
                     naive.Row(
-                        seq, pos, step, phase, block, ids if known else None,
+                        seq,
+                        pos,
+                        step,
+                        phase,
+                        block,
+                        ids if known else None,
                         s if known and scores else None,
-                    )  # fmt: skip
+                    )
                 )
 
     step = 0

@@ -8,9 +8,9 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from traces.errors import InputError
-from uvmsim.engine.bind import bind_access, explain
+from uvmsim.engine.bind import bind_access, explain, names_used, reads_slots
 from uvmsim.memory.access_kernel import CULPRIT, MISSES, new_access_pool
-from uvmsim.policies.base import Context
+from uvmsim.policies.base import Context, Eviction
 from uvmsim.policies.registry import PolicySpec, parse
 from uvmsim.workload import next_uses
 
@@ -36,20 +36,23 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
     spec = parse(policy)
     _check_policy(spec)
     ids, n = _dense(ids)
-    if isinstance(capacity, bool) or int(capacity) != capacity or capacity < 1:
+    whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
+    if not whole or capacity < 1:
         raise InputError(f"capacity {capacity}: must be a whole number of objects, at least 1")
     if len(ids) == 0:
         return 0
     slots = int(min(capacity, n))
     ctx = _context(n, slots, seed)
     if "next_use" in spec.needs:
-        ctx = _with_future(ctx, ids)
+        ctx = _with_future(ctx, ids, spec.eviction)
     state = spec.eviction.state(ctx)
     out = np.zeros(2, np.int64)
-    arguments = (ids, new_access_pool(n, slots), state, np.ones(1, np.int32),
-                 np.zeros((0, 0), np.float32), out)  # fmt: skip
+    eviction = type(spec.eviction)
+    pool = new_access_pool(n, slots, reads_slots(eviction))
     try:
-        served = bind_access(type(spec.eviction))(*arguments)
+        served = bind_access(eviction)(
+            ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32), out
+        )
     except NumbaError as err:
         if not spec.files:
             raise
@@ -63,7 +66,9 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
 
 def _check_policy(spec: PolicySpec) -> None:
     if spec.prefetch:
-        raise InputError(f"policy {spec.name}: cache_misses has no prefetch; name the first part only")
+        raise InputError(
+            f"policy {spec.name}: cache_misses has no prefetch; name the first part only"
+        )
     more = spec.eviction.needs - {"next_use"}
     if more:
         raise InputError(
@@ -104,16 +109,20 @@ def _context(n: int, capacity: int, seed: int) -> Context:
     return Context(
         n_total=n, n_layers=1, n_experts=n, top_k=1, capacity=np.array([capacity], np.int64),
         pool_of=np.broadcast_to(np.zeros(1, np.int32), n), expert_bytes=np.ones(1, np.int64),
-        seed=seed,
+        seed=seed, prefetches=False,
     )  # fmt: skip
 
 
-def _with_future(ctx: Context, ids: np.ndarray) -> Context:
+def _with_future(ctx: Context, ids: np.ndarray, policy: Eviction) -> Context:
     """The future of declared oracles; every access is a forward pass of its own."""
     upcoming = np.empty(len(ids), np.int64)
     first_use = np.empty(ctx.n_total, np.int64)
     next_uses(ids, ctx.n_total, 0, len(ids), upcoming, first_use)
-    return dataclasses.replace(
-        ctx, next_use=upcoming, first_use=first_use, step_of=np.arange(len(ids), dtype=np.int32),
-        future_ids=ids, event_lo=np.arange(len(ids) + 1),
-    )  # fmt: skip
+    more: dict[str, np.ndarray] = {}
+    # Arrays as long as the trace: not for those that never name them.
+    asked = set().union(*(names_used(vars(c).get("state")) for c in type(policy).__mro__))
+    if "step_of" in asked:
+        more["step_of"] = np.arange(len(ids), dtype=np.int32)
+    if "event_lo" in asked:
+        more["event_lo"] = np.arange(len(ids) + 1)
+    return dataclasses.replace(ctx, next_use=upcoming, first_use=first_use, future_ids=ids, **more)

@@ -86,7 +86,9 @@ class Comparison:
         }
 
 
-def compare(options: Options, progress: Callable[[int, int, str], None] | None = None) -> Comparison:
+def compare(
+    options: Options, progress: Callable[[int, int, str], None] | None = None
+) -> Comparison:
     """Run every mechanism and policy at every pool size. Raises `InputError`.
 
     ``progress`` is called with (runs done, runs in all, what runs next).
@@ -99,6 +101,11 @@ def compare(options: Options, progress: Callable[[int, int, str], None] | None =
     hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
     model = resolve_model(options, trace, notes)
     workload = build_workload(trace, options.unit)
+    if len(model.moe_layers) != workload.n_layers:
+        raise InputError(
+            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
+            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
+        )
     profile = None
     if options.profile:
         learned = load_trace(options.profile, None)
@@ -212,7 +219,7 @@ def slots_of(text: str, total: int) -> int:
         value = float(text[:-1]) * total / 100 if share else int(text)
     except ValueError:
         raise InputError(f"--slots {text}: give a number of experts or a share like 25%") from None
-    if value < 1 or (share and value > total):
+    if not value >= 1 or (share and value > total):
         raise InputError(f"--slots {text}: that is {value:g} of the {total} experts")
     return min(int(value + 1e-9), total)
 
@@ -221,7 +228,7 @@ def trace_json(trace: RoutingTrace, w: Workload) -> dict[str, Any]:
     """What a result says of its trace."""
     tokens = [int(w.step_tokens[w.step_phase == p].sum()) for p in (0, 1)]
     return {
-        "path": Path(trace.path).name,
+        "path": Path(trace.path or "trace").name,
         "sha256": trace.sha256,
         "complete": trace.complete,
         "model": trace.meta.model.name,
@@ -232,7 +239,7 @@ def trace_json(trace: RoutingTrace, w: Workload) -> dict[str, Any]:
         "prefill_tokens": tokens[0],
         "decode_tokens": tokens[1],
         "steps": w.n_steps,
-        "sequences": int(len(set(trace.seq.tolist()))),
+        "sequences": len(set(trace.seq.tolist())),
         "missing_rows": w.missing_rows,
     }
 

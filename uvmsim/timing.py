@@ -5,6 +5,8 @@ Everything an engine adds is waiting; every duration is fixed here, so all engin
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from uvmsim.hardware import Hardware
@@ -14,12 +16,12 @@ from uvmsim.workload import Workload
 
 
 def to_ns(seconds: np.ndarray | float) -> np.ndarray:
-    """Rounded up to whole nanoseconds, as `uvmsim.hardware.duration_ns` does."""
-    return np.ceil(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
+    """Rounded to whole nanoseconds, as `uvmsim.hardware.duration_ns` does."""
+    return np.rint(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
 
 
 def roofline_s(
-    hw: Hardware, nbytes: np.ndarray, flops: np.ndarray, bytes_per_s: float | None = None
+    hw: Hardware, nbytes: Any, flops: Any, bytes_per_s: float | None = None
 ) -> np.ndarray:
     """Seconds to read ``nbytes`` and do ``flops``, whichever takes longer (Williams et al. 2009).
 
@@ -70,7 +72,9 @@ def expert_times(
     nbytes = _sums(np.asarray(model.expert_bytes, np.float64)[layer], lo, wave_hi)
     params = np.asarray(model.expert_params, np.float64)
     flops = _sums(2.0 * params[layer] * w.counts, lo, wave_hi)
-    return to_ns(roofline_s(hw, nbytes, flops, bytes_per_s)) + np.where(wave_hi > lo, hw.expert_launch_ns, 0)
+    return to_ns(roofline_s(hw, nbytes, flops, bytes_per_s)) + np.where(
+        wave_hi > lo, hw.expert_launch_ns, 0
+    )
 
 
 def _sums(values: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:

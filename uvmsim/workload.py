@@ -8,6 +8,7 @@ rank) is an event of its own, as plain cache simulators count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -74,7 +75,7 @@ class Workload:
         seq = self.step_seq[self.event_step]
         cuts = np.flatnonzero(np.diff(seq)) + 1
         edges = [0, *cuts.tolist(), self.n_events]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(pairwise(edges))
 
 
 def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:

@@ -1,7 +1,7 @@
 """Decode speed over pool size by policy: the README's picture.
 
-    uvmsim trace import gpqa_main.npz -o gpqa.arrow --model-name gpt-oss-20b
-    python experiments/policy_curves/draw.py gpqa.arrow experiments/policy_curves/gpt-oss-20b.png
+uvmsim trace import gpqa_main.npz -o gpqa.arrow --model-name gpt-oss-20b
+python experiments/policy_curves/draw.py gpqa.arrow experiments/policy_curves/gpt-oss-20b.png
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ import click
 )  # fmt: skip
 @click.option("--hardware", metavar="H", help="Preset or TOML file (`uvmsim hardware`); rtx5090.")
 @click.option("--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's.")
-@click.option("--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's.")
+@click.option(
+    "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."
+)
 @click.option(
     "--slots", metavar="N|N%", multiple=True,
     help="Expert slots, or a share of all experts; repeat or separate by commas for several sizes.",
@@ -29,16 +31,27 @@ import click
     "--policy", "policies", metavar="P", multiple=True,
     help="Eviction, maybe +prefetch: lru, lfu+next-layer, ./mine.py:MyPolicy; repeatable.",
 )  # fmt: skip
-@click.option("--pool", default="global", metavar="global|per-layer", help="One pool, or one a layer.")
-@click.option("--unit", default="event", metavar="event|access", help="A layer's experts at once, or one by one.")
-@click.option("--reset", default="never", metavar="never|sequence", help="When the pool is emptied.")
+@click.option(
+    "--pool", default="global", metavar="global|per-layer", help="One pool, or one a layer."
+)
+@click.option(
+    "--unit",
+    default="event",
+    metavar="event|access",
+    help="A layer's experts at once, or one by one.",
+)
+@click.option(
+    "--reset", default="never", metavar="never|sequence", help="When the pool is emptied."
+)
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--ncmoe", type=int, metavar="N", help="cpu-offload: layers kept on the CPU; all.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
-@click.option("--seed", type=int, default=0, help="For random policies.", show_default=True)
-@click.option("--engine", default="fast", metavar="fast|des", help="Compiled clock, or the SimPy model.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="For random policies.", show_default=True)
+@click.option(
+    "--engine", default="fast", metavar="fast|des", help="Compiled clock, or the SimPy model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """Compare policies on TRACE (default: the bundled one).

@@ -19,7 +19,9 @@ import click
 )  # fmt: skip
 @click.option("--pool", default="both", metavar="global|per-layer|both", help="Which pools.")
 @click.option("--unit", default="event", metavar="event|access", help="As in compare.")
-@click.option("--sample", type=float, metavar="SHARE", help="LRU from a share of the trace, e.g. 0.05.")
+@click.option(
+    "--sample", type=float, metavar="SHARE", help="LRU from a share of the trace, e.g. 0.05."
+)
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--profile", metavar="TRACE", help="What static-pin learns from.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -18,7 +19,7 @@ def policies(as_json: bool) -> None:
     from uvmsim.policies.base import Eviction
     from uvmsim.policies.registry import builtin, parameters
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, cls in builtin().items():
         rows.append(
             {
@@ -38,8 +39,13 @@ def policies(as_json: bool) -> None:
     from uvmsim.report.progress import wide
 
     console = wide()
-    for kind, title in (("eviction", "Eviction: who leaves"), ("prefetch", "Prefetch: who comes early")):
-        table = Table("name", "what it does", "needs", "parameters", title=title, title_justify="left")
+    for kind, title in (
+        ("eviction", "Eviction: who leaves"),
+        ("prefetch", "Prefetch: who comes early"),
+    ):
+        table = Table(
+            "name", "what it does", "needs", "parameters", title=title, title_justify="left"
+        )
         for row in rows:
             if row["kind"] == kind:
                 settings = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())

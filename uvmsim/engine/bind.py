@@ -19,23 +19,17 @@ from typing import Any
 import numba
 from numba import njit
 
+from uvmsim.jit import KERNEL, kernel_part
 from uvmsim.memory import access_kernel, pool
 from uvmsim.policies import lists
 from uvmsim.policies.base import Eviction, Policy, Prefetch, in_use
 from uvmsim.policies.registry import PolicySpec
 
-
-OUTER: dict[str, Any] = {"nogil": True, "_nrt": False}
-"""``_nrt=False`` compiles without reference counts: the kernels own no array, and counting every
-array of every NamedTuple at every call made a 1.2 M access run 5.6 times slower. A hook that makes
-an array does not compile, which its author is told."""
-
-INNER = OUTER | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Options of functions called by compiled code only: no wrapper for Python is built, which for
-arguments of a dozen arrays takes a third of the compile time."""
-
-HELPERS = {"in_use": njit(**INNER)(in_use)}
+HELPERS = {"in_use": kernel_part(in_use)}
 """Functions of the contract that hooks call."""
+
+ALONE = {"in_use": kernel_part(access_kernel.never_in_use)}
+"""The same where only one expert is accessed at a time."""
 
 
 class NoPrefetch(Prefetch):
@@ -61,11 +55,11 @@ def _digest(*classes: type) -> str:
     return h.hexdigest()[:16]
 
 
-def with_globals(template: FunctionType, extra: dict[str, Any], tag: str) -> FunctionType:
+def with_globals(template: Any, extra: dict[str, Any], tag: str) -> FunctionType:
     """A copy of ``template`` that finds ``extra`` among its globals."""
     f = FunctionType(
         template.__code__, {**template.__globals__, **extra}, template.__name__,
-        template.__defaults__,
+        template.__defaults__, template.__closure__,
     )  # fmt: skip
     f.__qualname__ = f"{template.__name__}_{tag}"
     f.__module__ = template.__module__
@@ -84,26 +78,24 @@ def _hooks(eviction: type[Eviction], prefetch: type[Prefetch]) -> dict[str, Call
     }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -> Callable:
-    hooks = _hooks(eviction, prefetch)
+    hooks: dict[str, Any] = dict(_hooks(eviction, prefetch))
     tag = _digest(eviction, prefetch)
     used = {
-        "SEES_EVENTS": any(
-            cls.on_event is not Policy.on_event for cls in (eviction, prefetch)
-        ),
+        "SEES_EVENTS": any(cls.on_event is not Policy.on_event for cls in (eviction, prefetch)),
         "PREFETCHES": prefetch is not NoPrefetch,
     }
     if not compiled:
-        hooks |= used
+        hooks = {name: _uncompiled(f) for name, f in hooks.items()} | used
         hooks["take_slot"] = with_globals(pool.take_slot, hooks, tag)
         return with_globals(pool.plan_events, hooks, tag)
-    jit = njit(**INNER)
+    jit = kernel_part
     jitted: dict[str, Any] = {name: jit(_plain(f)) for name, f in hooks.items()}
     jitted |= used
     jitted["event_of"] = jit(pool.event_of)
     jitted["take_slot"] = jit(with_globals(pool.take_slot, jitted, tag))
-    return njit(cache=True, **OUTER)(with_globals(pool.plan_events, jitted, tag))
+    return njit(cache=True, **KERNEL)(with_globals(pool.plan_events, jitted, tag))
 
 
 def names_used(f: Any, seen: set[int] | None = None) -> set[str]:
@@ -121,31 +113,54 @@ def names_used(f: Any, seen: set[int] | None = None) -> set[str]:
     return found
 
 
+ACCESS_HOOKS = ("on_event", "on_access", "on_insert", "on_evict", "victim")
+
+
+@functools.cache
+def _read_by(eviction: type[Eviction]) -> frozenset[str]:
+    return frozenset().union(*(names_used(getattr(eviction, name)) for name in ACCESS_HOOKS))
+
+
+def reads_slots(eviction: type[Eviction]) -> bool:
+    """Whether a hook looks at who is in which slot."""
+    return bool(_read_by(eviction) & {"slot_of", "expert_in"})
+
+
 @functools.cache
 def bind_access(eviction: type[Eviction], compiled: bool = True) -> Callable:
     """`uvmsim.memory.access_kernel.replay` with the policy's hooks."""
-    names = ("on_event", "on_access", "on_insert", "on_evict", "victim")
-    hooks: dict[str, Any] = {name: getattr(eviction, name) for name in names}
-    read = set().union(*(names_used(f) for f in hooks.values()))
+    hooks: dict[str, Any] = {name: getattr(eviction, name) for name in ACCESS_HOOKS}
     tag = _digest(eviction)
     constants = {
         "SEES_EVENTS": eviction.on_event is not Policy.on_event,
-        "READS_CLOCK": "clock" in read,
-        "READS_SLOTS": bool(read & {"slot_of", "expert_in"}),
+        "READS_CLOCK": "clock" in _read_by(eviction),
+        "READS_SLOTS": reads_slots(eviction),
     }
     if not compiled:
+        hooks = {name: _uncompiled(f) for name, f in hooks.items()}
         return with_globals(access_kernel.replay, hooks | constants, tag)
-    jit = njit(**INNER)
-    jitted = {name: jit(_plain(f)) for name, f in hooks.items()}
-    return njit(cache=True, **OUTER)(
-        with_globals(access_kernel.replay, jitted | constants, tag)
-    )
+    jit = kernel_part
+    jitted = {name: jit(_plain(f, ALONE)) for name, f in hooks.items()}
+    return njit(cache=True, **KERNEL)(with_globals(access_kernel.replay, jitted | constants, tag))
 
 
-def _plain(f: Callable) -> Callable:
+def _uncompiled(f: Any, made: dict[Any, Callable] | None = None) -> Callable:
+    """The hook, and all it calls, in plain Python: a compiled helper without a wrapper for Python
+    (`uvmsim.jit.kernel_part`) must never be called from there."""
+    f, made = getattr(f, "py_func", f), {} if made is None else made
+    if f in made:
+        return made[f]
+    names = [k for k in f.__code__.co_names if hasattr(f.__globals__.get(k), "py_func")]
+    made[f] = plain = with_globals(f, {}, "hook") if names else f
+    for name in names:
+        plain.__globals__[name] = _uncompiled(plain.__globals__[name], made)
+    return plain
+
+
+def _plain(f: Callable, helpers: dict[str, Any] = HELPERS) -> Callable:
     """The hook with the contract's helpers in compiled form."""
     f = getattr(f, "py_func", f)
-    extra = {k: v for k, v in HELPERS.items() if k in f.__code__.co_names}
+    extra = {k: v for k, v in helpers.items() if k in f.__code__.co_names}
     return with_globals(f, extra, "hook") if extra else f
 
 

@@ -49,11 +49,13 @@ class Machine:
         pre, cpu, compute = p.pre_ns.tolist(), p.cpu_ns.tolist(), p.compute_ns.tolist()
         copy_hi, wait_hi = p.wave_copy_hi.tolist(), p.wave_wait_hi.tolist()
         waits = p.waits.tolist()
-        step_of_last_wave = dict(zip((p.step_wave_hi - 1).tolist(), range(len(p.step_wave_hi)), strict=True))
+        step_of_last_wave = dict(
+            zip((p.step_wave_hi - 1).tolist(), range(len(p.step_wave_hi)), strict=True)
+        )
         queued = waited = 0
         for wave in range(len(pre)):
             yield env.timeout(pre[wave])
-            self.wave_open[wave] = env.now
+            self.wave_open[wave] = int(env.now)
             awaited = self.queue_copies(queued, copy_hi[wave])
             queued = copy_hi[wave]
             awaited += [self.copies[c] for c in waits[waited : wait_hi[wave]]]
@@ -64,11 +66,11 @@ class Machine:
                 if not copy.done.processed:
                     yield copy.done
                 del self.copies[copy.number]
-            self.wave_ready[wave] = env.now
+            self.wave_ready[wave] = int(env.now)
             yield env.timeout(compute[wave])
             step = step_of_last_wave.get(wave)
             if step is not None:
-                self.step_end[step] = env.now
+                self.step_end[step] = int(env.now)
 
     def queue_copies(self, lo: int, hi: int) -> list[Copy]:
         """Hand a wave's copies to the engines; returns those the wave must wait for."""

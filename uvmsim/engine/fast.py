@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from uvmsim.engine.timeline import Timeline
+from uvmsim.jit import inner
 from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 
 UNKNOWN = np.int64(-1)
@@ -25,9 +26,6 @@ def run(plan: Plan) -> Timeline:
         plan.copy_kind, plan.copy_after, plan.copy_ns, plan.waits, plan.step_wave_hi,
     )  # fmt: skip
     return Timeline(*times)
-
-
-inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inner
@@ -91,14 +89,13 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
                     d2h = start[back] + ns[back]
                     done[back] = d2h
                     back = _skip(kind, WRITEBACK, back + 1, n_copies)
-                if phase == 1:
-                    if demand >= issued:
-                        settled = True
-                        for x in range(waited, wait_hi[w]):
-                            if done[waits[x]] == UNKNOWN:
-                                settled = False
-                        if settled:
-                            break
+                if phase == 1 and demand >= issued:
+                    settled = True
+                    for x in range(waited, wait_hi[w]):
+                        if done[waits[x]] == UNKNOWN:
+                            settled = False
+                    if settled:
+                        break
                 at_demand = FOREVER
                 if demand < issued:
                     r = _ready(demand, queued, after, done)

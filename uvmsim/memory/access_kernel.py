@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from uvmsim.memory.constant import Ones, Zeros
 from uvmsim.policies.base import ACCESS, EVENT, STEP, Event, Pool
 
 MISSES, CULPRIT = 0, 1
@@ -32,7 +33,8 @@ def replay(ids, pool, es, ones, no_scores, out):
             pool.clock[STEP] = j
             pool.clock[ACCESS] = j
         if SEES_EVENTS:
-            on_event(es, pool, Event(np.int64(0), np.int64(j), np.int64(1), ids[j : j + 1], ones, no_scores))
+            now = ids[j : j + 1]
+            on_event(es, pool, Event(np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores))
         if pool.slot_of[e] >= 0:
             on_access(es, pool, e, j, True)
             continue
@@ -61,23 +63,27 @@ def replay(ids, pool, es, ones, no_scores, out):
     return len(ids)
 
 
-def new_access_pool(n: int, capacity: int) -> Pool:
-    """An empty pool of ``capacity`` slots for ids below ``n``.
+def never_in_use(pool, e):
+    """`uvmsim.policies.base.in_use` here: the one expert in use is missing when a victim is sought."""
+    return False
 
-    No expert is ever in use while a victim is sought and there is one pool and one layer, so these
-    arrays are a single element seen n times (stride 0): no memory, and always in the first cache.
+
+def new_access_pool(n: int, capacity: int, with_slots: bool) -> Pool:
+    """An empty pool of ``capacity`` slots for ids below ``n``. Where nobody reads slots, ``slot_of``
+    only says who is resident (0 or -1) and takes a byte, which keeps it in the caches.
+
+    There is one pool and one layer, and nobody is in use while a victim is sought: constants.
     """
-    nothing = np.broadcast_to(np.zeros(1, np.int32), n)
     return Pool(
-        np.full(n, -1, np.int32),
-        np.full(capacity, -1, np.int32),
-        np.broadcast_to(np.zeros(1, np.int64), n),
-        np.ones(1, np.int64),
+        np.full(n, -1, np.int32 if with_slots else np.int8),
+        np.full(capacity if with_slots else 0, -1, np.int32),
+        Zeros(n),
+        Ones(1),
         np.zeros(4, np.int64),
         np.array([0, capacity], np.int64),
         np.zeros(1, np.int64),
-        nothing,
-        nothing,
+        Zeros(n),
+        Zeros(n),
         1,
         n,
     )

@@ -51,7 +51,9 @@ class CpuOffload(Mechanism):
         layer = w.ids // w.n_experts
         nbytes = np.asarray(job.model.expert_bytes, np.float64)[layer]
         total = np.concatenate(([0.0], np.cumsum(nbytes)))
-        return to_ns((total[w.event_lo[1:]] - total[w.event_lo[:-1]]) / job.hardware.cpu_bytes_per_s)
+        return to_ns(
+            (total[w.event_lo[1:]] - total[w.event_lo[:-1]]) / job.hardware.cpu_bytes_per_s
+        )
 
     def _count(self, plan: Plan, w: Workload, away: np.ndarray) -> None:
         c = plan.counters

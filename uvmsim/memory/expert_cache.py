@@ -32,7 +32,7 @@ from uvmsim.memory.pool import (
     new_pool,
     new_tally,
 )
-from uvmsim.policies.base import Context
+from uvmsim.policies.base import EVENT, Context
 from uvmsim.policies.profile import learn
 from uvmsim.timing import copy_times, dense_times, expert_times, finish
 from uvmsim.workload import Workload, next_uses
@@ -126,6 +126,11 @@ class ExpertCache(Mechanism):
         prefetch = spec.prefetch or NoPrefetch()
         ctx = context(job, capacity, pool_of)
         most = prefetch.limit(ctx) if spec.prefetch else 0
+        if most < 0:
+            raise InputError(
+                f"policy {spec.name}: its parameters ask for {most} experts a layer; "
+                "give numbers from 0 up"
+            )
         stream = Stream(
             w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
             w.scores, w.step_phase,
@@ -139,21 +144,39 @@ class ExpertCache(Mechanism):
         for first, last in w.segments(job.reset):
             seg = with_future(ctx, w, first, last) if "next_use" in spec.needs else ctx
             # Of a pair, only the policy that declares the need sees the future.
-            es, ps = (
-                policy.state(seg if "next_use" in policy.needs else ctx)
-                for policy in (spec.eviction, prefetch)
-            )
+            try:
+                es, ps = (
+                    policy.state(seg if "next_use" in policy.needs else ctx)
+                    for policy in (spec.eviction, prefetch)
+                )
+            except Exception as err:
+                if not spec.files or isinstance(err, InputError):
+                    raise
+                raise InputError(
+                    f"policy {spec.name}, state(): {type(err).__name__}: {err}"
+                ) from err
             pool = new_pool(w.n_layers, w.n_experts, capacity, pool_of)
             # What was prefetched but unused when the pool is emptied was wasted.
             tally.n[WASTED] += tally.fresh.sum()
             tally.fresh[:] = 0
             at = first
             while at < last:
-                out = _room(size, hit, most)
+                # A prefetcher that writes past its limit must not write past the array: room for all.
+                out = _room(size, hit, most + ctx.n_total)
                 tally.n[[COPIES, WAVES, WAITS]] = 0
                 tally.n[BASE] = base[0]
                 before = at
-                at = kernel(at, last, stream, pool, tally, es, ps, out, job.write_back, most)
+                try:
+                    at = kernel(at, last, stream, pool, tally, es, ps, out, job.write_back, most)
+                except NumbaError:
+                    raise
+                except Exception as err:
+                    if not spec.files:
+                        raise
+                    raise InputError(
+                        f"policy {spec.name}, event {int(pool.clock[EVENT])}: "
+                        f"{type(err).__name__}: {err}"
+                    ) from err
                 self._complain(job, tally, at)
                 assert at > before, "a block must hold at least one event"
                 parts.append(_trim(out, tally, base))
@@ -219,7 +242,7 @@ def _room(size: int, hit: np.ndarray, most: int) -> Out:
     return Out(
         np.empty(size, np.int32), np.empty(size, np.int64), np.empty(size, np.int64),
         np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int8),
-        np.empty(size, np.int64), np.empty(size, np.int64), hit, np.empty(max(most, 1), np.int32),
+        np.empty(size, np.int64), np.empty(size, np.int64), hit, np.empty(most + 1, np.int32),
     )  # fmt: skip
 
 

@@ -199,6 +199,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                     n[ERROR] = BAD_PREFETCH
                     n[CULPRIT] = asked
                     return i
+                # Neither the event's experts nor any of those asked for may leave for another.
                 for j in range(asked):
                     e = np.int64(out.wanted[j])
                     if e < 0 or e >= pool.slot_of.size:
@@ -206,8 +207,11 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                         n[CULPRIT] = e
                         return i
                     if pool.slot_of[e] >= 0:
+                        pool.pin[e] = pool.stamp[0]
+                for j in range(asked):
+                    e = np.int64(out.wanted[j])
+                    if pool.slot_of[e] >= 0:
                         continue
-                    # Neither the event's experts nor the others just asked for may leave for it.
                     pool.pin[e] = pool.stamp[0]
                     if not take_slot(es, pool, tally, out, e, hi - 1, PREFETCH, write_back):
                         pool.pin[e] = 0

@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
+from uvmsim.jit import inner
 
 @inner
 def _ones(x):
@@ -86,11 +85,10 @@ def stack_histogram(ids, event_lo, n_total, count_from=0):
         for a in range(lo, hi):
             e = ids[a]
             m = mark[e]
-            old = np.int64(-1)
+            old = m >> 6  # -1 where it has no mark yet
             if m < 0:
                 live += 1
             else:
-                old = m >> 6
                 bits[old] &= ~(one << np.uint64(m & 63))
             mark[e] = t
             owner[t] = e

@@ -74,6 +74,8 @@ class Curves:
 
 def study(o: Study, progress: Callable[[int, int, str], None] | None = None) -> Curves:
     """Compute the curves. Raises `InputError`; ``progress`` as in `uvmsim.compare.compare`."""
+    if o.seed < 0:
+        raise InputError(f"--seed {o.seed}: must be 0 or more")
     trace = load_trace(o.trace, o.limit)
     w = build_workload(trace, o.unit)
     total = w.n_layers * w.n_experts

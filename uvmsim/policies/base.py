@@ -80,10 +80,12 @@ class Context:
     expert_bytes: np.ndarray
     """int64 [n_layers]"""
     seed: int
+    prefetches: bool = True
+    """False where an expert is only ever fetched because it is accessed right now."""
     profile_counts: np.ndarray | None = None
     """int64 [n_total]: how often each expert was used in the profile trace."""
     profile_transitions: np.ndarray | None = None
-    """int32 [n_layers, n_experts, n_experts]: tokens that used i here and j in the next layer."""
+    """int32 [n_layers, n_experts, n_experts]: events that used i here and j in the next layer."""
     next_use: np.ndarray | None = None
     """int64 [accesses]: number of the next access to the same expert, ``NEVER`` if none. Given only
     to policies that declare ``needs = {"next_use"}``, as are the four below."""

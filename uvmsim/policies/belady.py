@@ -1,75 +1,108 @@
-"""Belady's MIN and its short-sighted kin: bounds, not policies one can ship."""
+"""Belady's MIN: a bound, not a policy one can ship."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import ACCESS, NEVER, Eviction, in_use
+from uvmsim.policies.base import NEVER, Eviction, in_use
+from uvmsim.policies.bitset import BitSet, clear_bit, highest, new_bitset, set_bit
+from uvmsim.policies.lists import inner
 
 
 class State(NamedTuple):
-    """upcoming: int64 [accesses], next use of the expert accessed; nxt: int64 [n_total], next use of
-    each expert; step_of: int32 [accesses]; stamp: int64 [n_total], last use; horizon: int64 [1]."""
+    """Residents are kept as the set of places of their next uses. Places are the accesses to pool 0,
+    then one for each of its slots (for who is never used again), then those of pool 1 and so on.
 
+    upcoming: int64 [accesses], place of the next use, NEVER if none; here: int64 [accesses], place of
+    an access, or empty where that is its number; owner: int32 [accesses], expert of a place, slots
+    left out; lo: int64 [pools + 1], first place of a pool; ahead: int64 [n_total], next use of each
+    expert, or empty where nothing is prefetched; last: int64 [2], access of the last `on_access` and
+    place of the last victim.
+    """
+
+    resident: BitSet
     upcoming: np.ndarray
-    nxt: np.ndarray
-    step_of: np.ndarray
-    stamp: np.ndarray
-    horizon: np.ndarray
+    here: np.ndarray
+    owner: np.ndarray
+    lo: np.ndarray
+    ahead: np.ndarray
+    last: np.ndarray
+
+
+def _places(ctx):
+    """``upcoming``, ``here``, ``owner``, ``lo``, ``ahead`` from the context."""
+    n = len(ctx.future_ids)
+    none = np.zeros(0, np.int64)
+    if len(ctx.capacity) == 1:
+        lo = np.array([0, n + int(ctx.capacity[0])], np.int64)
+        return ctx.next_use, none, ctx.future_ids, lo, ctx.first_use.copy()
+    pool = ctx.pool_of[ctx.future_ids]
+    order = np.argsort(pool, kind="stable")
+    here = np.empty(n + 1, np.int64)
+    here[order] = np.arange(n) + np.concatenate(([0], np.cumsum(ctx.capacity)))[pool[order]]
+    here[n] = NEVER
+    # What lies outside the run's segment was never written: any place will do.
+    upcoming, ahead = (
+        here[np.where((x >= 0) & (x < n), x, n)] for x in (ctx.next_use, ctx.first_use)
+    )
+    used = np.bincount(pool, minlength=len(ctx.capacity))
+    lo = np.concatenate(([0], np.cumsum(used + ctx.capacity))).astype(np.int64)
+    return upcoming, here, ctx.future_ids[order], lo, ahead
+
+
+@inner
+def _place(s, pool, e, nxt):
+    """Place of resident ``e`` whose next use is ``nxt``."""
+    if nxt != NEVER:
+        return nxt
+    p = pool.pool_of[e]
+    return s.lo[p + 1] - 1 - (np.int64(pool.slot_of[e]) - pool.lo[p])
 
 
 class Belady(Eviction):
     """The bound: evict who is needed again last. A miss always inserts (no bypass)."""
 
     name = "belady"
-    source = "Belady 1966 (MIN)"
+    source = "Belady 1966 (MIN); of those never used again, the one in the first slot"
     needs = frozenset({"next_use"})
 
     def state(self, ctx):
-        return State(
-            ctx.next_use, ctx.first_use.copy(), ctx.step_of,
-            np.full(ctx.n_total, -1, np.int64), np.zeros(1, np.int64),
-        )  # fmt: skip
+        upcoming, here, owner, lo, ahead = _places(ctx)
+        if not ctx.prefetches:
+            ahead = ahead[:0]
+        last = np.full(2, -1, np.int64)
+        return State(new_bitset(int(lo[-1])), upcoming, here, owner, lo, ahead, last)
 
     @staticmethod
     def on_access(s, pool, e, i, hit):
-        s.nxt[e] = s.upcoming[i]
-        s.stamp[e] = i
+        if hit:
+            clear_bit(s.resident, np.int64(i) if len(s.here) == 0 else s.here[i])
+            set_bit(s.resident, _place(s, pool, e, s.upcoming[i]))
+        s.last[0] = i if not hit else -1
+        if len(s.ahead) > 0:
+            s.ahead[e] = s.upcoming[i]
+
+    @staticmethod
+    def on_insert(s, pool, e, i):
+        nxt = s.upcoming[i] if s.last[0] == i else s.ahead[e]
+        s.last[0] = -1
+        set_bit(s.resident, _place(s, pool, e, nxt))
+
+    @staticmethod
+    def on_evict(s, pool, e):
+        clear_bit(s.resident, s.last[1])
 
     @staticmethod
     def victim(s, pool, p):
-        best = -1
-        for slot in range(pool.lo[p], pool.lo[p] + pool.used[p]):
-            e = pool.expert_in[slot]
-            if not in_use(pool, e) and (best < 0 or s.nxt[e] > s.nxt[best]):
-                best = e
-        return best
-
-
-class BeladyHorizon(Belady):
-    """Belady that sees `horizon` forward passes ahead; LRU among what lies beyond."""
-
-    name = "belady-horizon"
-    source = "horizon-K Belady, as in expert-stream's analysis"
-    horizon: int = 4
-    """Forward passes of foresight."""
-
-    def state(self, ctx):
-        s = super().state(ctx)
-        s.horizon[0] = self.horizon
-        return s
-
-    @staticmethod
-    def victim(s, pool, p):
-        far, seen = -1, -1
-        last = s.step_of[pool.clock[ACCESS]] + s.horizon[0]
-        for slot in range(pool.lo[p], pool.lo[p] + pool.used[p]):
-            e = pool.expert_in[slot]
-            if in_use(pool, e):
-                continue
-            if s.nxt[e] == NEVER or s.step_of[s.nxt[e]] > last:
-                if far < 0 or s.stamp[e] < s.stamp[far]:
-                    far = e
-            elif seen < 0 or s.nxt[e] > s.nxt[seen]:
-                seen = e
-        return far if far >= 0 else seen
+        x = highest(s.resident, s.lo[p + 1] - 1)
+        slots = s.lo[p + 1] - (pool.lo[p + 1] - pool.lo[p])
+        while x >= s.lo[p]:
+            if x >= slots:
+                e = np.int64(pool.expert_in[pool.lo[p] + s.lo[p + 1] - 1 - x])
+            else:
+                e = np.int64(s.owner[x - pool.lo[p]])
+            if not in_use(pool, e):
+                s.last[1] = x
+                return e
+            x = highest(s.resident, x - 1)
+        return np.int64(-1)

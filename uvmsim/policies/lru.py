@@ -1,21 +1,34 @@
-"""LRU, FIFO and MRU: the recency family, over one linked list a pool."""
+"""LRU and MRU, over one linked list a pool."""
 
 from uvmsim.policies.base import Eviction
-from uvmsim.policies.lists import new_lists, newest_free, oldest_free, push_tail, unlink
+from uvmsim.policies.lists import (
+    end_of,
+    new_lists,
+    newest_free,
+    oldest_free,
+    push_tail,
+    to_tail,
+    unlink,
+)
 
 
-class FIFO(Eviction):
-    """Evict the expert that was loaded first."""
+class LRU(Eviction):
+    """Evict the expert whose last use is longest ago."""
 
-    name = "fifo"
-    source = "Belady 1966"
+    name = "lru"
+    source = "Mattson, Gecsei, Slutz and Traiger 1970"
 
     def state(self, ctx):
         return new_lists(ctx)
 
     @staticmethod
+    def on_access(s, pool, e, i, hit):
+        if hit:
+            to_tail(s, end_of(pool, 0, pool.pool_of[e]), e)
+
+    @staticmethod
     def on_insert(s, pool, e, i):
-        push_tail(s, pool.layer_of.size + pool.pool_of[e], e)
+        push_tail(s, end_of(pool, 0, pool.pool_of[e]), e)
 
     @staticmethod
     def on_evict(s, pool, e):
@@ -23,20 +36,7 @@ class FIFO(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        return oldest_free(s, pool, pool.layer_of.size + p)
-
-
-class LRU(FIFO):
-    """Evict the expert whose last use is longest ago."""
-
-    name = "lru"
-    source = "Mattson, Gecsei, Slutz and Traiger 1970"
-
-    @staticmethod
-    def on_access(s, pool, e, i, hit):
-        if hit:
-            unlink(s, e)
-            push_tail(s, pool.layer_of.size + pool.pool_of[e], e)
+        return oldest_free(s, pool, end_of(pool, 0, p))
 
 
 class MRU(LRU):
@@ -47,4 +47,4 @@ class MRU(LRU):
 
     @staticmethod
     def victim(s, pool, p):
-        return newest_free(s, pool, pool.layer_of.size + p)
+        return newest_free(s, pool, end_of(pool, 0, p))

@@ -8,7 +8,7 @@ from uvmsim.policies.base import Prefetch
 
 
 class State(NamedTuple):
-    """counts: int32 [layers, experts, experts], tokens that used i in a layer and j in the next;
+    """counts: int32 [layers, experts, experts], events that used i in a layer and j in the next;
     last: int32 [1 + experts], layer index and experts of the last event; votes: int64 [experts];
     n: int64 [2], experts to ask for and whether to go on learning."""
 

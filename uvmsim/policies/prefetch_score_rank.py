@@ -44,7 +44,8 @@ class ScoreRank(Prefetch):
     @staticmethod
     def prefetch(s, pool, ev, out):
         layer = (ev.layer + 1) % pool.n_layers
-        s.order[:] = s.scores[layer]
+        for j in range(pool.n_experts):
+            s.order[j] = s.scores[layer, j]
         found = 0
         while found < s.n[0]:
             best = np.argmax(s.order)

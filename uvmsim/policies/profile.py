@@ -9,7 +9,7 @@ from uvmsim.workload import Workload
 
 
 def learn(w: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """Uses of each expert, int64 [n_total], and transitions to the next layer's experts,
+    """Tokens of each expert, int64 [n_total], and by event the transitions to the next layer's experts,
     int32 [n_layers, n_experts, n_experts] (the last layer's go to the next pass's first)."""
     uses = np.bincount(w.ids, weights=w.counts, minlength=w.n_layers * w.n_experts).astype(np.int64)
     return uses, _transitions(w.ids, w.event_lo, w.event_layer, w.n_layers, w.n_experts)

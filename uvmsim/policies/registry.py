@@ -23,7 +23,7 @@ from typing import Any
 from traces.errors import InputError
 from uvmsim.policies.base import Eviction, Policy, Prefetch
 
-CONTRACT = ("base", "registry", "lists")
+CONTRACT = ("base", "registry", "bitset", "lists", "heaps", "queues", "rings")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def _collect(module: ModuleType, found: dict[str, type[Policy]]) -> None:
             and cls.name
         ):
             if cls.name in found and found[cls.name] is not cls:
-                raise RuntimeError(f"two policies are called {cls.name!r}: {found[cls.name]}, {cls}")
+                raise RuntimeError(
+                    f"two policies are called {cls.name!r}: {found[cls.name]}, {cls}"
+                )
             found[cls.name] = cls
 
 
@@ -83,7 +85,9 @@ def parse(text: str) -> PolicySpec:
             files.append(file)
         if isinstance(policy, Eviction):
             if eviction:
-                raise InputError(f"policy {text!r}: two eviction policies; the second must prefetch")
+                raise InputError(
+                    f"policy {text!r}: two eviction policies; the second must prefetch"
+                )
             eviction = policy
         else:
             prefetch = typing.cast(Prefetch, policy)
@@ -169,9 +173,7 @@ def _load_user(path: str, name: str) -> type[Policy]:
 
 
 def _is_own(value: Any, module_name: str) -> bool:
-    return (
-        isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name
-    )
+    return isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name
 
 
 def _line_in(err: Exception, file: Path) -> str:

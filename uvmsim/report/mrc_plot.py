@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from uvmsim.mrc.study import Curves
 from uvmsim.report.plots import COLOURS, figure, save
 
@@ -33,6 +35,7 @@ def draw(c: Curves, path: str) -> None:
         xlim=(0, 100), ylim=(0, 102), xlabel="experts resident, % of all",
         ylabel="misses, % of accesses",
     )  # fmt: skip
-    ax.set_title(f"{c.trace.path.name}: {c.trace.meta.model.name}", loc="left", fontsize=11)
+    name = Path(c.trace.path or "trace").name
+    ax.set_title(f"{name}: {c.trace.meta.model.name}", loc="left", fontsize=11)
     ax.legend()
     save(fig, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +19,7 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     t, w = c.trace, c.workload
     total = w.n_layers * w.n_experts
     console.print(
-        f"{t.path.name}: {w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}; "
+        f"{Path(t.path or 'trace').name}: {w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}; "
         f"{len(w.ids):,} accesses",
         soft_wrap=True,
     )

@@ -41,7 +41,9 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
     console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
     shown = [r for _, r in rows]
     if any("misses_over_belady" in r for r in shown):
-        console.print(Text("  x Belady: misses over the fewest possible without prefetch", style="dim"))
+        console.print(
+            Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
+        )
     if any(_ok(r) and r["prefetch"]["issued"] for r in shown):
         console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))
     for note in dict.fromkeys([*d["notes"], *(n for _, r in rows for n in r.get("notes", []))]):
@@ -84,7 +86,7 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
     for name, _ in columns:
         table.add_column(Text(name), justify="left" if name == "time" else "right", no_wrap=True)
     for run, row in group:
-        name = run.policy if run.mechanism == "expert-cache" else run.mechanism
+        name = run.policy or run.mechanism if run.mechanism == "expert-cache" else run.mechanism
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)

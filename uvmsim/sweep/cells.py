@@ -119,6 +119,7 @@ class _Resolver:
         self.model = functools.cache(self._model)
         self.hardware = functools.cache(self._hardware)
         self.policy = functools.cache(_policy)
+        self.machine = functools.cache(Hardware.load)
 
     def cell(self, p: dict[str, Any]) -> Cell:
         trace, profile = self.facts[p["trace"]], None
@@ -201,7 +202,7 @@ class _Resolver:
         return _Resolved(_digest(plain), model)
 
     def _hardware(self, name: str, vram: int | None, link: int | None) -> _Resolved:
-        hw = Hardware.load(name).with_(vram=vram, link=link)
+        hw = self.machine(name).with_(vram=vram, link=link)
         plain = {k: v for k, v in hw.to_json().items() if k not in ("sources", "summary", "gpu")}
         return _Resolved(_digest(plain), hw)
 

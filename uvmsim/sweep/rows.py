@@ -92,6 +92,8 @@ def flatten(measures: dict[str, Any]) -> dict[str, Any]:
     for key, value in measures.items():
         if isinstance(value, dict):
             flat |= {f"{key}_{k}": v for k, v in flatten(value).items()}
+        elif value is None:
+            continue  # null in its column, or in all of a table's
         elif key == "notes":
             flat[key] = "; ".join(value) or None
         else:

@@ -68,7 +68,10 @@ class Runner:
             raise InputError(cell.error or "no model")
         trace, workload = self._workload(cell.trace, cell.limit, cell.unit)
         profile = self._workload(cell.profile, None, "event")[1] if cell.profile else None
-        if profile and (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
+        if profile and (profile.n_layers, profile.n_experts) != (
+            workload.n_layers,
+            workload.n_experts,
+        ):
             raise InputError("the profile was made by a model of another shape")
         job = Job(
             workload, cell.model, cell.hardware, policy=parse(cell.policy) if cell.policy else None,

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from traces.errors import InputError
-from uvmsim.sweep.rows import ERROR, SCHEMA, to_table
+from uvmsim.sweep.rows import ERROR, to_table
 
 PATTERN = "rows-*.parquet"
 MERGED = ".merged-"
@@ -56,7 +57,7 @@ class Store:
         self._next = 1 + max((int(p.stem.split("-")[1]) for p in files), default=0)
         self.done: set[str] = set()
         for file in files:
-            self.done.update(pq.read_table(file, columns=["cell"])["cell"].to_pylist())
+            self.done.update(_read_file(file, ["cell"])["cell"].to_pylist())
 
     def files(self) -> list[Path]:
         """The fragments, oldest first."""
@@ -80,10 +81,10 @@ class Store:
         files = [p for p in self.files() if without_errors or _n_rows(p) < FILE_ROWS]
         if not files or (len(files) == 1 and not without_errors):
             return
-        tables = [pq.read_table(p) for p in files]
+        tables = [_read_file(p) for p in files]
         table = pa.concat_tables(tables, promote_options="default")
         if without_errors:
-            table = table.filter(pa.compute.not_equal(table["status"], ERROR))
+            table = table.filter(pc.not_equal(table["status"], ERROR))
         name = self._name()
         hidden = self.folder / (MERGED + name)
         replaces = json.dumps([p.name for p in files]).encode()
@@ -153,7 +154,9 @@ def read(folder: str | Path, columns: list[str] | None = None) -> pa.Table:
         tables = [_read_file(p, columns) for p in files]
     except (pa.ArrowInvalid, OSError, KeyError) as err:
         raise InputError(f"{folder}: not a sweep's dataset ({str(err).splitlines()[0]})") from None
-    return pa.concat_tables([t.replace_schema_metadata() for t in tables], promote_options="default")
+    return pa.concat_tables(
+        [t.replace_schema_metadata() for t in tables], promote_options="default"
+    )
 
 
 def export(folder: str | Path, file: Path) -> None:
@@ -178,11 +181,11 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     temporary.rename(path)
 
 
-def _read_file(path: Path, columns: list[str] | None) -> pa.Table:
+def _read_file(path: Path, columns: list[str] | None = None) -> pa.Table:
     if path.suffix == ".arrow":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return table.select(columns) if columns else table
-    return pq.read_table(path, columns=columns)
+    return pq.read_table(path, columns=columns, partitioning=None)
 
 
 def _n_rows(path: Path) -> int:
@@ -202,6 +205,3 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         raise InputError(f"{folder}: another sweep is writing there; wait for it to end") from None
     return handle
-
-
-__all__ = ["SCHEMA", "Store", "export", "read", "write_parquet"]

@@ -1,0 +1,122 @@
+"""The picture of a sweep: what it shows, in which order, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from traces.errors import InputError
+from uvmsim.sweep.store import Store
+
+pytest.importorskip("matplotlib", reason="needs the plot extra")
+
+from uvmsim.report.sweep_data import load
+from uvmsim.report.sweep_plot import draw, fastest
+
+GIB = 1 << 30
+
+
+def row(policy="lru", vram=4, link=8, speed=10.0, **more) -> dict:
+    base = {
+        "cell": f"{policy}-{vram}-{link}-{sorted(more.items())}", "trace": "t.arrow",
+        "trace_sha256": "aa", "model": "m", "hardware": "h", "expert_bytes": 10**6, "experts": 64,
+        "mechanism": "expert-cache",
+        "policy": policy, "vram_bytes": vram * GIB, "link_bytes_per_s": link * 10**9, "slots": 8 * vram,
+        "status": "ok", "tokens": 100, "decode_tokens": 100, "decode_tokens_per_s": speed,
+        "tokens_per_s": 1.0, "seed": 0,
+    }  # fmt: skip
+    return base | more
+
+
+def dataset(path, rows):
+    with Store(path) as store:
+        store.add(rows)
+    return path
+
+
+def test_numbers_are_where_they_belong(tmp_path):
+    rows = [
+        row(p, v, k, v * k * f)
+        for p, f in (("lru", 1), ("belady", 2))
+        for v in (2, 4, 8)
+        for k in (8, 16)
+    ]
+    grid = load(dataset(tmp_path, rows))
+    assert grid.x.tolist() == [2, 4, 8]
+    assert grid.y.tolist() == [8, 16]
+    assert grid.speed["lru"].tolist() == [[16, 32, 64], [32, 64, 128]]
+    assert (list(grid.speed), grid.real) == (["lru", "belady"], ["lru"])
+    assert grid.fits_at == 8
+
+
+def test_seeds_are_averaged_and_what_does_not_fit_is_told_apart(tmp_path):
+    rows = [row(speed=10, seed=1), row(speed=20, seed=2), row(vram=8, speed=50)]
+    rows.append(row(vram=2, status="out-of-memory", decode_tokens=None, slots=None))
+    grid = load(dataset(tmp_path, rows))
+    assert np.isnan(grid.speed["lru"][0, 0])
+    assert grid.too_big["lru"].tolist() == [[True, False, False]]
+    assert grid.speed["lru"][0, 1:].tolist() == [15, 50]
+
+
+def test_sizes_given_as_slots_are_the_axis(tmp_path):
+    rows = [row(slots=s, slots_asked=str(s), speed=s) for s in (8, 16)]
+    rows.append(row(None, mechanism="zero-copy", slots=0, speed=3.0))
+    grid = load(dataset(tmp_path, rows))
+    assert grid.x_is_slots
+    assert grid.x.tolist() == [8, 16]
+    assert grid.speed["zero-copy"].tolist() == [[3.0, 3.0]]
+
+
+def test_one_value_of_all_else_is_drawn_and_said(tmp_path):
+    rows = [row(hardware=h, vram=v, speed=5) for h, v in (("a", 2), ("a", 4), ("b", 2))]
+    folder = dataset(tmp_path, rows)
+    grid = load(folder)
+    assert grid.left_out == ["hardware a (1 of 2)"]
+    assert load(folder, where=["hardware=b"]).x.tolist() == [2]
+    for where, told in (("hardware=c", "hardware is one of a, b"), ("hw=a", "give COLUMN=VALUE")):
+        with pytest.raises(InputError, match=told):
+            load(folder, where=[where])
+
+
+def test_the_fastest_is_found_and_ties_are_no_win(tmp_path):
+    rows = [
+        row(p, v, speed=s)
+        for p, v, s in (("lru", 2, 1), ("lfu", 2, 2), ("lru", 4, 9), ("lfu", 4, 9.01))
+    ]
+    grid = load(dataset(tmp_path, rows))
+    best, tie = fastest(grid)
+    assert grid.real[best[0, 0]] == "lfu"
+    assert tie.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(
+    ("vrams", "links", "kind"),
+    [
+        ((2, 4, 8), (8, 16, 64), "maps"),
+        ((2, 4, 8), (8, 16), "lines"),
+        ((4,), (8, 16, 32), "lines"),
+        ((4,), (8,), "lines"),
+    ],
+)
+@pytest.mark.parametrize("name", ["p.png", "p.svg"])
+def test_pictures_are_drawn_the_same_every_time(tmp_path, vrams, links, kind, name):
+    rows = [
+        row(p, v, k, v * k)
+        for p in ("lru", "lfu", "belady", "mine.py:X")
+        for v in vrams
+        for k in links
+    ]
+    rows.append(row(None, 2, 8, mechanism="resident", status="out-of-memory", decode_tokens=None))
+    folder = dataset(tmp_path / "d", rows)
+    told = draw(folder, tmp_path / name)
+    first = (tmp_path / name).read_bytes()
+    assert told["kind"] == kind
+    draw(folder, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == first
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [name]
+
+
+def test_nothing_to_draw_is_one_line(tmp_path):
+    folder = dataset(tmp_path, [row(status="error")])
+    with pytest.raises(InputError, match="no finished cell to draw"):
+        draw(folder, tmp_path / "p.png")
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        draw(folder, tmp_path / "p.txt")
