@@ -293,7 +293,7 @@ class Min(Evict):
         return math.inf
 
     def victim(self, free):
-        return max(free, key=self.next_use)
+        return max(free, key=lambda e: (self.next_use(e), -e[0], -e[1]))  # then the lowest id
 
 
 class MinHorizon(Min):

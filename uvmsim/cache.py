@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -47,7 +48,7 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
         ctx = _with_future(ctx, ids, spec.eviction)
     state = spec.eviction.state(ctx)
     out = np.zeros(2, np.int64)
-    eviction = type(spec.eviction)
+    eviction: Any = type(spec.eviction)
     pool = new_access_pool(n, slots, reads_slots(eviction))
     try:
         served = bind_access(eviction)(
@@ -118,7 +119,7 @@ def _with_future(ctx: Context, ids: np.ndarray, policy: Eviction) -> Context:
     upcoming = np.empty(len(ids), np.int64)
     first_use = np.empty(ctx.n_total, np.int64)
     next_uses(ids, ctx.n_total, 0, len(ids), upcoming, first_use)
-    more: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {}
     # Arrays as long as the trace: not for those that never name them.
     asked = set().union(*(names_used(vars(c).get("state")) for c in type(policy).__mro__))
     if "step_of" in asked:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from traces.capture.find_library import find_library
-from traces.capture.libllama import Library, LlamaContext, LlamaModel
-from traces.capture.routing_callback import RoutingCallback
-
 from evaluate import windows
 from fetch_text import heldout_prompt, load_split
 from gguf_weights import from_gguf
 from model import Config
 from tokenizer import load_tokenizer, load_tokens
+
+from traces.capture.find_library import find_library
+from traces.capture.libllama import Library, LlamaContext, LlamaModel
+from traces.capture.routing_callback import RoutingCallback
 
 
 def check_tokenizer(llama: LlamaModel, cache: Path) -> None:

@@ -10,7 +10,6 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
-
 from gguf_weights import to_gguf
 from model import Config
 from tokenizer import END_OF_TEXT, load_tokenizer

@@ -7,7 +7,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-
 from model import Config, TinyMoE
 
 _WHOLE = {

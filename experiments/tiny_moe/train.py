@@ -13,14 +13,13 @@ import math
 import time
 from pathlib import Path
 
+import model as model_module
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import model as model_module
 from model import Block, Config, Experts, Routing, TinyMoE
 from tokenizer import load_tokens
+from torch import Tensor
 
 TOKENS_PER_STEP = 4096
 LENGTHS = ((0.0, 256), (0.80, 512), (0.90, 1024), (0.96, 2048))  # from this progress on
@@ -79,7 +78,7 @@ def total_loss(logits: Tensor, targets: Tensor, routing: Routing) -> tuple[Tenso
 
 
 def compile_model() -> None:
-    """Let torch fuse the element-wise work; the expert matrices stay outside (a third faster)."""
+    """Let torch fuse the element-wise work; the expert matrices stay outside (1.4 times as fast)."""
     global total_loss
     torch._dynamo.config.cache_size_limit = 64
     total_loss = torch.compile(total_loss, dynamic=False)

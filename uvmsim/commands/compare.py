@@ -48,7 +48,7 @@ import click
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--ncmoe", type=int, metavar="N", help="cpu-offload: layers kept on the CPU; all.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="For random policies.", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(
     "--engine", default="fast", metavar="fast|des", help="Compiled clock, or the SimPy model."
 )

@@ -78,7 +78,7 @@ def _hooks(eviction: type[Eviction], prefetch: type[Prefetch]) -> dict[str, Call
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -> Callable:
     hooks: dict[str, Any] = dict(_hooks(eviction, prefetch))
     tag = _digest(eviction, prefetch)

@@ -53,7 +53,7 @@ class CopyEngine:
         if not self._wake.triggered:
             # SimPy's own calls have priority 0 and 1.
             self._wake._ok, self._wake._value = True, None
-            self.env.schedule(self._wake, priority=LAST)
+            self.env.schedule(self._wake, priority=LAST)  # type: ignore[arg-type]
 
     def _run(self) -> Generator[Event, None, None]:
         while True:
@@ -62,9 +62,9 @@ class CopyEngine:
             copy = self._next()
             if copy is None:
                 continue
-            self.start[copy.number] = self.env.now
+            self.start[copy.number] = int(self.env.now)
             yield self.env.timeout(copy.duration)
-            self.done[copy.number] = self.env.now
+            self.done[copy.number] = int(self.env.now)
             copy.done.succeed()
             # A wake that came while the copy moved is spent: choose anew, last in this instant.
             self._wake = Event(self.env)

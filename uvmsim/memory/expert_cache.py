@@ -11,7 +11,7 @@ from numba.core.errors import NumbaError
 from traces.errors import InputError
 from uvmsim.engine.bind import NoPrefetch, bind, explain
 from uvmsim.memory.base import Job, Mechanism, capacities
-from uvmsim.memory.plan import WRITEBACK, Counters, Plan
+from uvmsim.memory.plan import Counters, Plan
 from uvmsim.memory.pool import (
     BAD_PREFETCH,
     BAD_VICTIM,
@@ -32,9 +32,9 @@ from uvmsim.memory.pool import (
     new_pool,
     new_tally,
 )
+from uvmsim.memory.pricing import price
 from uvmsim.policies.base import EVENT, Context
 from uvmsim.policies.profile import learn
-from uvmsim.timing import copy_times, dense_times, expert_times, finish
 from uvmsim.workload import Workload, next_uses
 
 BLOCK = 1 << 20
@@ -48,54 +48,43 @@ class ExpertCache(Mechanism):
     takes_policy: ClassVar[bool] = True
 
     def plan(self, job: Job) -> Plan:
-        w, hw = job.workload, job.hardware
+        w = job.workload
         capacity, pool_of = capacities(job)
         parts, tally, resident = self._decide(job, capacity, pool_of)
-        copy_expert = np.concatenate([p.copy_expert for p in parts])
-        kind = np.concatenate([p.copy_kind for p in parts])
-        nbytes = np.asarray(job.model.expert_bytes, np.int64)[copy_expert // w.n_experts]
-        back = kind == WRITEBACK
-        both = bool(back.any())
-        copy_ns = copy_times(nbytes, hw, "h2d", job.pinned, both)
-        if both:
-            copy_ns[back] = copy_times(nbytes[back], hw, "d2h", job.pinned, both)
-        wave_event = np.concatenate([p.wave_event for p in parts])
+        layer = np.concatenate([p.copy_expert for p in parts]) // w.n_experts
         wave_hi = np.concatenate([p.wave_hi for p in parts])
-        pre, tail = dense_times(w, job.model, hw)
-        first_wave = np.concatenate(([True], np.diff(wave_event) != 0))
-        pre_ns = np.where(first_wave, pre[wave_event] + hw.decision_ns, 0)
+        unpriced = np.zeros(len(wave_hi), np.int64)
         n = tally.n
-        counters = Counters(
-            accesses=len(w.ids),
-            hits=int(n[HITS]),
-            evictions=int(n[EVICTIONS]),
-            prefetch_issued=int(n[ISSUED]),
-            prefetch_used=int(n[USED]),
-            prefetch_wasted=int(n[WASTED] + tally.fresh.sum()),
-            layer_hits=tally.layer_hits,
-            layer_accesses=tally.layer_accesses,
-            resident_at_end=resident,
-        )
         plan = Plan(
-            wave_event=wave_event,
+            wave_event=np.concatenate([p.wave_event for p in parts]),
             wave_hi=wave_hi,
-            pre_ns=pre_ns,
-            cpu_ns=np.zeros(len(wave_hi), np.int64),
-            compute_ns=expert_times(w, job.model, hw, wave_hi),
+            pre_ns=unpriced,
+            cpu_ns=unpriced,
+            compute_ns=unpriced,
             wave_copy_hi=np.concatenate([p.wave_copy_hi for p in parts]),
             wave_wait_hi=np.concatenate([p.wave_wait_hi for p in parts]),
-            copy_bytes=nbytes,
-            copy_kind=kind,
+            copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
+            copy_kind=np.concatenate([p.copy_kind for p in parts]),
             copy_after=np.concatenate([p.copy_after for p in parts]),
-            copy_ns=copy_ns,
+            copy_ns=np.zeros(len(layer), np.int64),
             waits=np.concatenate([p.waits for p in parts]),
             step_wave_hi=np.zeros(0, np.int64),
             hit=parts[0].hit,
-            counters=counters,
+            counters=Counters(
+                accesses=len(w.ids),
+                hits=int(n[HITS]),
+                evictions=int(n[EVICTIONS]),
+                prefetch_issued=int(n[ISSUED]),
+                prefetch_used=int(n[USED]),
+                prefetch_wasted=int(n[WASTED] + tally.fresh.sum()),
+                layer_hits=tally.layer_hits,
+                layer_accesses=tally.layer_accesses,
+                resident_at_end=resident,
+            ),
             slots=int(capacity.sum()),
             notes=self.notes,
         )
-        return finish(plan, w, tail)
+        return price(plan, job)
 
     def count(self, job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> tuple[int, Tally]:
         """Hits alone, without the times of a plan."""

@@ -13,6 +13,7 @@ from numba import njit
 
 from uvmsim.jit import inner
 
+
 @inner
 def _ones(x):
     """Set bits of a uint64 (Warren, Hacker's Delight, 5-1)."""

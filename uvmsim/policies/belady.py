@@ -11,13 +11,13 @@ from uvmsim.policies.lists import inner
 
 class State(NamedTuple):
     """Residents are kept as the set of places of their next uses. Places are the accesses to pool 0,
-    then one for each of its slots (for who is never used again), then those of pool 1 and so on.
+    then one for each expert (for who is never used again), then those of pool 1 and so on.
 
     upcoming: int64 [accesses], place of the next use, NEVER if none; here: int64 [accesses], place of
-    an access, or empty where that is its number; owner: int32 [accesses], expert of a place, slots
-    left out; lo: int64 [pools + 1], first place of a pool; ahead: int64 [n_total], next use of each
-    expert, or empty where nothing is prefetched; last: int64 [2], access of the last `on_access` and
-    place of the last victim.
+    an access, or empty where that is its number; owner: int32 [accesses], expert of a place of the
+    first sort; lo: int64 [pools + 1], first place of a pool; ahead: int64 [n_total], next use of
+    each expert, or empty where nothing is prefetched; last: int64 [2], access of the last
+    `on_access` and place of the last victim.
     """
 
     resident: BitSet
@@ -34,19 +34,19 @@ def _places(ctx):
     n = len(ctx.future_ids)
     none = np.zeros(0, np.int64)
     if len(ctx.capacity) == 1:
-        lo = np.array([0, n + int(ctx.capacity[0])], np.int64)
+        lo = np.array([0, n + ctx.n_total], np.int64)
         return ctx.next_use, none, ctx.future_ids, lo, ctx.first_use.copy()
     pool = ctx.pool_of[ctx.future_ids]
     order = np.argsort(pool, kind="stable")
     here = np.empty(n + 1, np.int64)
-    here[order] = np.arange(n) + np.concatenate(([0], np.cumsum(ctx.capacity)))[pool[order]]
+    here[order] = np.arange(n) + ctx.n_total * pool[order].astype(np.int64)
     here[n] = NEVER
     # What lies outside the run's segment was never written: any place will do.
     upcoming, ahead = (
         here[np.where((x >= 0) & (x < n), x, n)] for x in (ctx.next_use, ctx.first_use)
     )
     used = np.bincount(pool, minlength=len(ctx.capacity))
-    lo = np.concatenate(([0], np.cumsum(used + ctx.capacity))).astype(np.int64)
+    lo = np.concatenate(([0], np.cumsum(used + ctx.n_total))).astype(np.int64)
     return upcoming, here, ctx.future_ids[order], lo, ahead
 
 
@@ -55,15 +55,14 @@ def _place(s, pool, e, nxt):
     """Place of resident ``e`` whose next use is ``nxt``."""
     if nxt != NEVER:
         return nxt
-    p = pool.pool_of[e]
-    return s.lo[p + 1] - 1 - (np.int64(pool.slot_of[e]) - pool.lo[p])
+    return s.lo[pool.pool_of[e] + 1] - 1 - np.int64(e)
 
 
 class Belady(Eviction):
     """The bound: evict who is needed again last. A miss always inserts (no bypass)."""
 
     name = "belady"
-    source = "Belady 1966 (MIN); of those never used again, the one in the first slot"
+    source = "Belady 1966 (MIN); of those never used again, the lowest id"
     needs = frozenset({"next_use"})
 
     def state(self, ctx):
@@ -95,12 +94,10 @@ class Belady(Eviction):
     @staticmethod
     def victim(s, pool, p):
         x = highest(s.resident, s.lo[p + 1] - 1)
-        slots = s.lo[p + 1] - (pool.lo[p + 1] - pool.lo[p])
+        n = pool.layer_of.size
         while x >= s.lo[p]:
-            if x >= slots:
-                e = np.int64(pool.expert_in[pool.lo[p] + s.lo[p + 1] - 1 - x])
-            else:
-                e = np.int64(s.owner[x - pool.lo[p]])
+            last = s.lo[p + 1] - 1
+            e = last - x if last - x < n else np.int64(s.owner[np.uint64(x - p * n)])
             if not in_use(pool, e):
                 s.last[1] = x
                 return e

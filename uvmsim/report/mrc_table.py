@@ -18,11 +18,9 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     console = console or wide()
     t, w = c.trace, c.workload
     total = w.n_layers * w.n_experts
-    console.print(
-        f"{Path(t.path or 'trace').name}: {w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}; "
-        f"{len(w.ids):,} accesses",
-        soft_wrap=True,
-    )
+    shape = f"{w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}"
+    name = Path(t.path or "trace").name
+    console.print(f"{name}: {shape}; {len(w.ids):,} accesses", soft_wrap=True)
     sampled = f", sampled ({c.options.sample:.0%} of the trace)" if c.options.sample else ""
     table = Table(
         title=f"Miss ratio by experts resident{sampled}", title_justify="left", title_style="bold",

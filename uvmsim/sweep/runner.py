@@ -10,26 +10,22 @@ from __future__ import annotations
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.engine import fast
-from uvmsim.hardware import Hardware
 from uvmsim.memory import mechanism as mechanism_named
 from uvmsim.memory.base import DoesNotFit, Job, capacities
-from uvmsim.memory.plan import WRITEBACK, Plan
+from uvmsim.memory.plan import Plan
+from uvmsim.memory.pricing import price
 from uvmsim.policies.registry import parse
 from uvmsim.results import Result, measures
 from uvmsim.simulate import check_needs, check_result
 from uvmsim.sweep.cells import Cell, TraceFacts
 from uvmsim.sweep.rows import ERROR, OK, OUT_OF_MEMORY, flatten
 from uvmsim.sweep.source import open_trace, same_trace
-from uvmsim.timing import copy_times, dense_times, expert_times, finish
 from uvmsim.workload import Workload, build_workload
 
 KEEP = 2
@@ -100,7 +96,7 @@ class Runner:
             self._plan = (job, mechanism.plan(job))
             self._share = share
             return self._plan[1]
-        plan = repriced(self._plan[1], self._plan[0], job)
+        plan = price(self._plan[1], job, self._plan[0].hardware)
         self._plan = (job, plan)
         return plan
 
@@ -117,42 +113,6 @@ class Runner:
             self._workloads[key] = (trace, build_workload(trace, unit))
         self._workloads.move_to_end(key)
         return self._workloads[key]
-
-
-def repriced(plan: Plan, before: Job, job: Job) -> Plan:
-    """An expert pool's plan for the same decisions on another machine: new durations.
-
-    ``before`` is the job the plan was made for; equal to what `ExpertCache.plan` makes of ``job``.
-    """
-    w, hw = job.workload, job.hardware
-    back = plan.copy_kind == WRITEBACK
-    both = bool(back.any())
-    copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
-    if both:
-        copy_ns[back] = copy_times(plan.copy_bytes[back], hw, "d2h", job.pinned, both)
-    if _gpu(hw) == _gpu(before.hardware):
-        return replace(plan, copy_ns=copy_ns)
-    pre, tail = dense_times(w, job.model, hw)
-    first_wave = np.concatenate(([True], np.diff(plan.wave_event) != 0))
-    plan = replace(
-        plan,
-        copy_ns=copy_ns,
-        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.decision_ns, 0),
-        compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
-    )
-    return finish(plan, w, tail)
-
-
-LINK = (
-    "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",
-    "duplex_factor", "zero_copy_bytes_per_s", "pageable_h2d_bytes_per_s",
-    "pageable_d2h_bytes_per_s", "sources",
-)  # fmt: skip
-"""Fields of a machine that do not bear on what its GPU computes."""
-
-
-def _gpu(hw: Hardware) -> dict[str, Any]:
-    return {k: v for k, v in vars(hw).items() if k not in LINK}
 
 
 def failed(cell: Cell, error: str) -> dict[str, Any]:
