@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from uvmsim.hardware import Hardware
 from uvmsim.memory.plan import Plan
@@ -67,19 +68,32 @@ def expert_times(
 
     ``bytes_per_s`` replaces the device memory's speed (zero-copy reads).
     """
-    lo = np.concatenate(([0], wave_hi[:-1]))
-    layer = w.event_layer[np.repeat(np.arange(w.n_events), np.diff(w.event_lo))]
-    nbytes = _sums(np.asarray(model.expert_bytes, np.float64)[layer], lo, wave_hi)
-    params = np.asarray(model.expert_params, np.float64)
-    flops = _sums(2.0 * params[layer] * w.counts, lo, wave_hi)
-    return to_ns(roofline_s(hw, nbytes, flops, bytes_per_s)) + np.where(
-        wave_hi > lo, hw.expert_launch_ns, 0
-    )
+    return _wave_ns(
+        wave_hi, w.ids, w.counts, w.n_experts,
+        np.asarray(model.expert_bytes, np.float64), np.asarray(model.expert_params, np.float64),
+        float(bytes_per_s or hw.memory_bytes_per_s), float(hw.compute_flops), hw.expert_launch_ns,
+    )  # fmt: skip
 
 
-def _sums(values: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-    total = np.concatenate(([0.0], np.cumsum(values)))
-    return total[hi] - total[lo]
+@njit(cache=True, nogil=True)
+def _wave_ns(wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_rate, launch):
+    """`roofline_s` of each wave's experts and one launch; one pass, since every run pays for it."""
+    out = np.empty(len(wave_hi), np.int64)
+    a = 0
+    for w in range(len(wave_hi)):
+        end = wave_hi[w]
+        if a == end:
+            out[w] = 0
+            continue
+        layer = ids[a] // n_experts  # a wave is of one layer
+        tokens = np.int64(0)
+        for i in range(a, end):
+            tokens += counts[i]
+        read = (end - a) * nbytes[layer]
+        seconds = max(read / read_rate, 2.0 * params[layer] * tokens / flop_rate)
+        out[w] = np.int64(np.rint(seconds * 1e9)) + launch
+        a = end
+    return out
 
 
 def copy_times(

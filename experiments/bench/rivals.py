@@ -53,7 +53,7 @@ def moe_policylang(rows: np.ndarray, k: int, share: float) -> Callable[[], int]:
     recording = TraceRecording("bench", layers, n_experts, k)
     for t in range(tokens):
         for layer in range(layers):
-            entry = TraceEntry(0, t, layer, [], [])
+            entry = TraceEntry(0, t, layer, [])
             entry.router_softmax = rows[t, layer]
             recording.entries.append(entry)
 

@@ -119,6 +119,8 @@ def sixteen(folder: Path, n: int) -> dict[str, Any]:
     """8 policies x 2 capacities, all accesses each, on two threads, after load."""
     ids, _, _ = trace_files(folder, "zipf1_4608", n)
     jobs = [(p, c) for p in POLICIES for c in SIZES["zipf1_4608"]]
+    for p in POLICIES:
+        uvmsim.cache_misses(ids[:1000], 10, p)
     cost = {"belady": 0, "s3fifo": 1, "arc": 2, "lfu": 3}
     jobs.sort(key=lambda job: cost.get(job[0], 9))  # the longest first
     with ThreadPoolExecutor(2) as pool:
@@ -262,11 +264,12 @@ def start_up() -> dict[str, float]:
 
 def memory(folder: Path, n: int) -> dict[str, Any]:
     """Peak resident memory of one replay in a fresh process, the mapped trace included."""
+    # VmHWM, not getrusage: the latter inherits the parent's peak.
     code = (
-        "import resource, sys, numpy as np, uvmsim;"
+        "import re, sys, numpy as np, uvmsim;"
         "ids = np.load(sys.argv[1], mmap_mode='r');"
         "uvmsim.cache_misses(ids, int(sys.argv[2]), sys.argv[3]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
     )
     out = {}
     for name, capacities in SIZES.items():
@@ -305,26 +308,27 @@ def main() -> None:
     ap.add_argument("--repeats", type=int, default=3)
     ap.add_argument("--out", type=Path)
     a = ap.parse_args()
-    result = {
-        "machine": machine(),
-        "requests": a.requests,
-        "repeats": a.repeats,
-        "start_up": start_up(),
-        "plain_replay": plain_replay(a.traces, a.requests, a.repeats),
-        "user_policy": user_policy(a.traces, a.requests, a.repeats),
-        "sixteen": sixteen(a.traces, a.requests),
-        "moe_policylang": against_policylang(a.repeats),
-        "timed_simulation": timed_simulation(a.routing, a.repeats),
-        "lru_curve": curve(a.traces, a.requests, a.repeats),
-        "memory": memory(a.traces, a.requests),
-        "load_at_end": os.getloadavg()[0],
+    parts: dict[str, Callable[[], Any]] = {
+        "start_up": start_up,
+        "user_policy": lambda: user_policy(a.traces, a.requests, a.repeats),
+        "sixteen": lambda: sixteen(a.traces, a.requests),
+        "moe_policylang": lambda: against_policylang(a.repeats),
+        "timed_simulation": lambda: timed_simulation(a.routing, a.repeats),
+        "lru_curve": lambda: curve(a.traces, a.requests, a.repeats),
+        "memory": lambda: memory(a.traces, a.requests),
+        "plain_replay": lambda: plain_replay(a.traces, a.requests, a.repeats),
     }
-    text = json.dumps(result, indent=1, sort_keys=True)
-    if a.out:
-        partial = a.out.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(a.out)
-    print(text)
+    result = {"machine": machine(), "requests": a.requests, "repeats": a.repeats}
+    for name, part in parts.items():
+        result[name] = part()
+        result["load_at_end"] = os.getloadavg()[0]
+        print(name, "done", file=sys.stderr, flush=True)
+        if a.out:  # what is measured so far survives a run that is cut short
+            partial = a.out.with_suffix(".partial")
+            partial.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+            partial.replace(a.out)
+    if not a.out:
+        print(json.dumps(result, indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":
