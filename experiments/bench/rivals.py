@@ -74,9 +74,9 @@ def softmax_rows(ids: np.ndarray, n_experts: int) -> np.ndarray:
 
 def its_top_k(rows: np.ndarray, k: int) -> np.ndarray:
     """int [tokens, layers, k]: the ids in the order moe-policylang's own top-k gives them."""
-    return np.stack(
-        [[np.argpartition(-row, k - 1)[:k] for row in token] for token in rows]
-    ).astype(np.int16)
+    return np.stack([[np.argpartition(-row, k - 1)[:k] for row in token] for token in rows]).astype(
+        np.int16
+    )
 
 
 def installed(name: str) -> bool:
