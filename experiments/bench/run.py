@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -79,13 +79,16 @@ def trace_files(folder: Path, name: str, n: int) -> tuple[np.ndarray, Path, int]
     return np.load(ids, mmap_mode="r"), oracle, catalog
 
 
-def plain_replay(folder: Path, n: int, repeats: int) -> list[dict[str, Any]]:
+def plain_replay(
+    folder: Path, n: int, repeats: int, policies: Sequence[str], catalogs: Sequence[str]
+) -> list[dict[str, Any]]:
     """`uvmsim.cache_misses` against libCacheSim on the same traces and policies."""
     rows = []
     have = rivals.installed("libcachesim")
-    for name, capacities in SIZES.items():
+    for name in catalogs:
+        capacities = SIZES[name]
         ids, oracle, catalog = trace_files(folder, name, n)
-        for policy in POLICIES:
+        for policy in policies:
             uvmsim.cache_misses(ids[:1000], 10, policy)  # compiled and loaded before the clock runs
             for capacity in capacities:
 
@@ -140,39 +143,21 @@ def against_policylang(routing: str | None, repeats: int) -> dict[str, Any] | No
         return None
     from traces import open_routing
     from traces.samples import BUNDLED
-    from uvmsim.memory.base import capacities
-    from uvmsim.memory.expert_cache import ExpertCache
-    from uvmsim.policies.registry import parse
-    from uvmsim.workload import build_workload
 
     trace = open_routing(routing or BUNDLED)
     if routing:
         trace = trace.head(POLICYLANG_TOKENS)
     n_layers, k = len(trace.layers), trace.top_k
-    one = trace.phase == 1
-    ids = trace.experts[one].reshape(-1, n_layers, k)
-    rows = rivals.softmax_rows(ids, trace.n_experts)
+    decode = trace.phase == 1
+    rows = rivals.softmax_rows(trace.experts[decode].reshape(-1, n_layers, k), trace.n_experts)
     ids = rivals.its_top_k(rows, k)
-    job = sample_job(routing)
-    w = build_workload(trace, "access")
-    flat = (np.arange(n_layers)[None, :, None] * trace.n_experts + ids).reshape(-1)
-    e = len(flat)
-    w = replace(
-        w, ids=flat.astype(np.int32), counts=np.ones(e, np.int32),
-        event_lo=np.arange(e + 1), row_lo=np.zeros(e + 1, np.int64),
-        event_layer=np.repeat(np.tile(np.arange(n_layers, dtype=np.int32), len(ids)), k),
-        event_step=np.repeat(np.arange(len(ids), dtype=np.int32), n_layers * k),
-        event_tokens=np.ones(e, np.int32), event_first=np.ones(e, bool),
-        step_phase=np.ones(len(ids), np.uint8),
-    )  # fmt: skip
-    per_layer = trace.n_experts // 4
-    job = replace(
-        job, workload=w, policy=parse("lru"), slots=per_layer * n_layers, pool="per-layer"
-    )
+    e, slots = ids.size, trace.n_experts // 4
+    layers = [
+        np.ascontiguousarray(ids[:, i]).reshape(-1).astype(np.uint32) for i in range(n_layers)
+    ]
 
     def ours() -> int:
-        hits, _ = ExpertCache().count(job, *capacities(job))
-        return e - hits
+        return sum(uvmsim.cache_misses(x, slots, "lru") for x in layers)
 
     ours()
     measured = alternate(repeats, ours, rivals.moe_policylang(rows, k, 0.25))
@@ -314,6 +299,9 @@ def main() -> None:
     ap.add_argument("--routing", help="routing trace for the timed part; default: the bundled one")
     ap.add_argument("--requests", type=int, default=20_000_000)
     ap.add_argument("--repeats", type=int, default=3)
+    ap.add_argument("--only", nargs="*", help="parts to measure; default: all")
+    ap.add_argument("--policies", nargs="*", default=POLICIES, help="of the plain replay")
+    ap.add_argument("--catalogs", nargs="*", default=list(SIZES), help="traces of the plain replay")
     ap.add_argument("--out", type=Path)
     a = ap.parse_args()
     parts: dict[str, Callable[[], Any]] = {
@@ -324,10 +312,14 @@ def main() -> None:
         "timed_simulation": lambda: timed_simulation(a.routing, a.repeats),
         "lru_curve": lambda: curve(a.traces, a.requests, a.repeats),
         "memory": lambda: memory(a.traces, a.requests),
-        "plain_replay": lambda: plain_replay(a.traces, a.requests, a.repeats),
+        "plain_replay": lambda: plain_replay(
+            a.traces, a.requests, a.repeats, a.policies, a.catalogs
+        ),
     }
     result = {"machine": machine(), "requests": a.requests, "repeats": a.repeats}
     for name, part in parts.items():
+        if a.only and name not in a.only:
+            continue
         result[name] = part()
         result["load_at_end"] = os.getloadavg()[0]
         print(name, "done", file=sys.stderr, flush=True)

@@ -132,5 +132,3 @@ def hardware(name: str | None, as_json: bool) -> None:
         vram = format_bytes(h.vram_bytes, binary=True)
         table.add_row(key, vram, *map(format_rate, rates), presets[key])
     _show(table)
-
-

@@ -123,7 +123,7 @@ def _read_by(eviction: type[Eviction]) -> frozenset[str]:
 
 def reads_slots(eviction: type[Eviction]) -> bool:
     """Whether a hook looks at who is in which slot."""
-    return bool(_read_by(eviction) & {"slot_of", "expert_in"})
+    return bool(_read_by(eviction) & {"slot_of", "expert_in"})  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -133,7 +133,7 @@ def bind_access(eviction: type[Eviction], compiled: bool = True) -> Callable:
     tag = _digest(eviction)
     constants = {
         "SEES_EVENTS": eviction.on_event is not Policy.on_event,
-        "READS_CLOCK": "clock" in _read_by(eviction),
+        "READS_CLOCK": "clock" in _read_by(eviction),  # type: ignore[arg-type]
         "READS_SLOTS": reads_slots(eviction),
     }
     if not compiled:
@@ -167,7 +167,7 @@ def _plain(f: Callable, helpers: dict[str, Any] = HELPERS) -> Callable:
 def bind(spec: PolicySpec, compiled: bool = True) -> Callable:
     """`uvmsim.memory.pool.plan_events` with the policy's hooks; plain Python if not ``compiled``."""
     prefetch = type(spec.prefetch) if spec.prefetch else NoPrefetch
-    return _bound(type(spec.eviction), prefetch, compiled)
+    return _bound(type(spec.eviction), prefetch, compiled)  # type: ignore[arg-type]
 
 
 def explain(err: Exception) -> str:

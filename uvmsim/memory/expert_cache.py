@@ -239,10 +239,10 @@ def _trim(out: Out, tally: Tally, base: np.ndarray) -> Out:
     """The filled part of a block, its wave bounds counted from the start of the run."""
     copies, waves, waits = (int(tally.n[i]) for i in (COPIES, WAVES, WAITS))
     return Out(
-        out.wave_event[:waves].copy(), out.wave_hi[:waves].copy(),
+        out.wave_event[:waves], out.wave_hi[:waves],
         out.wave_copy_hi[:waves] + base[0], out.wave_wait_hi[:waves] + base[2],
-        out.copy_expert[:copies].copy(), out.copy_kind[:copies].copy(),
-        out.copy_after[:copies].copy(), out.waits[:waits].copy(), out.hit, out.wanted,
+        out.copy_expert[:copies], out.copy_kind[:copies],
+        out.copy_after[:copies], out.waits[:waits], out.hit, out.wanted,
     )  # fmt: skip
 
 
