@@ -147,6 +147,12 @@ def _mark(text: bytes) -> dict[str, Any] | None:
     return mark if isinstance(mark, dict) else None
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether writing to ``path`` replaces a trace (or nothing) and not somebody's other file."""
+    with path.open("rb") as f:
+        return f.read(6) in (b"ARROW1", b"")
+
+
 class IpcWriter:
     """Write batches to ``PATH.partial``; `close` marks the end and renames to ``PATH``.
 
@@ -167,6 +173,8 @@ class IpcWriter:
                 f"{self.partial}: left by a recording that did not finish (or one that is still "
                 "running); read it, then move or delete it"
             )
+        if self.path.is_file() and not _is_ours(self.path):
+            raise InputError(f"{self.path}: exists and is no trace; give another name to write to")
         try:
             self._sink = self.partial.open("xb", buffering=0)
         except OSError as e:

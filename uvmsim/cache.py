@@ -51,13 +51,15 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
     eviction: Any = type(spec.eviction)
     pool = new_access_pool(n, slots, reads_slots(eviction))
     try:
-        served = bind_access(eviction)(
+        served = bind_access(eviction, checked=bool(spec.files))(
             ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32), out
         )
     except NumbaError as err:
         if not spec.files:
             raise
         raise InputError(f"policy {policy} does not compile: {explain(err)}") from err
+    except IndexError as err:
+        raise InputError(f"policy {policy}: {err} (in a hook, outside one of its arrays)") from err
     if served < len(ids):
         raise InputError(
             f"policy {policy}, access {served}: victim() returned {out[CULPRIT]}, which is not cached"

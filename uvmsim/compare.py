@@ -126,6 +126,12 @@ def compare(
     if progress:
         progress(len(todo), len(todo), "")
     least = _belady(runs, trace)
+    pooled = [r.plan for r in runs if r.mechanism == "expert-cache" and r.plan]
+    if pooled and not any(p.counters.evictions for p in pooled):
+        notes.append(
+            "no expert ever had to leave, so policies do not differ; give fewer --slots (25%) or "
+            "less --vram"
+        )
     return Comparison(options, trace, workload, model, hardware, runs, least, notes)
 
 
@@ -220,7 +226,9 @@ def slots_of(text: str, total: int) -> int:
     except ValueError:
         raise InputError(f"--slots {text}: give a number of experts or a share like 25%") from None
     if not value >= 1 or (share and value > total):
-        raise InputError(f"--slots {text}: that is {value:g} of the {total} experts")
+        raise InputError(
+            f"--slots {text}: that is {value:g} of {total} experts; give 1 to {total}, or up to 100%"
+        )
     return min(int(value + 1e-9), total)
 
 

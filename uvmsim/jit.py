@@ -13,6 +13,9 @@ INNER: dict[str, Any] = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wr
 """For functions called by compiled code only: no wrapper for Python is built, which for arguments of
 a dozen arrays takes a third of the compile time."""
 
+CHECKED: dict[str, Any] = {"boundscheck": True}
+"""For hooks of users' own files: an index outside an array is an error with a line, not rubbish."""
+
 inner: Any = njit(**INNER)
 kernel_part: Any = njit(**(INNER | KERNEL))
 """The same, callable from kernels without reference counts."""

@@ -158,7 +158,7 @@ def _check_order(trace: RoutingTrace, step, layer, rows) -> None:
         row = int(rows[back[0] + 1])
         raise InputError(
             f"{trace.path}, row {row}: rows are not in (step, layer) order; "
-            "import the dump again with `uvmsim trace import`"
+            "`uvmsim trace check` says whether the file is damaged"
         )
 
 

@@ -249,4 +249,4 @@ def _print(result: CaptureResult, *, as_json: bool) -> None:
     click.echo(f"{result.rows:,} rows{missing}; {result.out}: {result.file_bytes / 1e6:,.2f} MB")
     for note in result.notes:
         click.echo(f"note: {note}")
-    click.echo(f"next: uvmsim compare {shlex.quote(str(result.out))}")
+    click.echo(f"next: uvmsim compare {shlex.quote(str(result.out))} --slots 25%")

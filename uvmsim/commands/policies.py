@@ -34,6 +34,7 @@ def policies(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"policies": rows}, sort_keys=True))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from uvmsim.report.progress import wide
@@ -44,7 +45,13 @@ def policies(as_json: bool) -> None:
         ("prefetch", "Prefetch: who comes early"),
     ):
         table = Table(
-            "name", "what it does", "needs", "parameters", title=title, title_justify="left"
+            "name",
+            "what it does",
+            "needs",
+            "parameters",
+            title=title,
+            box=SIMPLE_HEAD,
+            title_justify="left",
         )
         for row in rows:
             if row["kind"] == kind:

@@ -19,7 +19,7 @@ from typing import Any
 import numba
 from numba import njit
 
-from uvmsim.jit import KERNEL, kernel_part
+from uvmsim.jit import CHECKED, INNER, KERNEL, kernel_part
 from uvmsim.memory import access_kernel, pool
 from uvmsim.policies import lists
 from uvmsim.policies.base import Eviction, Policy, Prefetch, in_use
@@ -79,7 +79,9 @@ def _hooks(eviction: type[Eviction], prefetch: type[Prefetch]) -> dict[str, Call
 
 
 @functools.cache
-def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -> Callable:
+def _bound(
+    eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool, checked: bool
+) -> Callable:
     hooks: dict[str, Any] = dict(_hooks(eviction, prefetch))
     tag = _digest(eviction, prefetch)
     used = {
@@ -91,11 +93,17 @@ def _bound(eviction: type[Eviction], prefetch: type[Prefetch], compiled: bool) -
         hooks["take_slot"] = with_globals(pool.take_slot, hooks, tag)
         return with_globals(pool.plan_events, hooks, tag)
     jit = kernel_part
-    jitted: dict[str, Any] = {name: jit(_plain(f)) for name, f in hooks.items()}
+    hook_jit = _hook_jit(checked)
+    tag += "_checked" if checked else ""
+    jitted: dict[str, Any] = {name: hook_jit(_plain(f)) for name, f in hooks.items()}
     jitted |= used
     jitted["event_of"] = jit(pool.event_of)
     jitted["take_slot"] = jit(with_globals(pool.take_slot, jitted, tag))
     return njit(cache=True, **KERNEL)(with_globals(pool.plan_events, jitted, tag))
+
+
+def _hook_jit(checked: bool) -> Any:
+    return njit(**(INNER | KERNEL | CHECKED)) if checked else kernel_part
 
 
 def names_used(f: Any, seen: set[int] | None = None) -> set[str]:
@@ -127,8 +135,8 @@ def reads_slots(eviction: type[Eviction]) -> bool:
 
 
 @functools.cache
-def bind_access(eviction: type[Eviction], compiled: bool = True) -> Callable:
-    """`uvmsim.memory.access_kernel.replay` with the policy's hooks."""
+def bind_access(eviction: type[Eviction], compiled: bool = True, checked: bool = False) -> Callable:
+    """`uvmsim.memory.access_kernel.replay` with the policy's hooks; ``checked`` as in `bind`."""
     hooks: dict[str, Any] = {name: getattr(eviction, name) for name in ACCESS_HOOKS}
     tag = _digest(eviction)
     constants = {
@@ -139,8 +147,9 @@ def bind_access(eviction: type[Eviction], compiled: bool = True) -> Callable:
     if not compiled:
         hooks = {name: _uncompiled(f) for name, f in hooks.items()}
         return with_globals(access_kernel.replay, hooks | constants, tag)
-    jit = kernel_part
-    jitted = {name: jit(_plain(f, ALONE)) for name, f in hooks.items()}
+    hook_jit = _hook_jit(checked)
+    tag += "_checked" if checked else ""
+    jitted = {name: hook_jit(_plain(f, ALONE)) for name, f in hooks.items()}
     return njit(cache=True, **KERNEL)(with_globals(access_kernel.replay, jitted | constants, tag))
 
 
@@ -165,9 +174,13 @@ def _plain(f: Callable, helpers: dict[str, Any] = HELPERS) -> Callable:
 
 
 def bind(spec: PolicySpec, compiled: bool = True) -> Callable:
-    """`uvmsim.memory.pool.plan_events` with the policy's hooks; plain Python if not ``compiled``."""
+    """`uvmsim.memory.pool.plan_events` with the policy's hooks; plain Python if not ``compiled``.
+
+    Hooks of users' own files check the bounds of every array they touch.
+    """
     prefetch = type(spec.prefetch) if spec.prefetch else NoPrefetch
-    return _bound(type(spec.eviction), prefetch, compiled)  # type: ignore[arg-type]
+    checked = bool(spec.files)
+    return _bound(type(spec.eviction), prefetch, compiled, checked)  # type: ignore[arg-type]
 
 
 def explain(err: Exception) -> str:

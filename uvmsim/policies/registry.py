@@ -111,6 +111,8 @@ def _make(part: str) -> tuple[Policy, str | None]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"policy {head!r} is not known{hint} (`uvmsim policies` lists all)")
         cls = known[head]
+    if file:
+        _check_hooks(head, cls)
     policy = cls()
     hints = parameters(cls)
     for setting in settings:
@@ -120,6 +122,21 @@ def _make(part: str) -> tuple[Policy, str | None]:
             raise InputError(f"policy {head!r}: no parameter {key!r}; it has: {names}")
         setattr(policy, key, _convert(head, key, value, hints[key]))
     return policy, file
+
+
+def _check_hooks(file: str, cls: type[Policy]) -> None:
+    """A misspelt hook would never be called, and nobody would notice."""
+    base = Eviction if issubclass(cls, Eviction) else Prefetch
+    known = [k for k in dir(base) if not k.startswith("_")]
+    for name, value in vars(cls).items():
+        if isinstance(value, staticmethod) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            hooks = ", ".join(k for k in known if isinstance(vars(base).get(k), staticmethod))
+            raise InputError(
+                f"policy file {file}: {cls.__name__}.{name} is no hook; {hint}hooks are on_event, "
+                f"{hooks} (a function of your own goes outside the class)"
+            )
 
 
 def parameters(cls: type[Policy]) -> dict[str, Any]:

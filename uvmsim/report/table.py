@@ -37,6 +37,8 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         groups.setdefault(key, []).append((run, row))
     for key, group in groups.items():
         _table(console, c, key, group)
+    if not any(_ok(r) for _, r in rows):
+        return
     legend = [Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS]
     console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
     shown = [r for _, r in rows]
@@ -85,14 +87,17 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
     table.add_column("policy" if isinstance(key, int) else "mechanism", no_wrap=True)
     for name, _ in columns:
         table.add_column(Text(name), justify="left" if name == "time" else "right", no_wrap=True)
+    said: set[str] = set()
     for run, row in group:
         name = run.policy or run.mechanism if run.mechanism == "expert-cache" else run.mechanism
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)
             have = format_bytes(row["available_bytes"], binary=True)
-            why = Text(f"out of memory: {row['what']} needs {need}, VRAM has {have}", style="red")
-            console.print(Text.assemble(f"{name}: ", why), soft_wrap=True)
+            why = Text(f"out of memory: {row['what']}: {need} needed, VRAM has {have}", style="red")
+            if why.plain not in said:
+                said.add(why.plain)
+                console.print(Text.assemble(f"{run.mechanism}: ", why), soft_wrap=True)
             continue
         style = "bold cyan" if row is best else ("dim" if bound else "")
         mark = "> " if row is best else "  "
@@ -127,7 +132,9 @@ def _best(group: list[tuple[Result, dict]], main: str) -> dict[str, Any] | None:
         for run, row in group
         if row["status"] == "ok" and not (run.job.policy and "next_use" in run.job.policy.needs)
     ]
-    return max(real, key=lambda r: r[main] or 0.0, default=None) if len(real) > 1 else None
+    if len({r[main] for r in real}) < 2:
+        return None  # one run, or all alike: nothing stands out
+    return max(real, key=lambda r: r[main] or 0.0)
 
 
 def _bar(split: dict[str, float]) -> Text:
