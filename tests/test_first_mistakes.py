@@ -79,3 +79,19 @@ def test_a_file_that_is_no_trace_is_not_written_over(tmp_path):
         pass
     assert mine.read_text() == "print('precious')\n"
     assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_statistics_of_a_damaged_trace_are_refused(tmp_path):
+    from click.testing import CliRunner
+
+    from traces.commands.trace import trace
+    from traces.samples import BUNDLED
+
+    data = bytearray(BUNDLED.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20] = bytes(range(20))
+    damaged = tmp_path / "damaged.arrow"
+    damaged.write_bytes(data)
+    result = CliRunner().invoke(trace, ["stats", str(damaged)])
+    assert isinstance(result.exception, InputError)
+    assert "damaged" in str(result.exception)

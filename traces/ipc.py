@@ -85,6 +85,8 @@ def require_file(p: Path) -> None:
     if p.is_file():
         return
     partial = partial_path(p)
+    if partial.is_file() and partial.stat().st_size == 0:
+        raise InputError(f"{p}: the recording ended before it wrote anything; record it again")
     if partial.is_file():
         raise InputError(
             f"{p}: the recording did not finish; what it wrote is in {partial}: open that instead"

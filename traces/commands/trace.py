@@ -117,7 +117,12 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
 
     named = []
     for file in files:
-        d = open_routing(file).dense
+        t = open_routing(file)
+        if t.recorded_sha256 and t.recorded_sha256 != t.sha256:
+            raise InputError(
+                f"{file}: its rows are not those recorded (damaged?); see `trace check`"
+            )
+        d = t.dense
         if phase != "all":
             d = d.take(d.phase == PHASES.index(phase))
             if not len(d.seq):
