@@ -125,7 +125,7 @@ def compare(
         runs.append(simulate(job, mechanism, options.engine))
     if progress:
         progress(len(todo), len(todo), "")
-    least = _belady(runs, trace)
+    least = _belady(runs)
     pooled = [r.plan for r in runs if r.mechanism == "expert-cache" and r.plan]
     if pooled and not any(p.counters.evictions for p in pooled):
         notes.append(
@@ -152,13 +152,14 @@ def _jobs(options, base: Job, specs: list[PolicySpec], trace: RoutingTrace, note
                 yield job, name
 
 
-def _belady(runs: list[Result], trace: RoutingTrace) -> dict[int, int]:
+def _belady(runs: list[Result]) -> dict[int, int]:
     """Misses of MIN for every pool size among the runs (computed where it was not asked for)."""
-    least: dict[int, int] = {}
-    for run in runs:
-        if run.plan is None or run.mechanism != "expert-cache":
-            continue
-        if run.plan.slots not in least:
+    pooled = [r for r in runs if r.plan is not None and r.mechanism == "expert-cache"]
+    least = {
+        r.plan.slots: r.plan.counters.misses for r in pooled if r.plan and r.policy == "belady"
+    }
+    for run in pooled:
+        if run.plan and run.plan.slots not in least:
             job = replace(run.job, policy=parse("belady"))
             least[run.plan.slots] = mechanism_named("expert-cache").plan(job).counters.misses
     return least

@@ -15,7 +15,6 @@ from numba import njit
 
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from traces.schema import PREFILL
 
 
 @dataclass(frozen=True)
@@ -220,8 +219,3 @@ def next_uses(ids, n_total, lo, hi, out, first):
         e = ids[a]
         out[a] = first[e]
         first[e] = a
-
-
-def is_prefill(workload: Workload) -> np.ndarray:
-    """bool [S]: steps that are prefill."""
-    return workload.step_phase == PREFILL

@@ -151,9 +151,6 @@ class Eviction(Policy):
 class Prefetch(Policy):
     """Who is fetched before the router asks."""
 
-    max_experts: ClassVar[int] = 0
-    """Set by `limit` where the number depends on parameters."""
-
     def limit(self, ctx: Context) -> int:
         """Most experts one call of `prefetch` may ask for."""
         return ctx.top_k
