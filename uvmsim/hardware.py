@@ -67,6 +67,7 @@ class HardwareSpec(BaseModel):
     cpu_bytes_per_s: Sourced[Rate]
     cpu_sync_ns: Sourced[Time]
     decision_ns: Sourced[Time]
+    pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
     host_bytes: Sourced[Bytes] | None = None
 
 
@@ -114,6 +115,8 @@ class Hardware:
     """GPU to CPU and back, once a layer whose experts run on the CPU."""
     decision_ns: int
     """Router ids to the host, the policy's decision, and back, once a layer with a cache."""
+    pinned_alloc_bytes_per_s: int | None = None
+    """Allocating and page-locking fresh host memory; None where unknown."""
     host_bytes: int | None = None
     """Host memory; None where unknown."""
     sources: dict[str, str] = field(default_factory=dict)

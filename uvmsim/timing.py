@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from traces.errors import InputError
 from uvmsim.hardware import Hardware
 from uvmsim.memory.plan import Plan
 from uvmsim.model import Model
@@ -102,6 +103,27 @@ def copy_times(
     """int64 [C]: time on the link of copies of ``nbytes``; ``both`` = the other way is busy too."""
     speed = hw.link_bytes_per_s(direction, pinned=pinned, both_ways=both)
     return np.maximum(to_ns(nbytes / speed) + hw.copy_latency_ns, 1)
+
+
+def write_back_times(
+    nbytes: np.ndarray, hw: Hardware, pinned: bool, both: bool, fresh: bool
+) -> np.ndarray:
+    """int64 [C]: `copy_times` to the host; ``fresh``: into memory that is allocated and pinned first.
+
+    Raises `InputError` where the machine's description does not know what that takes.
+    """
+    ns = copy_times(nbytes, hw, "d2h", pinned, both)
+    if not fresh:
+        return ns
+    if not pinned:
+        raise InputError(
+            "write_back_alloc is about pinned memory; the pageable rates include allocation"
+        )
+    if hw.pinned_alloc_bytes_per_s is None:
+        raise InputError(
+            f"{hw.name}: pinned_alloc_bytes_per_s is not known; add it to the hardware description"
+        )
+    return ns + to_ns(nbytes / hw.pinned_alloc_bytes_per_s)
 
 
 def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:

@@ -29,6 +29,9 @@ class Job:
     reset: str = "never"
     write_back: bool = False
     """Copy evicted experts back to the host, as if their weights had changed."""
+    write_back_alloc: bool = False
+    """Every write-back allocates and pins its host memory anew instead of keeping a place for it.
+    Such an allocation stops the device, so the two directions of the link never run together."""
     pinned: bool = True
     """Host memory is page-locked."""
     ncmoe: int = 0

@@ -10,12 +10,12 @@ import numpy as np
 from uvmsim.hardware import Hardware
 from uvmsim.memory.base import Job
 from uvmsim.memory.plan import WRITEBACK, Plan
-from uvmsim.timing import copy_times, dense_times, expert_times, finish
+from uvmsim.timing import copy_times, dense_times, expert_times, finish, write_back_times
 
 LINK_FIELDS = (
     "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",
     "duplex_factor", "zero_copy_bytes_per_s", "pageable_h2d_bytes_per_s",
-    "pageable_d2h_bytes_per_s", "sources",
+    "pageable_d2h_bytes_per_s", "pinned_alloc_bytes_per_s", "sources",
 )  # fmt: skip
 """Fields of a machine that do not bear on what its GPU computes."""
 
@@ -29,10 +29,13 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     """
     w, hw = job.workload, job.hardware
     back = plan.copy_kind == WRITEBACK
-    both = bool(back.any())
+    writes = bool(back.any())
+    both = writes and not job.write_back_alloc
     copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
-    if both:
-        copy_ns[back] = copy_times(plan.copy_bytes[back], hw, "d2h", job.pinned, both)
+    if writes:
+        copy_ns[back] = write_back_times(
+            plan.copy_bytes[back], hw, job.pinned, both, job.write_back_alloc
+        )
     if before is not None and _gpu(hw) == _gpu(before):
         return replace(plan, copy_ns=copy_ns)
     pre, tail = dense_times(w, job.model, hw)

@@ -6,7 +6,7 @@ import numpy as np
 
 from uvmsim.memory.base import DoesNotFit, Job, Mechanism, counters_without_pool, fixed_bytes
 from uvmsim.memory.plan import DEMAND, WRITEBACK, Plan
-from uvmsim.timing import copy_times, dense_times, expert_times, finish
+from uvmsim.timing import copy_times, dense_times, expert_times, finish, write_back_times
 
 
 class StreamExperts(Mechanism):
@@ -32,7 +32,7 @@ class StreamExperts(Mechanism):
             copy_hi[-1:] = 2 * len(size)
             ns = copy_times(nbytes, hw, "h2d", job.pinned, False)
             back = kind == WRITEBACK
-            ns[back] = copy_times(nbytes[back], hw, "d2h", job.pinned, False)
+            ns[back] = write_back_times(nbytes[back], hw, job.pinned, False, job.write_back_alloc)
         else:
             nbytes, kind = size, np.full(len(size), DEMAND, np.int8)
             after = np.full(len(size), -1, np.int64)
