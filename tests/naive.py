@@ -35,6 +35,8 @@ class Ev:
     seq: int
     experts: list[tuple[int, int]]
     scores: list[list[float]]
+    tokens: int = 1
+    """Tokens whose routing is known."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
         known = [r for r in members if r.experts is not None]
         if unit == "access":
             if not known:
-                events.append(Ev(index, number, seq, [], []))
+                events.append(Ev(index, number, seq, [], [], 0))
             for r in known:
                 for e in r.experts:
                     events.append(Ev(index, number, seq, [(index, e)], []))
@@ -86,7 +88,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
             for e in r.experts:
                 if (index, e) not in distinct:
                     distinct.append((index, e))
-        events.append(Ev(index, number, seq, distinct, [r.scores for r in known if r.scores]))
+        scores = [r.scores for r in known if r.scores]
+        events.append(Ev(index, number, seq, distinct, scores, len(known)))
     return events
 
 
@@ -100,6 +103,9 @@ class Evict:
         self.world = world
 
     def event(self, ev: Ev) -> None: ...
+
+    def bypasses(self, ev: Ev) -> bool:
+        return False
 
     def touch(self, e, hit: bool) -> None: ...
 
@@ -317,8 +323,43 @@ class MinHorizon(Min):
         return super().victim(free)
 
 
+class LlamaCpp(Evict):
+    """`moe_cache_lru` of llama.cpp: whole events; slots from the least to the most recently used."""
+
+    def __init__(self, world):
+        super().__init__(world)
+        self.order = []
+        self.misses = []
+
+    def bypasses(self, ev):
+        at_most = min(ev.tokens * self.world.top_k, self.world.n_experts)
+        return ev.tokens > 32 or at_most > self.world.capacity
+
+    def event(self, ev):
+        self.misses = []
+        if not self.bypasses(ev):
+            for e in ev.experts:
+                if e in self.world.resident:
+                    self.order.remove(e)
+                    self.order.append(e)
+
+    def insert(self, e):
+        # llama.cpp sorts the misses first; here they come one by one.
+        self.order = [x for x in self.order if x not in self.misses]
+        self.misses = sorted([*self.misses, e])
+        self.order += self.misses
+
+    def evict(self, e):
+        self.order.remove(e)
+
+    def victim(self, free):
+        mine = self.world.pool_of(free[0])
+        return next(e for e in self.order if e in free and self.world.pool_of(e) == mine)
+
+
 EVICT = {
     "lru": Lru,
+    "llama-cpp-lru": LlamaCpp,
     "fifo": Fifo,
     "mru": Mru,
     "clock": ClockHand,
@@ -576,6 +617,17 @@ def run_segment(world, segment, policy, prefetcher, out: Outcome, write_back: bo
         if prefetcher:
             prefetcher.event(ev)
         n = world.capacity
+        if policy.bypasses(ev):
+            awaited = []
+            for e in ev.experts:
+                out.hit.append(int(e in world.resident))
+                if e in unused:
+                    awaited.append(unused.pop(e))
+                    out.used += 1
+                if e not in world.resident:
+                    out.copies.append(("demand", e, -1))
+            out.waves.append((len(out.hit), len(out.copies), awaited))
+            continue
         waves = [ev.experts[i : i + n] for i in range(0, len(ev.experts), n)] or [[]]
         for wave in waves:
             before = set(world.resident)

@@ -85,6 +85,8 @@ def test_same_seed_same_trace(model: Path, tmp_path: Path) -> None:
         (["--prompt", "x", "--lib", "absent.so"], "absent.so: no such library"),
         (["--prompt", "x", "--n-ctx", "8"], "--n-ctx 8"),
         (["--prompt", "x", "--n-gpu-layers", "9"], "no GPU back end"),
+        (["--prompt", "x", "--n-cpu-moe", "-1"], "--n-cpu-moe"),
+        (["--prompt", "x", "--moe-cache-mib", "8"], "MoE cache requires a GPU backend"),
         (["--prompt", "x", "--n-ubatch", "0"], "--n-ubatch 0"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature"),
     ],
@@ -97,6 +99,16 @@ def test_wrong_options_are_one_line(
     assert message in str(e.value)
     assert "\n" not in str(e.value)
     assert not list(tmp_path.iterdir())
+
+
+@llama
+def test_experts_in_host_memory_route_alike(model: Path, tmp_path: Path) -> None:
+    out, experts = tmp_path / "t.arrow", []
+    for more in ([], ["--n-cpu-moe", 99, "--no-mmap"]):
+        words = ("--prompt", "Placed", "--n-predict", 8, "--threads", 1, *more)
+        invoke("llama-cpp", model, "--out", out, *words)
+        experts.append(open_routing(out).experts.tolist())
+    assert experts[0] == experts[1]
 
 
 @llama

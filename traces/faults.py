@@ -7,150 +7,72 @@ The same crash-safe files as routing traces (`traces.ipc`), with the schema of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from traces.errors import InputError
-from traces.ipc import IpcWriter, content_hash, read_ipc
-from traces.schema import FAULT_KINDS, FAULTS_SCHEMA, FAULTS_VERSION, META_KEY, faults_schema
+from traces.fault_writer import FaultWriter, hash_input, in_time_order
+from traces.ipc import HEADER, IpcFile, content_hash, read_ipc, require_file
+from traces.schema import (
+    FAULT_COLUMNS,
+    FAULT_OPTIONAL,
+    FAULTS_SCHEMA,
+    FAULTS_VERSION,
+    META_KEY,
+)
 
-WORDS = ("kind", "access", "cause")
-NUMBERS: dict[str, Any] = {
-    "time_ns": np.int64,
-    "address": np.uint64,
-    "bytes": np.int64,
-    "duration_ns": np.int64,
-    "count": np.int32,
-    "process": np.int32,
-    "va_block": np.uint64,
-}
-WORDS_MAX = 127
-"""Distinct words a column: their numbers are stored in one byte."""
+__all__ = ["FaultTrace", "FaultWriter", "open_faults"]
 
-
-class FaultWriter:
-    """Write a fault trace; used as a context manager, as `traces.routing.RoutingWriter` is.
-
-    ``meta``: plain JSON types (tool, command, machine, ...).
-    """
-
-    def __init__(
-        self, path: str | Path, meta: dict[str, Any] | None = None, *, batch_rows: int = 65536
-    ) -> None:
-        self._schema = faults_schema(meta)
-        self._rows: list[dict[str, pa.Array]] = []
-        self._used, self._size = 0, batch_rows
-        self._words: dict[str, dict[str, int]] = {
-            "kind": {k: i for i, k in enumerate(FAULT_KINDS)},
-            # Arrow lets a dictionary grow within a file, but not from nothing.
-            "access": {"read": 0, "write": 1, "atomic": 2},
-            "cause": {"unknown": 0},
-        }
-        self._out = IpcWriter(path, self._schema, lambda b: content_hash(_hash_input(b)))
-
-    @property
-    def rows(self) -> int:
-        """Events appended so far."""
-        return self._out.rows + self._used
-
-    def append(self, *, time_ns: Any, kind: Any, **columns: Any) -> None:
-        """Append n events.
-
-        ``time_ns``: integers [n]; ``kind``: one of `FAULT_KINDS`, a string or [n] of them. Other
-        columns of the schema: arrays [n] or scalars; None, or None among the values, is missing.
-        Raises `ValueError` for an unknown column or kind, or columns of different lengths.
-        """
-        times = np.atleast_1d(np.asarray(time_ns))
-        n = len(times)
-        values = {"time_ns": times, "kind": kind} | columns
-        unknown = set(values) - set(self._schema.names)
-        if unknown:
-            raise ValueError(f"no column {sorted(unknown)[0]!r} in a fault trace")
-        arrays = {}
-        for field in self._schema:
-            given: Any = values.get(field.name)
-            if np.ndim(given) == 0:
-                given = [given] * n
-            if len(given) != n:
-                raise ValueError(f"{field.name} has {len(given)} rows, time_ns {n}")
-            arrays[field.name] = (
-                pa.array([self._code(field.name, w) for w in given], pa.int8())
-                if field.name in WORDS
-                else pa.array(given, field.type)
-            )
-        self._rows.append(arrays)
-        self._used += n
-        if self._used >= self._size:
-            self.flush()
-
-    def _code(self, column: str, word: str | None) -> int | None:
-        if word is None:
-            return None
-        codes = self._words[column]
-        if word not in codes:
-            if column == "kind":
-                raise ValueError(f"unknown kind {word!r}; one of {', '.join(FAULT_KINDS)}")
-            if len(codes) == WORDS_MAX:
-                raise ValueError(f"{column}: more than {WORDS_MAX} different words")
-            codes[word] = len(codes)
-        return codes[word]
-
-    def flush(self) -> None:
-        """Bring what was appended so far to disk."""
-        if not self._used:
-            return
-        arrays = []
-        for field in self._schema:
-            column = pa.concat_arrays([r[field.name] for r in self._rows])
-            if field.name in WORDS:
-                words = pa.array(list(self._words[field.name]), pa.string())
-                column = pa.DictionaryArray.from_arrays(column, words)
-            arrays.append(column)
-        self._rows, self._used = [], 0
-        self._out.write(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-
-    def close(self) -> None:
-        """Mark the trace complete and give it its name."""
-        self.flush()
-        self._out.close()
-
-    def __enter__(self) -> FaultWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.flush()
-            self._out.abandon()
+BLOCK = 2 << 20
+PAGE = 4096
 
 
 class FaultTrace:
     """A fault trace: ``table`` (Arrow), ``meta`` (JSON), ``complete``."""
 
     def __init__(
-        self, table: pa.Table, meta: dict[str, Any], *, path: Path, complete: bool
+        self,
+        table: pa.Table,
+        meta: dict[str, Any],
+        *,
+        path: Path | None = None,
+        complete: bool = True,
+        recorded_sha256: str | None = None,
     ) -> None:
         self.table, self.meta, self.path, self.complete = table, meta, path, complete
+        self.recorded_sha256 = recorded_sha256
+        """The hash the writer stored, to compare with `sha256`; None where it stored none."""
 
     @property
     def n_rows(self) -> int:
         return int(self.table.num_rows)
 
+    def column(self, name: str) -> pa.Array:
+        """A column of the schema as one Arrow array; all null where the file does not have it."""
+        if name not in self.table.column_names:
+            return pa.nulls(self.n_rows, (FAULT_COLUMNS | FAULT_OPTIONAL)[name])
+        return self.table.column(name).combine_chunks()
+
+    def has(self, name: str) -> bool:
+        """Whether a column holds any value."""
+        column = self.column(name)
+        return bool(column.null_count < len(column))
+
     def numbers(self, name: str, missing: int = 0) -> np.ndarray:
         """A numeric column [rows], ``missing`` where it is null."""
-        column = self.table.column(name).combine_chunks()
+        column = self.column(name)
         if column.null_count:
             column = column.fill_null(missing)
         return column.to_numpy(zero_copy_only=False)
+
+    def present(self, name: str) -> np.ndarray:
+        """bool [rows]: where a column is not null."""
+        return self.column(name).is_valid().to_numpy(zero_copy_only=False)
 
     def words(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """A word column (kind, access, cause) as codes int8 [rows], -1 where null, and the words
@@ -159,15 +81,72 @@ class FaultTrace:
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes.astype(np.int8), tuple(column.dictionary.to_pylist())
 
+    def where(self, *kinds: str) -> np.ndarray:
+        """bool [rows]: events of some kinds."""
+        codes, words = self.words("kind")
+        return np.isin(codes, [words.index(k) for k in kinds if k in words])
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """uint64 [rows]: first byte of each event's 2 MiB block, from ``va_block`` or else from
+        ``address``; 0 where neither is known."""
+        block = self.numbers("va_block")
+        address = self.numbers("address")
+        return np.where(self.present("va_block"), block, address & np.uint64(~(BLOCK - 1) % 2**64))
+
+    @cached_property
+    def owners(self) -> np.ndarray:
+        """int64 [rows]: numbers that tell address spaces apart: by ``va_space`` where the tracer
+        knows it, else by ``process``."""
+        name = "va_space" if self.has("va_space") else "process"
+        _, owner = np.unique(self.numbers(name), return_inverse=True)
+        return owner.reshape(-1).astype(np.int64)
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the columns' values, whatever the file's layout."""
-        return content_hash(_hash_input(self.table.to_batches()))
+        return content_hash(hash_input(self.table.to_batches()))
+
+    def save(self, path: str | Path, meta: dict[str, Any] | None = None) -> None:
+        """Write to a file (complete, one batch)."""
+        optional = [n for n in self.table.column_names if n in FAULT_OPTIONAL]
+        writer = FaultWriter(
+            path, self.meta if meta is None else meta, optional=optional, batch_rows=self.n_rows + 1
+        )
+        try:
+            writer.append(**{n: self.column(n) for n in self.table.column_names})
+            writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+
+
+def fault_table(columns: Mapping[str, Any]) -> pa.Table:
+    """Columns [rows] (NumPy or Arrow, of `FAULT_COLUMNS` and `FAULT_OPTIONAL`) as a table in time
+    order. Columns of the schema that are not given are null; optional ones that hold no value are
+    left out."""
+    kept = {}
+    for name, type_ in (FAULT_COLUMNS | FAULT_OPTIONAL).items():
+        given = columns.get(name)
+        n = len(columns["time_ns"])
+        column = pa.nulls(n, type_) if given is None else given
+        if not isinstance(column, pa.Array):
+            column = pa.array(column, None if pa.types.is_dictionary(type_) else type_)
+        column = _as_words(column) if pa.types.is_dictionary(type_) else column.cast(type_)
+        if name in FAULT_COLUMNS or column.null_count < n:
+            kept[name] = column
+    return in_time_order(pa.table(kept))
+
+
+def _as_words(column: pa.Array) -> pa.DictionaryArray:
+    if not isinstance(column, pa.DictionaryArray):
+        column = column.cast(pa.string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int8()), column.dictionary)
 
 
 def open_faults(path: str | Path) -> FaultTrace:
     """Open a fault trace, whole or cut off. Raises `InputError` where it is not one."""
-    content = read_ipc(path)
+    content = _read(Path(path))
     try:
         meta = json.loads((content.schema.metadata or {}).get(META_KEY, b"{}"))
     except ValueError:
@@ -180,22 +159,70 @@ def open_faults(path: str | Path) -> FaultTrace:
             f"{path}: written by a newer uvmsim (fault schema {meta['version']}, this one reads up "
             f"to {FAULTS_VERSION}); update uvmsim"
         )
+    _check_columns(content.schema, meta.get("version", 0), Path(path))
     if not content.batches:
         raise InputError(f"{path}: holds no events; record it again")
     table = pa.Table.from_batches(content.batches)
-    return FaultTrace(table, meta, path=Path(path), complete=content.complete)
+    if not content.complete:  # sorting is the last thing a writer does
+        table = in_time_order(table.unify_dictionaries())
+    recorded = (content.trailer or {}).get("sha256")
+    return FaultTrace(
+        table, meta, path=Path(path), complete=content.complete, recorded_sha256=recorded
+    )
 
 
-def _hash_input(batches: Sequence[pa.RecordBatch]) -> Iterable[tuple[str, Sequence[np.ndarray]]]:
-    for name, dtype in NUMBERS.items():
-        columns = [b.column(name) for b in batches]
-        yield name, [_plain(c, dtype) for c in columns]
-        yield f"{name} present", [c.is_valid().to_numpy(zero_copy_only=False) for c in columns]
-    for name in WORDS:
-        words = [w for b in batches for w in b.column(name).to_pylist()]
-        yield name, [np.frombuffer(json.dumps(words).encode(), np.uint8)]
+def _read(p: Path) -> IpcFile:
+    """An Arrow file, or an exported Parquet file."""
+    require_file(p)
+    with p.open("rb") as f:
+        if f.read(4) != b"PAR1":
+            return read_ipc(p)
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(p)
+        types = FAULT_COLUMNS | FAULT_OPTIONAL
+        for i, name in enumerate(table.column_names):
+            if name in types and pa.types.is_dictionary(types[name]):
+                words = table.column(name).cast(pa.string()).dictionary_encode()
+                column = words.combine_chunks().cast(types[name])
+                table = table.set_column(i, pa.field(name, types[name]), column)
+    except (pa.ArrowException, OSError) as e:
+        why = str(e).splitlines()[0]
+        raise InputError(f"{p}: damaged Parquet file ({why}); export or copy it again") from None
+    whole = (table.schema.metadata or {}).get(b"uvmsim.complete", b"true") == b"true"
+    return IpcFile(table.schema, table.combine_chunks().to_batches(), {} if whole else None)
 
 
-def _plain(column: pa.Array, dtype: Any) -> np.ndarray:
-    filled = column.fill_null(0) if column.null_count else column
-    return filled.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+def is_fault_trace(path: str | Path) -> bool:
+    """Whether a file is a fault trace. False too where it is no trace, or is not there."""
+    try:
+        with Path(path).open("rb") as f:
+            magic = f.read(6)
+        if magic.startswith(b"PAR1"):
+            import pyarrow.parquet as pq
+
+            schema = pq.read_schema(path)
+        elif magic == b"ARROW1":
+            with pa.OSFile(str(path)) as source:
+                source.seek(HEADER)
+                schema = pa.ipc.open_stream(source).schema
+        else:
+            return False
+        meta = json.loads((schema.metadata or {}).get(META_KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return isinstance(meta, dict) and meta.get("schema") == FAULTS_SCHEMA
+
+
+def _check_columns(schema: pa.Schema, version: int, p: Path) -> None:
+    """Raise `InputError` unless the columns are those of `traces.schema`."""
+    for name, type_ in (FAULT_COLUMNS | FAULT_OPTIONAL).items():
+        if name not in schema.names:
+            if name in FAULT_COLUMNS and (version > 1 or name not in ("chunk", "list")):
+                raise InputError(f"{p}: column {name!r} is missing; make the trace again")
+            continue
+        if schema.field(name).type != type_:
+            raise InputError(
+                f"{p}: column {name!r} is {schema.field(name).type}, not {type_}; make it again"
+            )

@@ -190,14 +190,17 @@ class IpcWriter:
             self.rows += batch.num_rows
             self.n_batches += 1
 
-    def close(self) -> None:
-        """Mark the recording complete, as one batch, and give it its name."""
+    def close(self, arrange: Callable[[pa.Table], pa.Table] | None = None) -> None:
+        """Mark the recording complete, as one batch, and give it its name.
+
+        ``arrange`` puts the rows in their final order, where it is not that of writing.
+        """
         if self._sink.closed:
             return
-        if self.n_batches > 1:
+        if self.n_batches > 1 or (arrange and self.n_batches):
             self._writer.close()
             self._sink.close()
-            self._compact()
+            self._compact(arrange)
             return
         # The batch is read back: its buffers may be the caller's, changed since.
         written = _written_so_far(self.partial)
@@ -215,9 +218,11 @@ class IpcWriter:
         self.abandon()
         self.partial.unlink(missing_ok=True)
 
-    def _compact(self) -> None:
+    def _compact(self, arrange: Callable[[pa.Table], pa.Table] | None) -> None:
         content = read_ipc(self.partial)
         table = pa.Table.from_batches(content.batches, self.schema).unify_dictionaries()
+        if arrange:
+            table = arrange(table)
         if table.nbytes <= COMPACT_LIMIT:
             table = table.combine_chunks()
         content.batches = table.to_batches()

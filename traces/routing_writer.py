@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,14 @@ import numpy as np
 from traces.columns import DTYPES, LISTS, OPTIONAL, hash_input, to_batch
 from traces.ipc import IpcWriter, content_hash
 from traces.schema import RoutingMeta, routing_schema
+from traces.writer import TraceWriter
 
 
-class RoutingWriter:
-    """Write a routing trace; used as a context manager.
+class RoutingWriter(TraceWriter):
+    """Write a routing trace; a context manager, see `TraceWriter`.
 
-    Rows are given in execution order (see `traces.schema`). They gather in memory and go to
-    ``PATH.partial`` a batch at a time, or at `flush`; a clean end of the ``with`` block marks the
-    trace complete and renames it to ``PATH``. After an exception, or a kill, ``PATH.partial`` stays
-    and `open_routing` reads it.
+    Rows are given in execution order (see `traces.schema`). `open_routing` reads what is written,
+    a ``PATH.partial`` that was left behind too.
     """
 
     def __init__(
@@ -44,11 +42,6 @@ class RoutingWriter:
         }
         self._size, self._used = batch_rows, 0
         self._out = IpcWriter(path, self._schema, lambda b: content_hash(hash_input(b)))
-
-    @property
-    def rows(self) -> int:
-        """Rows appended so far."""
-        return self._out.rows + self._used
 
     def append(
         self,
@@ -120,34 +113,5 @@ class RoutingWriter:
     def _schema_k(self) -> int:
         return int(self._columns["experts"].shape[1])
 
-    def flush(self) -> None:
-        """Bring what was appended so far to disk."""
-        n, self._used = self._used, 0
-        if n:
-            self._out.write(to_batch({k: v[:n] for k, v in self._columns.items()}, self._schema))
-
-    def close(self) -> None:
-        """Mark the trace complete and give it its name."""
-        self.flush()
-        self._out.close()
-
-    def abandon(self) -> None:
-        """Stop: keep what was appended in ``PATH.partial``, incomplete."""
-        self.flush()
-        self._out.abandon()
-
-    def discard(self) -> None:
-        """Stop and leave nothing behind."""
-        self._used = 0
-        self._out.discard()
-
-    def __enter__(self) -> RoutingWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abandon()
+    def _write_gathered(self, n: int) -> None:
+        self._out.write(to_batch({k: v[:n] for k, v in self._columns.items()}, self._schema))

@@ -14,6 +14,7 @@ Faults: one row per event of the driver, in time order.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ from traces.model_info import ModelInfo
 ROUTING_SCHEMA = "uvmsim.routing"
 ROUTING_VERSION = 1
 FAULTS_SCHEMA = "uvmsim.faults"
-FAULTS_VERSION = 1
+FAULTS_VERSION = 2
+"""2 added ``chunk``, ``list`` and the optional columns; files of version 1 open as before."""
 META_KEY = b"uvmsim"
 
 PREFILL, DECODE = 0, 1
@@ -121,21 +123,52 @@ def parse_routing_meta(schema: pa.Schema, where: str) -> RoutingMeta:
     return RoutingMeta(model=ModelInfo.from_json(d["model"]), **{k: d[k] for k in names if k in d})
 
 
-def faults_schema(meta: dict[str, Any] | None = None) -> pa.Schema:
-    """Arrow schema of a fault trace: one event a row, times in ns, addresses in bytes."""
-    md = {"schema": FAULTS_SCHEMA, "version": FAULTS_VERSION} | (meta or {})
+FAULT_COLUMNS: dict[str, Any] = {
+    "time_ns": pa.int64(),
+    "kind": pa.dictionary(pa.int8(), pa.string()),
+    "address": pa.uint64(),
+    "bytes": pa.int64(),
+    "duration_ns": pa.int64(),
+    "count": pa.int32(),
+    "access": pa.dictionary(pa.int8(), pa.string()),
+    "cause": pa.dictionary(pa.int8(), pa.string()),
+    "process": pa.int32(),
+    "va_block": pa.uint64(),
+    "chunk": pa.uint64(),
+    "list": pa.uint64(),
+}
+"""Columns of every fault trace; all but the first two may have missing values."""
+
+FAULT_OPTIONAL: dict[str, Any] = {
+    "device": pa.int32(),
+    "cpu": pa.int32(),
+    "thread": pa.int32(),
+    "va_space": pa.uint64(),
+    "unused_list": pa.uint64(),
+    "block_pointer": pa.uint64(),
+    "faulted_first": pa.int32(),
+    "faulted_outer": pa.int32(),
+    "max_first": pa.int32(),
+    "max_outer": pa.int32(),
+    "tree_offset": pa.int32(),
+    "leaf_count": pa.int32(),
+    "level_count": pa.int32(),
+    "pages_accessed": pa.int32(),
+}
+"""Columns that only some tracers know; a file has those its writer asked for."""
+
+
+def faults_schema(meta: dict[str, Any] | None = None, optional: Iterable[str] = ()) -> pa.Schema:
+    """Arrow schema of a fault trace: one event a row, times in ns, addresses in bytes.
+
+    ``optional``: names of `FAULT_OPTIONAL` that the trace shall have besides `FAULT_COLUMNS`.
+    """
+    asked = set(optional)
+    if not asked <= FAULT_OPTIONAL.keys():
+        raise ValueError(f"no column {sorted(asked - FAULT_OPTIONAL.keys())[0]!r} in fault traces")
+    md = (meta or {}) | {"schema": FAULTS_SCHEMA, "version": FAULTS_VERSION}
+    columns = FAULT_COLUMNS | {k: v for k, v in FAULT_OPTIONAL.items() if k in asked}
     return pa.schema(
-        [
-            pa.field("time_ns", pa.int64(), False),
-            pa.field("kind", pa.dictionary(pa.int8(), pa.string()), False),
-            pa.field("address", pa.uint64(), True),
-            pa.field("bytes", pa.int64(), True),
-            pa.field("duration_ns", pa.int64(), True),
-            pa.field("count", pa.int32(), True),
-            pa.field("access", pa.dictionary(pa.int8(), pa.string()), True),
-            pa.field("cause", pa.dictionary(pa.int8(), pa.string()), True),
-            pa.field("process", pa.int32(), True),
-            pa.field("va_block", pa.uint64(), True),
-        ],
+        [pa.field(k, v, k not in ("time_ns", "kind")) for k, v in columns.items()],
         metadata={META_KEY: json.dumps(md, sort_keys=True).encode()},
     )

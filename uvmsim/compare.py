@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from uvmsim.hardware import Hardware
 from uvmsim.memory import mechanism as mechanism_named
 from uvmsim.memory.base import Job
 from uvmsim.model import Model
-from uvmsim.policies.registry import PolicySpec, parse
+from uvmsim.paging.phases import PREFIX, PhasedPolicy, parse_phased
+from uvmsim.policies.pages.registry import builtin_pages
+from uvmsim.policies.registry import PolicySpec, builtin, parse
 from uvmsim.results import Result
 from uvmsim.simulate import check_needs, simulate
 from uvmsim.units import parse_bytes
 from uvmsim.workload import Workload, build_workload
 
 DEFAULT_POLICIES = ("lru", "lfu", "layer-lru", "lru+next-layer", "belady")
+DEFAULT_PAGE_POLICIES = ("default", "prefetch_always_max", "prefetch_stride", "prefetch_none")
 DEFAULT_HARDWARE = "rtx5090"
 
 
@@ -48,6 +51,7 @@ class Options:
     profile: str | None = None
     limit: int | None = None
     seed: int = 0
+    threshold: int = 51
     engine: str = "fast"
 
 
@@ -94,9 +98,9 @@ def compare(
     ``progress`` is called with (runs done, runs in all, what runs next).
     """
     notes: list[str] = []
-    specs = [parse(p) for p in options.policies]
-    for name in options.mechanisms:
-        mechanism_named(name)
+    specs, pages = policies_of(options)
+    if not 1 <= options.threshold <= 100:
+        raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
     trace = load_trace(options.trace, options.limit)
     hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
     model = resolve_model(options, trace, notes)
@@ -116,12 +120,14 @@ def compare(
         workload, model, hardware, pool=options.pool, reset=options.reset,
         write_back=options.write_back, pinned=not options.pageable, seed=options.seed,
         profile=profile, ncmoe=model.n_layers if options.ncmoe is None else options.ncmoe,
+        threshold=options.threshold,
     )  # fmt: skip
-    todo = list(_jobs(options, base, specs, trace, notes))
+    todo = list(_jobs(options, base, specs, pages, trace))
     runs = []
     for i, (job, mechanism) in enumerate(todo):
         if progress:
-            progress(i, len(todo), job.policy.name if job.policy else mechanism)
+            label = job.page_policy or job.policy
+            progress(i, len(todo), label.name if label else mechanism)
         runs.append(simulate(job, mechanism, options.engine))
     if progress:
         progress(len(todo), len(todo), "")
@@ -135,14 +141,72 @@ def compare(
     return Comparison(options, trace, workload, model, hardware, runs, least, notes)
 
 
-def _jobs(options, base: Job, specs: list[PolicySpec], trace: RoutingTrace, notes: list[str]):
+def policies_of(options: Options) -> tuple[list[PolicySpec], list[PhasedPolicy]]:
+    """The policies for mechanisms of expert grain and of page grain. What the user names goes to the
+    grain that knows it; where nothing is named each grain has its defaults. Raises `InputError`."""
+    grains = {mechanism_named(m).grain for m in options.mechanisms}
+    takers = {m.grain for m in map(mechanism_named, options.mechanisms) if m.takes_policy}
+    if "page" not in grains:
+        return [parse(p) for p in options.policies], []
+    if options.policies is DEFAULT_POLICIES:
+        named = DEFAULT_POLICIES if "expert" in takers else ()
+        return [parse(p) for p in named], [parse_phased(p) for p in DEFAULT_PAGE_POLICIES]
+    experts: list[PolicySpec] = []
+    pages: list[PhasedPolicy] = []
+    for text in options.policies:
+        if page_grained(text):
+            pages.append(parse_phased(text))
+        else:
+            experts.append(parse(text))
+    for grain, found in (("page", pages), ("expert", experts)):
+        if grain in takers and not found:
+            names = ", ".join(m for m in options.mechanisms if mechanism_named(m).grain == grain)
+            raise InputError(
+                f"--policy {','.join(options.policies)}: none of them is for --mechanism {names}; "
+                f"`uvmsim policies` lists those of {grain} grain"
+            )
+    if experts and "expert" not in takers:
+        raise InputError(
+            f"--policy {experts[0].name}: decides about experts, and --mechanism "
+            f"{','.join(options.mechanisms)} about pages; add --mechanism expert-cache"
+        )
+    return experts, pages
+
+
+def page_grained(text: str) -> bool:
+    """Whether a policy is one of pages; `InputError` where neither grain knows it."""
+    if text.startswith(PREFIX):
+        return True
+    try:
+        parse_phased(text)
+    except InputError as pages:
+        try:
+            parse(text)
+        except InputError as experts:
+            head = text.split("+")[0].split(":")[0]
+            near = difflib.get_close_matches(head, [*builtin_pages(), *builtin()], 1)
+            better = pages if near and near[0] in builtin_pages() else experts
+            raise better from None
+        return False
+    return True
+
+
+def _jobs(
+    options: Options, base: Job, specs: list[PolicySpec], pages: list[PhasedPolicy],
+    trace: RoutingTrace,
+) -> Iterator[tuple[Job, str]]:  # fmt: skip
     total = base.workload.n_layers * base.workload.n_experts
     sizes: list[int | None] = [slots_of(s, total) for s in options.slots]
     if not sizes:
         bundled_default = options.trace is None and options.vram is None
         sizes = [slots_of("25%", total)] if bundled_default else [None]
     for name in options.mechanisms:
-        if not mechanism_named(name).takes_policy:
+        kind = mechanism_named(name)
+        if kind.grain == "page":
+            for page_policy in pages:
+                yield replace(base, page_policy=page_policy), name
+            continue
+        if not kind.takes_policy:
             yield base, name
             continue
         for size in sizes:
@@ -265,6 +329,7 @@ def model_json(model: Model) -> dict[str, Any]:
 
 
 def policy_list(texts: Sequence[str]) -> tuple[str, ...]:
-    """``("lru,lfu", "belady")`` as ``("lru", "lfu", "belady")``, doubles dropped."""
-    names = [p.strip() for t in texts for p in t.split(",")]
+    """``("lru,lfu", "belady")`` as ``("lru", "lfu", "belady")``, doubles dropped; what begins with
+    ``phase:`` keeps its comma."""
+    names = [p.strip() for t in texts for p in ([t] if t.startswith("phase:") else t.split(","))]
     return tuple(dict.fromkeys(n for n in names if n))

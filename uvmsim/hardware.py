@@ -44,6 +44,25 @@ class Sourced(BaseModel, Generic[T]):
     source: Annotated[str, Field(min_length=1)]
 
 
+class UvmSpec(BaseModel):
+    """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
+
+    model_config = ConfigDict(extra="forbid")
+    sm_count: Sourced[Annotated[int, Field(gt=0)]]
+    ctas_per_sm: Sourced[Annotated[int, Field(gt=0)]]
+    burst_pages: Sourced[Annotated[int, Field(gt=0)]]
+    fault_sharing: Sourced[Annotated[int, Field(gt=0)]]
+    batch_ns: Sourced[Time]
+    page_ns: Sourced[Time]
+    service_ns: Sourced[Time]
+    map_ns: Sourced[Time]
+    evict_ns: Sourced[Time]
+    replay_ns: Sourced[Time]
+    copy_ns: Sourced[Time]
+    h2d_bytes_per_s: Sourced[Rate]
+    d2h_bytes_per_s: Sourced[Rate]
+
+
 class HardwareSpec(BaseModel):
     """A machine's TOML file; the fields of `Hardware`, each with its source."""
 
@@ -53,6 +72,8 @@ class HardwareSpec(BaseModel):
     summary: str
     vram_bytes: Sourced[Bytes]
     memory_bytes_per_s: Sourced[Rate]
+    dense_bytes_per_s: Sourced[Rate] | None = None
+    expert_tile_tokens: Sourced[Annotated[int, Field(gt=0)]] | None = None
     compute_flops: Sourced[Flops]
     dense_launch_ns: Sourced[Time]
     expert_launch_ns: Sourced[Time]
@@ -69,6 +90,40 @@ class HardwareSpec(BaseModel):
     decision_ns: Sourced[Time]
     pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
     host_bytes: Sourced[Bytes] | None = None
+    uvm: UvmSpec | None = None
+
+
+@dataclass(frozen=True)
+class UvmCosts:
+    """What paging by the driver costs on a machine. Times in ns, rates in bytes a second."""
+
+    sm_count: int
+    """Streaming multiprocessors."""
+    ctas_per_sm: int
+    """Thread blocks of a decode kernel (128 threads) that an SM holds."""
+    burst_pages: int
+    """Pages of an SM's tile whose faults lie together in the fault buffer."""
+    fault_sharing: int
+    """Fault entries that arrive for a page beside one of each SM that reads a row in it."""
+    batch_ns: int
+    """Fixed cost of a fault batch: interrupt, fetch, sort, flush of the buffer."""
+    page_ns: int
+    """A distinct page that faulted."""
+    service_ns: int
+    """A block serviced: its lock, the residency decision, the prefetch region."""
+    map_ns: int
+    """Unmapping, DMA-mapping and mapping with one page table entry: a 64 KiB page, or a 4 KiB page of
+    one that comes in parts."""
+    evict_ns: int
+    """Choosing and unmapping a victim."""
+    replay_ns: int
+    """Replaying the faults, until the warps run on."""
+    copy_ns: int
+    """Fixed part of one copy of a run of up to 64 KiB."""
+    h2d_bytes_per_s: int
+    """Migrating in, beside the fixed part."""
+    d2h_bytes_per_s: int
+    """Copying a victim's pages back."""
 
 
 def duration_ns(amount: int, per_second: int) -> int:
@@ -119,8 +174,15 @@ class Hardware:
     """Allocating and page-locking fresh host memory; None where unknown."""
     host_bytes: int | None = None
     """Host memory; None where unknown."""
+    expert_tile_tokens: int | None = None
+    """Tokens a prefill kernel computes at a time for one expert, however few there are; None: 1."""
+    dense_bytes_per_s: int | None = None
+    """Reading dense weights, where that is another speed than the experts' (dequantisation);
+    None: ``memory_bytes_per_s``."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
+    uvm: UvmCosts | None = None
+    """The paging driver's constants; None where nobody measured or fitted them."""
 
     # ---- where a description comes from --------------------------------------------------------
 
@@ -143,12 +205,14 @@ class Hardware:
     def from_spec(cls, spec: HardwareSpec) -> Hardware:
         given = {k: getattr(spec, k) for k in HardwareSpec.model_fields}
         sourced = {k: v for k, v in given.items() if isinstance(v, Sourced)}
-        plain = {k: v for k, v in given.items() if k not in sourced}
-        return cls(
-            **plain,
-            **{k: v.value for k, v in sourced.items()},
-            sources={k: v.source for k, v in sourced.items()},
-        )
+        plain = {k: v for k, v in given.items() if k not in sourced and k != "uvm"}
+        sources = {k: v.source for k, v in sourced.items()}
+        uvm = None
+        if spec.uvm is not None:
+            parts = {k: getattr(spec.uvm, k) for k in UvmSpec.model_fields}
+            uvm = UvmCosts(**{k: v.value for k, v in parts.items()})
+            sources |= {f"uvm.{k}": v.source for k, v in parts.items()}
+        return cls(**plain, **{k: v.value for k, v in sourced.items()}, sources=sources, uvm=uvm)
 
     def with_(self, *, vram: str | int | None = None, link: str | int | None = None) -> Hardware:
         """The same machine with another memory size or link (``--vram 24GiB``, ``--link 28GB/s``).
@@ -169,6 +233,13 @@ class Hardware:
             for key in ("pageable_h2d_bytes_per_s", "pageable_d2h_bytes_per_s"):
                 new[key] = min(getattr(self, key), rate)
         note = {k: f"given by the user (preset: {self._shown(k)})" for k in new}
+        if link is not None and self.uvm is not None:
+            scaled = {
+                k: max(1, getattr(self.uvm, k) * rate // self.h2d_bytes_per_s)
+                for k in ("h2d_bytes_per_s", "d2h_bytes_per_s")
+            }
+            new["uvm"] = replace(self.uvm, **scaled)
+            note |= {f"uvm.{k}": "scaled with the link given by the user" for k in scaled}
         return replace(self, **new, sources=self.sources | note)
 
     # ---- durations -----------------------------------------------------------------------------
@@ -216,27 +287,35 @@ class Hardware:
 
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity, in file order."""
-        return [(k, self._shown(k), self.sources.get(k, "")) for k in self._quantity_names()]
+        rows = [(k, self._shown(k), self.sources.get(k, "")) for k in self._quantity_names()]
+        for k, value in vars(self.uvm).items() if self.uvm else ():
+            key = f"uvm.{k}"
+            rows.append((key, _shown(k, value), self.sources.get(key, "")))
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
-        return {k: getattr(self, k) for k in self.__dataclass_fields__}
+        d = {k: getattr(self, k) for k in self.__dataclass_fields__}
+        return d | {"uvm": vars(self.uvm) if self.uvm else None}
 
     def _quantity_names(self) -> list[str]:
-        words = ("name", "gpu", "summary")
+        words = ("name", "gpu", "summary", "uvm")
         names = [k for k in HardwareSpec.model_fields if k not in words]
         return [k for k in names if getattr(self, k) is not None]
 
     def _shown(self, key: str) -> str:
-        value = getattr(self, key)
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if key.endswith("_ns"):
-            return units.format_ns(value)
-        if key.endswith("_flops"):
-            return units.format_flops(value)
-        if key.endswith("_bytes_per_s"):
-            return units.format_rate(value)
-        if key.endswith("_bytes"):
-            return units.format_bytes(value, binary=True)
-        return f"{value:g}"
+        return _shown(key, getattr(self, key))
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key.endswith("_ns"):
+        return units.format_ns(value)
+    if key.endswith("_flops"):
+        return units.format_flops(value)
+    if key.endswith("_bytes_per_s"):
+        return units.format_rate(value)
+    if key.endswith("_bytes"):
+        return units.format_bytes(value, binary=True)
+    return f"{value:g}"

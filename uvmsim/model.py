@@ -60,6 +60,8 @@ class Model:
     """Where the numbers come from, by part of the description."""
     tensors: tuple[tuple[str, str, int], ...] = ()
     """``(name, type, bytes)`` in file order; empty where unknown or scaled."""
+    routing_sigma: tuple[float, float] | None = None
+    """Unevenness of random tokens' routing in prefill and decode (`uvmsim.model_spec.Routing`)."""
 
     # ---- where a model comes from -------------------------------------------------------------
 
@@ -120,6 +122,9 @@ class Model:
             summary=spec.summary,
             sources=sources | {"types": t.source},
             tensors=tuple((x.name, x.type, x.nbytes) for x in tensors),
+            routing_sigma=(spec.routing.prefill_sigma, spec.routing.decode_sigma)
+            if spec.routing
+            else None,
         )
 
     @classmethod

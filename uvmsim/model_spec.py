@@ -129,6 +129,15 @@ class Types(_Table):
     embedding: Type
 
 
+class Routing(_Table):
+    """How unevenly llama-bench's random tokens use the experts (`uvmsim.llamabench`)."""
+
+    source: str
+    prefill_sigma: Annotated[float, Field(ge=0)]
+    """Standard deviation of an expert's log popularity in a prefill; 0 is uniform."""
+    decode_sigma: Annotated[float, Field(ge=0)]
+
+
 class ModelSpec(_Table):
     """A model's TOML file."""
 
@@ -143,6 +152,7 @@ class ModelSpec(_Table):
     experts: Experts
     attention: Attention
     types: Types
+    routing: Routing | None = None
 
     @model_validator(mode="after")
     def _layers(self) -> ModelSpec:

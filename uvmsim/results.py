@@ -10,7 +10,7 @@ import numpy as np
 from traces.schema import DECODE, PREFILL
 from uvmsim.engine.timeline import Timeline
 from uvmsim.memory.base import DoesNotFit, Job
-from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Plan
+from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Counters, Plan
 
 PERCENTILES = (50, 90, 99)
 
@@ -28,6 +28,12 @@ class Result:
     @property
     def policy(self) -> str | None:
         return self.job.policy.name if self.job.policy else None
+
+    @property
+    def step_end(self) -> np.ndarray:
+        """int64 [S]: when each forward pass ended, ns."""
+        assert self.timeline is not None
+        return self.timeline.step_end
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; times in seconds, bytes as whole numbers."""
@@ -66,14 +72,15 @@ def measures(job: Job, plan: Plan, t: Timeline) -> dict[str, Any]:
         "accesses": c.accesses,
         "hits": c.hits,
         "misses": c.misses,
-        "hit_rate": _share(c.hits, c.accesses),
+        "hit_rate": share(c.hits, c.accesses),
         "hit_rate_by_layer": [
-            _share(int(h), int(n))
+            share(int(h), int(n))
             for h, n in zip(c.layer_hits.sum(0), c.layer_accesses.sum(0), strict=True)
         ],
-        "prefill_hit_rate": _share(int(c.layer_hits[0].sum()), int(c.layer_accesses[0].sum())),
-        "decode_hit_rate": _share(int(c.layer_hits[1].sum()), int(c.layer_accesses[1].sum())),
+        "prefill_hit_rate": share(int(c.layer_hits[0].sum()), int(c.layer_accesses[0].sum())),
+        "decode_hit_rate": share(int(c.layer_hits[1].sum()), int(c.layer_accesses[1].sum())),
         "evictions": c.evictions,
+        **_bypassed(c),
         "bytes_h2d": plan.bytes_of(DEMAND) + plan.bytes_of(PREFETCH) + plan.bytes_zero_copy,
         "bytes_d2h": plan.bytes_of(WRITEBACK),
         "bytes_prefetched": plan.bytes_of(PREFETCH),
@@ -86,14 +93,19 @@ def measures(job: Job, plan: Plan, t: Timeline) -> dict[str, Any]:
         "time_s": seconds,
         "tokens": int(w.step_tokens.sum()),
         "tokens_per_s": _rate(int(w.step_tokens.sum()), seconds),
-        **_phase("prefill", PREFILL, job, duration),
-        **_phase("decode", DECODE, job, duration),
+        **phase_measures("prefill", PREFILL, job, duration),
+        **phase_measures("decode", DECODE, job, duration),
         "ttft_s": _first_token(job, t),
-        "token_latency_ms": _latency(job, duration),
+        "token_latency_ms": token_latency(job, duration),
         "time_split_s": time_split(plan, t),
-        "link_utilisation": _share(int(plan.copy_ns[h2d].sum()), int(t.step_end[-1])),
+        "link_utilisation": share(int(plan.copy_ns[h2d].sum()), int(t.step_end[-1])),
         "notes": plan.notes,
     }
+
+
+def _bypassed(c: Counters) -> dict[str, Any]:
+    """Accesses that were served beside the pool, for policies that do that."""
+    return {"bypassed": {"accesses": c.bypassed, "hits": c.bypassed_hits}} if c.bypassed else {}
 
 
 def late_waits(plan: Plan, t: Timeline) -> int:
@@ -120,7 +132,7 @@ def time_split(plan: Plan, t: Timeline) -> dict[str, float]:
     }
 
 
-def _phase(name: str, phase: int, job: Job, duration: np.ndarray) -> dict[str, Any]:
+def phase_measures(name: str, phase: int, job: Job, duration: np.ndarray) -> dict[str, Any]:
     w = job.workload
     mine = w.step_phase == phase
     tokens, seconds = int(w.step_tokens[mine].sum()), float(duration[mine].sum()) / 1e9
@@ -136,7 +148,7 @@ def _first_token(job: Job, t: Timeline) -> float | None:
     return float(t.step_end[last]) / 1e9
 
 
-def _latency(job: Job, duration: np.ndarray) -> dict[str, float] | None:
+def token_latency(job: Job, duration: np.ndarray) -> dict[str, float] | None:
     """Percentiles of the decode steps' durations (time per output token), in ms."""
     decode = duration[job.workload.step_phase == DECODE]
     if not len(decode):
@@ -145,7 +157,7 @@ def _latency(job: Job, duration: np.ndarray) -> dict[str, float] | None:
     return {f"p{p}": round(float(v), 6) for p, v in zip(PERCENTILES, values, strict=True)}
 
 
-def _share(part: int, whole: int) -> float | None:
+def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 

@@ -13,13 +13,20 @@ from uvmsim.results import Result
 ENGINES = {"des": "uvmsim.engine.des", "fast": "uvmsim.engine.fast"}
 
 
-def simulate(job: Job, mechanism: str = "expert-cache", engine: str = "fast") -> Result:
-    """Plan the job with the mechanism, clock it with the engine. Raises `InputError`."""
+def simulate(
+    job: Job, mechanism: str = "expert-cache", engine: str = "fast", record: bool = False
+) -> Result:
+    """Plan the job with the mechanism, clock it with the engine. Raises `InputError`.
+
+    ``record``: a mechanism with a clock of its own keeps its program, for export."""
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
     clock = importlib.import_module(ENGINES[engine])
+    served = mechanism_named(mechanism)
+    if (whole := served.run(job, engine, record)) is not None:
+        return whole
     try:
-        plan = mechanism_named(mechanism).plan(job)
+        plan = served.plan(job)
     except DoesNotFit as err:
         return Result(job, mechanism, None, None, err)
     timeline = clock.run(plan)

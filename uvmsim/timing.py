@@ -16,6 +16,9 @@ from uvmsim.memory.plan import Plan
 from uvmsim.model import Model
 from uvmsim.workload import Workload
 
+ROW_KERNEL_TOKENS = 8
+"""Tokens up to which llama.cpp multiplies row by row, without tiles (ggml-cuda, mmvq)."""
+
 
 def to_ns(seconds: np.ndarray | float) -> np.ndarray:
     """Rounded to whole nanoseconds, as `uvmsim.hardware.duration_ns` does."""
@@ -41,6 +44,8 @@ def dense_times(
     event of a (step, layer), and int64 [S], what follows a step's last MoE layer.
     """
     tokens = w.step_tokens.astype(np.float64)
+    own = hw.dense_bytes_per_s or hw.memory_bytes_per_s
+    bytes_per_s = bytes_per_s or own
     kv = w.step_kv * (model.kv_bytes_per_token / model.n_layers)
     before = np.zeros((w.n_layers, w.n_steps), np.int64)
     tail = np.zeros(w.n_steps, np.int64)
@@ -48,7 +53,7 @@ def dense_times(
     for block in range(model.n_layers):
         flops = 2.0 * model.dense_params[block] * tokens
         seconds = roofline_s(hw, model.dense_bytes[block], flops, bytes_per_s)
-        seconds += kv / hw.memory_bytes_per_s
+        seconds += kv / own
         ns = to_ns(seconds) + hw.dense_launch_ns
         home = int(np.searchsorted(moe, block))
         if home < len(moe):
@@ -73,12 +78,16 @@ def expert_times(
         wave_hi, w.ids, w.counts, w.n_experts,
         np.asarray(model.expert_bytes, np.float64), np.asarray(model.expert_params, np.float64),
         float(bytes_per_s or hw.memory_bytes_per_s), float(hw.compute_flops), hw.expert_launch_ns,
+        hw.expert_tile_tokens or 1, ROW_KERNEL_TOKENS * w.top_k,
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _wave_ns(wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_rate, launch):
-    """`roofline_s` of each wave's experts and one launch; one pass, since every run pays for it."""
+def _wave_ns(
+    wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_rate, launch, tile, rows
+):  # fmt: skip
+    """`roofline_s` of each wave's experts and one launch; one pass, since every run pays for it.
+    Beyond ``rows`` token-expert pairs, tokens are computed in tiles of ``tile`` an expert."""
     out = np.empty(len(wave_hi), np.int64)
     a = 0
     for w in range(len(wave_hi)):
@@ -88,8 +97,12 @@ def _wave_ns(wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_ra
             continue
         layer = ids[a] // n_experts  # a wave is of one layer
         tokens = np.int64(0)
+        tiled = np.int64(0)
         for i in range(a, end):
             tokens += counts[i]
+            tiled += (counts[i] + tile - 1) // tile * tile
+        if tokens > rows:
+            tokens = tiled
         read = (end - a) * nbytes[layer]
         seconds = max(read / read_rate, 2.0 * params[layer] * tokens / flop_rate)
         out[w] = np.int64(np.rint(seconds * 1e9)) + launch

@@ -36,7 +36,14 @@ class LibraryFile:
         """Whether a CUDA back end lies beside the library or is linked into it."""
         if any(self.path.parent.glob("libggml-cuda*")):
             return True
-        return self.package is None and _mentions(self.path, b"libcudart")
+        return self.package is None and self.mentions(b"libcudart")
+
+    def mentions(self, text: bytes) -> bool:
+        """Whether the file's bytes hold ``text``: names it links to, what it prints."""
+        import mmap
+
+        with self.path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(text) >= 0
 
 
 def find_library(where: str | Path | None = None) -> LibraryFile:
@@ -95,11 +102,3 @@ def _in_package(module: str) -> LibraryFile | None:
                 name = PACKAGES[module]
                 return LibraryFile(path, f"{name} {importlib.metadata.version(name)}")
     return None
-
-
-def _mentions(path: Path, text: bytes) -> bool:
-    """Whether the bytes of a file hold ``text`` (the names of linked libraries are plain text)."""
-    import mmap
-
-    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(text) >= 0

@@ -16,6 +16,16 @@ from typing import Any
 import numpy as np
 
 from traces.capture.find_library import LibraryFile
+from traces.capture.llama_structs import (
+    Parameters,
+    expert_overrides,
+    find_cb_eval,
+    find_moe_cache,
+    find_n_gpu_layers,
+    set_no_mmap,
+    set_overrides,
+)
+from traces.capture.moe_cache_log import MoeCacheCounts, concerns_moe_cache, read_counts
 from traces.errors import InputError
 
 _PTR = C.c_void_p
@@ -23,19 +33,6 @@ EVAL_CALLBACK = C.CFUNCTYPE(C.c_bool, _PTR, C.c_bool, _PTR)
 """``bool (struct ggml_tensor *, bool ask, void * user_data)``"""
 _LOG_CALLBACK = C.CFUNCTYPE(None, C.c_int, C.c_char_p, _PTR)
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
-
-
-class _Parameters(C.Structure):
-    """More room than any parameter struct needs. Structs of this size are passed in memory, so the
-    callee sees its own shorter struct at the start."""
-
-    _fields_ = (("words", C.c_uint64 * 64),)
-
-    def int32(self, offset: int) -> Any:
-        return C.c_int32.from_address(C.addressof(self) + offset)
-
-    def float32(self, offset: int) -> Any:
-        return C.c_float.from_address(C.addressof(self) + offset)
 
 
 class _Batch(C.Structure):
@@ -57,10 +54,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_log_set": (None, (_PTR, _PTR)),
     "llama_print_system_info": (C.c_char_p, ()),
     "llama_supports_gpu_offload": (C.c_bool, ()),
-    "llama_model_default_params": (_Parameters, ()),
-    "llama_context_default_params": (_Parameters, ()),
-    "llama_model_load_from_file": (_PTR, (C.c_char_p, _Parameters)),
-    "llama_init_from_model": (_PTR, (_PTR, _Parameters)),
+    "llama_model_default_params": (Parameters, ()),
+    "llama_context_default_params": (Parameters, ()),
+    "llama_model_load_from_file": (_PTR, (C.c_char_p, Parameters)),
+    "llama_init_from_model": (_PTR, (_PTR, Parameters)),
     "llama_model_free": (None, (_PTR,)),
     "llama_free": (None, (_PTR,)),
     "llama_model_get_vocab": (_PTR, (_PTR,)),
@@ -103,6 +100,7 @@ class Library:
                 ) from None
             function.restype, function.argtypes = result, arguments
         self._errors: list[str] = []
+        self._moe_cache: list[str] = []
         self._log = _LOG_CALLBACK(self._on_log)
         _KEEP.append(self._log)  # the library may log until the process ends
         self.c.llama_log_set(C.cast(self._log, _PTR), None)
@@ -112,6 +110,8 @@ class Library:
     def _on_log(self, level: int, text: bytes, _: Any) -> None:
         if level == _LOG_ERROR and text:
             self._errors = [*self._errors[-4:], text.decode("utf-8", "replace").strip()]
+        elif text and concerns_moe_cache(line := text.decode("utf-8", "replace")):
+            self._moe_cache.append(line)
 
     def _load_plug_ins(self) -> None:
         """Some builds keep every back end, the CPU's too, in a library of its own."""
@@ -124,6 +124,12 @@ class Library:
     def last_error(self) -> str:
         """What the library logged last as an error, on one line; empty where nothing."""
         return " ".join(self._errors[-1:]).replace("\n", " ")
+
+    def take_moe_cache(self) -> MoeCacheCounts | None:
+        """llama.cpp's own counters of its expert cache, as logged since the last call. A context
+        logs its slots when it is made and its counts when it is closed."""
+        lines, self._moe_cache = self._moe_cache, []
+        return read_counts(lines)
 
     @property
     def build(self) -> str:
@@ -144,7 +150,17 @@ _KEEP: list[Any] = []
 class LlamaModel:
     """A model loaded by llama.cpp. Use as a context manager, or `close`."""
 
-    def __init__(self, library: Library, path: str | Path, *, n_gpu_layers: int = 0) -> None:
+    def __init__(
+        self,
+        library: Library,
+        path: str | Path,
+        *,
+        n_gpu_layers: int = 0,
+        n_cpu_moe: int = 0,
+        no_mmap: bool = False,
+    ) -> None:
+        """``n_cpu_moe``: first blocks whose experts stay in host memory. ``no_mmap``: read the file
+        into memory, which is then page-locked for a GPU build, in place of mapping it."""
         self.library, self._c = library, library.c
         if n_gpu_layers and not self._c.llama_supports_gpu_offload():
             raise InputError(
@@ -152,7 +168,13 @@ class LlamaModel:
                 "name a CUDA build with --lib"
             )
         parameters = self._c.llama_model_default_params()
-        parameters.int32(_find_n_gpu_layers(parameters)).value = n_gpu_layers
+        at = find_n_gpu_layers(parameters)
+        parameters.int32(at).value = n_gpu_layers
+        if n_cpu_moe:
+            self._overrides = expert_overrides(library, n_cpu_moe)
+            set_overrides(parameters, at, self._overrides)
+        if no_mmap:
+            set_no_mmap(parameters, at)
         self.handle = self._c.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self.handle:
             raise InputError(
@@ -208,14 +230,17 @@ class LlamaContext:
         n_seq: int = 1,
         n_threads: int | None = None,
         callback: tuple[int, int] | None = None,
+        moe_cache_bytes: int = 0,
     ) -> None:
         self.model, self._c = model, model.library.c
         parameters = self._c.llama_context_default_params()
-        at = _find_cb_eval(parameters)
+        at = find_cb_eval(parameters)
         for i, value in enumerate((n_ctx, n_batch, n_ubatch, n_seq)):
             parameters.int32(4 * i).value = value
         if callback is not None:
             parameters.words[at // 8], parameters.words[at // 8 + 1] = callback
+        if moe_cache_bytes:
+            parameters.words[find_moe_cache(model.library, parameters, at) // 8] = moe_cache_bytes
         self.handle = self._c.llama_init_from_model(model.handle, parameters)
         if not self.handle:
             raise InputError(
@@ -270,35 +295,3 @@ class LlamaContext:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _find_cb_eval(p: _Parameters) -> int:
-    """Offset of ``cb_eval``: a null pointer pair after a float that is -1 or 0 by default
-    (``defrag_thold``), before the types of the K and V cache, F16 (1) both."""
-    found = [
-        at
-        for at in range(32, 200, 8)
-        if p.words[at // 8] == 0
-        and p.words[at // 8 + 1] == 0
-        and p.int32(at + 16).value == 1
-        and p.int32(at + 20).value == 1
-        and p.float32(at - 4).value in (-1.0, 0.0)
-    ]
-    sizes = tuple(p.int32(4 * i).value for i in range(4))
-    if len(found) != 1 or sizes != (512, 2048, 512, 1):
-        raise InputError(
-            "this libllama lays out llama_context_params differently from what capture knows; use "
-            "the one of the capture extra: pip install 'uvmsim[capture]'"
-        )
-    return found[0]
-
-
-def _find_n_gpu_layers(p: _Parameters) -> int:
-    """Offset of ``n_gpu_layers``: before ``split_mode``, which is 1 (by layer) by default."""
-    for at in range(0, 32, 4):
-        if p.int32(at + 4).value == 1 and p.int32(at).value in (-1, 0, 99, 999):
-            return at
-    raise InputError(
-        "this libllama lays out llama_model_params differently from what capture knows; use the "
-        "one of the capture extra: pip install 'uvmsim[capture]'"
-    )

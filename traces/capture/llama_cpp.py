@@ -55,7 +55,15 @@ def capture(
         )
     with ExitStack() as stack:
         lib = Library(file)
-        model = stack.enter_context(LlamaModel(lib, model_path, n_gpu_layers=options.n_gpu_layers))
+        model = stack.enter_context(
+            LlamaModel(
+                lib,
+                model_path,
+                n_gpu_layers=options.n_gpu_layers,
+                n_cpu_moe=options.n_cpu_moe,
+                no_mmap=options.no_mmap,
+            )
+        )
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
         callback = RoutingCallback(lib, info.moe_layers)
@@ -68,6 +76,7 @@ def capture(
                 n_seq=len(prompts),
                 n_threads=options.threads,
                 callback=callback.pointers,
+                moe_cache_bytes=options.moe_cache_mib << 20,
             )
         )
         meta = _meta(info, prompts, options, file, lib.build, command, n_ctx)
@@ -79,6 +88,8 @@ def capture(
             run = CaptureRun(context, callback, recording, info, options, result, progress)
             run.prefill(ids)
             run.generate()
+    counts = lib.take_moe_cache()
+    result.moe_cache = counts.to_json() if counts else None
     result.file_bytes = out.stat().st_size
     return result
 

@@ -30,6 +30,12 @@ class CaptureOptions:
     n_ubatch: int = 512
     threads: int | None = None
     n_gpu_layers: int = 0
+    n_cpu_moe: int = 0
+    """First blocks whose experts stay in host memory."""
+    moe_cache_mib: int = 0
+    """Size of llama.cpp's own expert cache on the GPU, for experts in host memory."""
+    no_mmap: bool = False
+    """Read the model into memory instead of mapping the file."""
     seed: int = 0
     temperature: float = 0.8
     """0 is greedy."""
@@ -56,18 +62,22 @@ class CaptureResult:
     decode_ns: int = 0
     file_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    moe_cache: dict[str, Any] | None = None
+    """llama.cpp's own counters of its expert cache, as in `MoeCacheCounts.to_json`."""
 
     def to_json(self) -> dict[str, Any]:
         """What is the same in every run; the times are left out."""
         names = "sequences steps prompt_tokens generated_tokens rows missing_rows file_bytes notes"
-        return {"out": self.out.name} | {n: getattr(self, n) for n in names.split()}
+        found = {"out": self.out.name} | {n: getattr(self, n) for n in names.split()}
+        return found | ({"moe_cache": self.moe_cache} if self.moe_cache else {})
 
 
 def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path) -> None:
     """Raise `InputError` for an option that cannot be, before any work is done."""
     if not prompts:
         raise InputError("no prompt: give --prompt-file or --prompt")
-    for name, least in (("n_batch", 1), ("n_ubatch", 1), ("n_predict", 0), ("top_k", 0)):
+    for name, least in (("n_batch", 1), ("n_ubatch", 1), ("n_predict", 0), ("top_k", 0),
+                        ("n_cpu_moe", 0), ("moe_cache_mib", 0)):  # fmt: skip
         if getattr(options, name) < least:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"

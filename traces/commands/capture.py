@@ -1,4 +1,4 @@
-"""`uvmsim capture`: record the expert routing of real runs."""
+"""`uvmsim capture`: record the expert routing, or the page faults, of real runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def capture() -> None:
-    """Record which experts each token of a real run uses."""
+    """Record which experts each token of a real run uses, or which pages fault."""
 
 
 class _Temperature(click.ParamType):
@@ -94,6 +94,16 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--n-ubatch", default=512, show_default=True, help="Tokens a micro-batch (a step).")
 @click.option("--threads", type=int, help="CPU threads [default: all cores].")
 @click.option("--n-gpu-layers", default=0, show_default=True, help="Blocks to put on the GPU.")
+@click.option(
+    "--n-cpu-moe", default=0, show_default=True, help="First blocks whose experts stay off the GPU."
+)
+@click.option(
+    "--moe-cache-mib",
+    default=0,
+    show_default=True,
+    help="llama.cpp's own expert cache on the GPU (with --n-cpu-moe); its counters are printed.",
+)
+@click.option("--no-mmap", is_flag=True, help="Read the model into memory; do not map the file.")
 @_SAMPLING
 @click.option(
     "--all-outputs",
@@ -141,6 +151,70 @@ def transformers(**given: Any) -> None:
     from traces.capture.transformers import capture as run
 
     _run(run, given, device=given["device"])
+
+
+@capture.command("cupti", context_settings={"allow_interspersed_args": False})
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Trace to write [default: the script's name, .faults.arrow].",
+)
+@_JSON
+def cupti(program: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Run a Python program and record its page faults and migrations (CUDA managed memory).
+
+    The program runs in this process. Its exit code is passed on. With --json, what it prints goes
+    to standard error.
+
+    \b
+    uvmsim capture cupti -o run.arrow -- python script.py --its-options
+    """
+    from contextlib import nullcontext, redirect_stdout
+
+    from traces.capture.cupti import FaultRecording
+    from traces.capture.python_program import check_program, run_program
+    from traces.errors import InputError
+
+    words = check_program(program)
+    out = out or Path(f"{Path(words[1] if words[0] == '-m' else words[0]).stem}.faults.arrow")
+    recording = FaultRecording(out, meta={"command": _program_command(words)})
+    try:
+        with recording, redirect_stdout(sys.stderr) if as_json else nullcontext():
+            code = run_program(words)
+    except KeyboardInterrupt:
+        kept = f"what was recorded until then is in {out}.partial and can be read"
+        raise InputError(
+            f"interrupted; {kept if recording.rows else 'nothing was recorded yet'}"
+        ) from None
+    if as_json:
+        result: dict[str, Any] = {
+            "out": str(out) if recording.rows else None,
+            "rows": recording.rows,
+        }
+        result |= {"exit_code": code, "dropped": recording.dropped, "notes": recording.notes}
+        click.echo(json.dumps(result, sort_keys=True))
+    for note in recording.notes:
+        click.echo(f"note: {note}", err=True)
+    if code:
+        click.echo(f"note: the program ended with exit code {code}", err=True)
+    if recording.rows:
+        size = out.stat().st_size / 1e6
+        click.echo(f"{recording.rows:,} events; {out}: {size:,.2f} MB", err=True)
+        click.echo(f"next: uvmsim trace stats {shlex.quote(str(out))}", err=True)
+    elif not code:
+        raise InputError(
+            "no unified-memory event was seen, so no trace is written: does the program use "
+            "managed memory (cudaMallocManaged)?"
+        )
+    sys.exit(code)
+
+
+def _program_command(words: list[str]) -> str:
+    """The command line, without folders, which may name people."""
+    script = words if words[0] == "-m" else [Path(words[0]).name, *words[1:]]
+    return shlex.join(["uvmsim", "capture", "cupti", "--", "python", *script])
 
 
 def _run(run: Any, given: dict[str, Any], **more: Any) -> None:
@@ -247,6 +321,13 @@ def _print(result: CaptureResult, *, as_json: bool) -> None:
     )
     missing = f", {result.missing_rows:,} of them missing" if result.missing_rows else ""
     click.echo(f"{result.rows:,} rows{missing}; {result.out}: {result.file_bytes / 1e6:,.2f} MB")
+    if result.moe_cache:
+        c = result.moe_cache
+        slots = " + ".join(f"{n:,}" for n in c["slots"]) or "0"
+        click.echo(
+            f"llama.cpp's expert cache: {slots} slots, {c['hits']:,} hits, {c['misses']:,} misses, "
+            f"{c['uploaded_mib']:,.2f} MiB uploaded"
+        )
     for note in result.notes:
         click.echo(f"note: {note}")
     click.echo(f"next: uvmsim compare {shlex.quote(str(result.out))} --slots 25%")

@@ -25,19 +25,18 @@ def trace() -> None:
 @click.argument("file", type=TRACE)
 @JSON
 def info(file: str, as_json: bool) -> None:
-    """Say what a trace is: model, shape, tokens, phases, columns, origin, hash."""
-    from traces.describe import describe, print_description
-    from traces.routing import open_routing
-
-    d = describe(open_routing(file))
-    _json(d) if as_json else print_description(d)
+    """Say what a trace is: model, shape, tokens or events, columns, origin, hash."""
+    _describe(file, as_json)
 
 
 @trace.command("import")
 @click.argument("file", type=TRACE)
 @click.option("-o", "--out", required=True, type=TRACE, help="Trace to write (.arrow).")
 @click.option(
-    "--format", "format_", help="npz, jsonl, csv or parquet; default: by the file's name."
+    "--format",
+    "format_",
+    help="npz, jsonl, csv, parquet, gpu-ext-chunk, gpu-ext-prefetch or nsys; default: by the "
+    "file's content and name.",
 )
 @click.option(
     "--model-name", help="Model that was recorded; default: from the file's path if known."
@@ -60,20 +59,35 @@ def import_(
     sequences: str | None,
     as_json: bool,
 ) -> None:
-    """Bring in a routing dump: NPZ, JSONL, CSV or Parquet.
+    """Bring in a routing dump, or page faults.
 
-    The layouts are described in docs/traces.md. What the dump does not state is worked out from
-    the published shape of the model, and said in the notes.
+    Routing: NPZ, JSONL, CSV or Parquet. What the dump does not state is worked out from the
+    published shape of the model, and said in the notes. Page faults: gpu_ext's chunk_trace and
+    prefetch_trace CSV, and SQLite exports of Nsight Systems. Layouts: docs/traces.md.
     """
-    from traces.describe import describe, print_description
+    from pathlib import Path
+
+    from traces.errors import InputError
+    from traces.importers import import_faults, is_fault_format, sniff
     from traces.importers.dump import ImportOptions, import_routing
-    from traces.routing import open_routing
+    from traces.ipc import require_file
 
     options = ImportOptions(model_name, n_experts, ids_order, _ranges(sequences))
-    t = import_routing(file, options, format=format_, tool=_tool(), command=_command())
-    t.save(out)
-    d = describe(open_routing(out))
-    _json(d) if as_json else print_description(d)
+    require_file(Path(file))
+    name = format_ or sniff(Path(file))
+    if is_fault_format(name):
+        if model_name or n_experts or ids_order or sequences:
+            raise InputError(
+                f"{file}: holds page faults ({name}); --model-name, --n-experts, --ids-order and "
+                "--sequences are for routing dumps: leave them out"
+            )
+        with _working("importing"):
+            events = import_faults(Path(file), name)
+            events.save(out, events.meta | {"tool": _tool(), "command": _command()})
+    else:
+        t = import_routing(file, options, format=name, tool=_tool(), command=_command())
+        t.save(out)
+    _describe(out, as_json)
 
 
 @trace.command()
@@ -84,10 +98,17 @@ def check(file: str, as_json: bool) -> None:
 
     Exit code 1 where an error is found, 0 where there are none (warnings and notes do not count).
     """
-    from traces.check import check as find
-    from traces.routing import open_routing
+    from traces.faults import is_fault_trace, open_faults
 
-    findings = find(open_routing(file))
+    if is_fault_trace(file):
+        from traces.check_faults import check_faults
+
+        findings = check_faults(open_faults(file))
+    else:
+        from traces.check import check as find
+        from traces.routing import open_routing
+
+        findings = find(open_routing(file))
     if as_json:
         _json({"file": file, "findings": [f.to_json() for f in findings]})
     else:
@@ -105,16 +126,21 @@ def check(file: str, as_json: bool) -> None:
 def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     """Print the locality tables of one trace, or of several side by side.
 
-    Overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, and LRU and LFU
-    hit rates as a yardstick. Definitions: docs/traces.md.
+    Routing: overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, and LRU
+    and LFU hit rates as a yardstick. Faults: rates, reuse of physical chunks, refaults, runs, bytes
+    each way, evictions. Definitions: docs/traces.md.
     """
     from pathlib import Path
 
     from traces.errors import InputError
+    from traces.faults import is_fault_trace
     from traces.routing import open_routing
     from traces.schema import PHASES
     from traces.stats import statistics
 
+    if all(is_fault_trace(file) for file in files):
+        _fault_stats(files, phase, as_json)
+        return
     named = []
     for file in files:
         t = open_routing(file)
@@ -200,19 +226,75 @@ def synth(as_json: bool, out: str, **options: Any) -> None:
 @trace.command()
 @click.argument("file", type=TRACE)
 @click.option("-o", "--out", required=True, type=TRACE, help=".parquet, .csv, .jsonl or .npz")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["gpu-ext-chunk", "gpu-ext-prefetch"]),
+    help="Fault traces: the CSV of gpu_ext's chunk_trace or prefetch_trace.",
+)
 @JSON
-def export(file: str, out: str, as_json: bool) -> None:
-    """Write a trace in another format: Parquet, CSV, JSONL or NPZ (by the name's ending)."""
-    from traces.export import export_routing
-    from traces.routing import open_routing
+def export(file: str, out: str, format_: str | None, as_json: bool) -> None:
+    """Write a trace in another format: Parquet, CSV, JSONL or NPZ (by the name's ending).
 
-    result = export_routing(open_routing(file), out)
+    A fault trace: Parquet, or one of gpu_ext's CSV formats (--format).
+    """
+    from traces.faults import is_fault_trace, open_faults
+
+    if is_fault_trace(file):
+        from traces.export_faults import export_faults
+
+        with _working("exporting"):
+            result = export_faults(open_faults(file), out, format_)
+    else:
+        from traces.errors import InputError
+        from traces.export import export_routing
+        from traces.routing import open_routing
+
+        t = open_routing(file)
+        if format_:
+            raise InputError(f"{file}: holds routing; --format {format_} is for fault traces")
+        result = export_routing(t, out)
     if as_json:
         _json(result)
     else:
         click.echo(f"{result['out']}: {result['rows']:,} rows, {result['bytes'] / 1e6:,.2f} MB")
         for note in result["notes"]:
             click.echo(f"note: {note}")
+
+
+def _describe(file: str, as_json: bool) -> None:
+    """What `info` prints, and `import` of what it wrote."""
+    from traces.faults import is_fault_trace, open_faults
+
+    if is_fault_trace(file):
+        from traces.fault_tables import describe_faults, print_fault_description
+
+        d = describe_faults(open_faults(file))
+        _json(d) if as_json else print_fault_description(d)
+        return
+    from traces.describe import describe, print_description
+    from traces.routing import open_routing
+
+    d = describe(open_routing(file))
+    _json(d) if as_json else print_description(d)
+
+
+def _fault_stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
+    from pathlib import Path
+
+    from traces.errors import InputError
+    from traces.fault_stats import fault_statistics
+    from traces.fault_tables import print_fault_statistics
+    from traces.faults import open_faults
+
+    if phase != "all":
+        raise InputError(f"--phase {phase}: fault traces have no phases; leave it out")
+    with _working("measuring"):
+        named = [(Path(f).stem, fault_statistics(open_faults(f))) for f in files]
+    if as_json:
+        _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
+    else:
+        print_fault_statistics(named)
 
 
 @contextmanager

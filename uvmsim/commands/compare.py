@@ -25,11 +25,12 @@ import click
 )  # fmt: skip
 @click.option(
     "--mechanism", "mechanisms", metavar="X", multiple=True,
-    help="expert-cache (default), resident, stream, zero-copy, cpu-offload; repeatable.",
+    help="expert-cache (default), uvm, resident, stream, zero-copy, cpu-offload; repeatable.",
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
-    help="Eviction, maybe +prefetch: lru, lfu+next-layer, ./mine.py:MyPolicy; repeatable.",
+    help="Eviction, maybe +prefetch: lru, lfu+next-layer, ./mine.py:MyPolicy; of uvm: default, "
+    "prefetch_always_max, ...; repeatable.",
 )  # fmt: skip
 @click.option(
     "--pool", default="global", metavar="global|per-layer", help="One pool, or one a layer."
@@ -47,6 +48,7 @@ import click
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--ncmoe", type=int, metavar="N", help="cpu-offload: layers kept on the CPU; all.")
+@click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(
@@ -63,6 +65,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --slots 12.5%,25%,50% --policy lru,lfu,belady
       uvmsim compare T.arrow --mechanism resident --mechanism zero-copy --mechanism expert-cache
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
+      uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
     from uvmsim.compare import Options, policy_list
     from uvmsim.compare import compare as run

@@ -69,6 +69,7 @@ def with_globals(template: Any, extra: dict[str, Any], tag: str) -> FunctionType
 def _hooks(eviction: type[Eviction], prefetch: type[Prefetch]) -> dict[str, Callable]:
     return {
         "eviction_on_event": eviction.on_event,
+        "bypasses": eviction.bypasses,
         "on_access": eviction.on_access,
         "on_insert": eviction.on_insert,
         "on_evict": eviction.on_evict,
@@ -84,8 +85,11 @@ def _bound(
 ) -> Callable:
     hooks: dict[str, Any] = dict(_hooks(eviction, prefetch))
     tag = _digest(eviction, prefetch)
+    bypasses = eviction.bypasses is not Eviction.bypasses
     used = {
-        "SEES_EVENTS": any(cls.on_event is not Policy.on_event for cls in (eviction, prefetch)),
+        "SEES_EVENTS": bypasses
+        or any(cls.on_event is not Policy.on_event for cls in (eviction, prefetch)),
+        "BYPASSES": bypasses,
         "PREFETCHES": prefetch is not NoPrefetch,
     }
     if not compiled:
@@ -98,6 +102,7 @@ def _bound(
     jitted: dict[str, Any] = {name: hook_jit(_plain(f)) for name, f in hooks.items()}
     jitted |= used
     jitted["event_of"] = jit(pool.event_of)
+    jitted["copy_beside"] = jit(pool.copy_beside)
     jitted["take_slot"] = jit(with_globals(pool.take_slot, jitted, tag))
     return njit(cache=True, **KERNEL)(with_globals(pool.plan_events, jitted, tag))
 

@@ -1,7 +1,4 @@
-"""Mechanisms: how a missing byte is served. One file each; found by looking, not by a list.
-
-The page-grained ``uvm`` mechanism will have its room here beside the others.
-"""
+"""Mechanisms: how a missing byte is served. One file each; found by looking, not by a list."""
 
 from __future__ import annotations
 

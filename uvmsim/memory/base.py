@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from uvmsim.memory.plan import Counters, Plan
 from uvmsim.model import Model
 from uvmsim.policies.registry import PolicySpec
 from uvmsim.workload import Workload
+
+if TYPE_CHECKING:
+    from uvmsim.paging.phases import PhasedPolicy
+    from uvmsim.results import Result
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Job:
     seed: int = 0
     profile: Workload | None = None
     """What policies that need a profile learn from."""
+    page_policy: PhasedPolicy | None = None
+    """`uvm`: what pages; None is the driver as it comes."""
+    threshold: int = 51
+    """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
 
 
 class DoesNotFit(Exception):
@@ -56,11 +64,17 @@ class Mechanism:
     name: ClassVar[str] = ""
     takes_policy: ClassVar[bool] = False
     """Whether its outcome depends on the policy."""
+    grain: ClassVar[str] = "expert"
+    """What its policies decide about: ``expert`` or ``page``."""
     notes: list[str] = field(default_factory=list)
 
     def plan(self, job: Job) -> Plan:
         """What is copied and computed, in order. Raises `DoesNotFit`, `InputError`."""
         raise NotImplementedError
+
+    def run(self, job: Job, engine: str, record: bool = False) -> Result | None:
+        """The whole outcome, of a mechanism whose clock is its own; None: it writes a plan."""
+        return None
 
 
 def fixed_bytes(job: Job) -> int:

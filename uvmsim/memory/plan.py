@@ -30,6 +30,9 @@ class Counters:
     """int64 [phase, layer]"""
     layer_accesses: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     resident_at_end: int = 0
+    bypassed: int = 0
+    """Accesses of events the policy served beside the pool."""
+    bypassed_hits: int = 0
 
     @property
     def misses(self) -> int:
@@ -72,6 +75,8 @@ class Plan:
     slots: int = 0
     bytes_zero_copy: int = 0
     """Bytes the kernels read across the link without a copy."""
+    zero_copy_step: np.ndarray | None = None
+    """int64 [S]: the same a step, where there are any."""
     notes: list[str] = field(default_factory=list)
 
     def bytes_of(self, kind: int) -> int:

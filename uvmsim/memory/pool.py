@@ -2,11 +2,13 @@
 
 `plan_events` is a template. Its hooks (``on_access``, ``victim`` and so on) are names without a
 value here; `uvmsim.engine.bind` gives it a policy's functions and compiles the result. So are
-``SEES_EVENTS`` and ``PREFETCHES``: constants, so that what a policy does not use is not compiled.
+``SEES_EVENTS``, ``BYPASSES`` and ``PREFETCHES``: constants, so that what a policy does not use is not
+compiled.
 
 Rules of an event: hits are judged against the pool before the event; experts are touched in order;
 none of the event's experts may be evicted for another; an event wider than the pool is served in
-waves of as many experts as there are slots, each wave an event of its own.
+waves of as many experts as there are slots, each wave an event of its own. An event that the policy
+bypasses reads what is resident, copies the rest to a buffer beside the pool, and changes nothing.
 """
 
 # mypy: ignore-errors
@@ -22,6 +24,8 @@ from uvmsim.policies.base import ACCESS, EVENT, LAYER, STEP, Event, Pool
 
 HITS, EVICTIONS, ISSUED, USED, WASTED, BASE, WAVES, COPIES, WAITS, ERROR, CULPRIT = range(11)
 """Places in ``Tally.n``; BASE is the run's number of the first copy of the block being written."""
+BYPASSED, BYPASSED_HITS = 11, 12
+"""More places: accesses of bypassed events, and those among them that were resident."""
 
 BAD_VICTIM, NO_VICTIM, BAD_PREFETCH = 1, 2, 3
 
@@ -30,7 +34,7 @@ class Tally(NamedTuple):
     """Counters and what is known of copies on their way."""
 
     n: np.ndarray
-    """int64 [11]: see the places above; ERROR is 0 while all is well."""
+    """int64 [13]: see the places above; ERROR is 0 while all is well."""
     layer_hits: np.ndarray
     """int64 [2, layers]"""
     layer_accesses: np.ndarray
@@ -121,6 +125,15 @@ def take_slot(es, pool, tally, out, e, i, kind, write_back):
     return True
 
 
+def copy_beside(tally, out, e):
+    """Queue the copy of an expert that gets no slot."""
+    c = tally.n[COPIES]
+    out.copy_expert[c] = e
+    out.copy_kind[c] = DEMAND
+    out.copy_after[c] = -1
+    tally.n[COPIES] = c + 1
+
+
 def event_of(stream, i, lo, hi):
     """What hooks see of event ``i``."""
     scores = stream.scores[:0]
@@ -166,9 +179,12 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
             ev = event_of(stream, i, lo, hi)
             eviction_on_event(es, pool, ev)
             prefetch_on_event(ps, pool, ev)
+        kept = True
+        if BYPASSES:
+            kept = not bypasses(es, pool, ev)
         a = lo
         while True:
-            end = min(a + narrowest, hi)
+            end = min(a + narrowest, hi) if kept else hi
             pool.stamp[0] += 1
             for j in range(a, end):
                 pool.pin[stream.ids[j]] = pool.stamp[0]
@@ -176,7 +192,11 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                 e = stream.ids[j]
                 pool.clock[ACCESS] = j
                 found = pool.slot_of[e] >= 0
-                on_access(es, pool, e, j, found)
+                if kept:
+                    on_access(es, pool, e, j, found)
+                else:
+                    n[BYPASSED] += 1
+                    n[BYPASSED_HITS] += found
                 if found:
                     out.hit[j] = 1
                     n[HITS] += 1
@@ -188,12 +208,14 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                         n[WAITS] += 1
                 else:
                     out.hit[j] = 0
-                    if not take_slot(es, pool, tally, out, e, j, DEMAND, write_back):
+                    if not kept:
+                        copy_beside(tally, out, e)
+                    elif not take_slot(es, pool, tally, out, e, j, DEMAND, write_back):
                         if n[ERROR] == 0:
                             n[ERROR] = NO_VICTIM
                         return i
                 tally.layer_accesses[phase, layer] += 1
-            if PREFETCHES and end == hi:
+            if PREFETCHES and kept and end == hi:
                 asked = prefetch(ps, pool, event_of(stream, i, lo, hi), out.wanted)
                 if asked > most:
                     n[ERROR] = BAD_PREFETCH
@@ -256,7 +278,7 @@ def new_tally(n_layers: int, n_experts: int) -> Tally:
     """Counters at zero."""
     total = n_layers * n_experts
     return Tally(
-        np.zeros(11, np.int64),
+        np.zeros(13, np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros(total, np.uint8),

@@ -131,6 +131,13 @@ class Eviction(Policy):
     """Who leaves when a slot is needed."""
 
     @staticmethod
+    def bypasses(s: Any, pool: Pool, ev: Event) -> bool:
+        """True for an event to be served beside the pool: it reads what is resident, what is missing
+        is copied to a buffer and forgotten, and no slot changes hands. Asked right after `on_event`;
+        neither `on_access` nor a prefetcher is called for such an event."""
+        return False
+
+    @staticmethod
     def on_access(s: Any, pool: Pool, e: int, i: int, hit: bool) -> None:
         """Expert ``e`` is touched by access number ``i``; a miss is inserted right after."""
 

@@ -14,16 +14,19 @@ import importlib.util
 import pkgutil
 import sys
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from traces.errors import InputError
 from uvmsim.policies.base import Eviction, Policy, Prefetch
 
 CONTRACT = ("base", "registry", "bitset", "lists", "heaps", "queues", "rings")
+
+P = TypeVar("P", bound=Policy)
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,46 @@ class PolicySpec:
         return self.eviction.needs | (self.prefetch.needs if self.prefetch else frozenset())
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a name may stand for: the experts' policies, or the driver's page policies."""
+
+    noun: str
+    bases: tuple[type[Policy], ...]
+    """A policy derives from one of these."""
+    hooks: Mapping[type[Policy], tuple[str, ...]]
+    """The hooks of each."""
+    known: Mapping[str, type[Policy]]
+
+
 @functools.cache
 def builtin() -> dict[str, type[Policy]]:
     """All named policies: one class a name, found by looking, not by a list."""
     import uvmsim.policies as folder
 
-    found: dict[str, type[Policy]] = {}
+    return discover(folder, "uvmsim.policies", Policy, CONTRACT)
+
+
+def discover(
+    folder: ModuleType, group: str, base: type[P], skip: Iterable[str]
+) -> dict[str, type[P]]:
+    """Named classes derived from ``base`` in a package's modules (not in packages below it), and in
+    the entry points of ``group``."""
+    found: dict[str, type[P]] = {}
     for info in pkgutil.iter_modules(folder.__path__):
-        if info.name not in CONTRACT:
-            _collect(importlib.import_module(f"{folder.__name__}.{info.name}"), found)
-    for ep in entry_points(group="uvmsim.policies"):
+        if info.name not in skip and not info.ispkg:
+            _collect(importlib.import_module(f"{folder.__name__}.{info.name}"), base, found)
+    for ep in entry_points(group=group):
         cls = ep.load()
         found[cls.name] = cls
     return dict(sorted(found.items()))
 
 
-def _collect(module: ModuleType, found: dict[str, type[Policy]]) -> None:
+def _collect(module: ModuleType, base: type[P], found: dict[str, type[P]]) -> None:
     for cls in vars(module).values():
         if (
             isinstance(cls, type)
-            and issubclass(cls, Policy)
+            and issubclass(cls, base)
             and cls.__module__ == module.__name__
             and cls.name
         ):
@@ -79,8 +102,10 @@ def parse(text: str) -> PolicySpec:
     eviction: Eviction | None = None
     prefetch: Prefetch | None = None
     files = []
+    bases = (Eviction, Prefetch)
+    kind = Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
     for part in parts:
-        policy, file = _make(part)
+        policy, file = make(part, kind)
         if file:
             files.append(file)
         if isinstance(policy, Eviction):
@@ -96,46 +121,51 @@ def parse(text: str) -> PolicySpec:
     return PolicySpec(text, eviction, prefetch, tuple(files))
 
 
-def _make(part: str) -> tuple[Policy, str | None]:
+def _static(base: type) -> tuple[str, ...]:
+    return tuple(k for k, v in vars(base).items() if isinstance(v, staticmethod))
+
+
+def make(part: str, kind: Kind) -> tuple[Any, str | None]:
+    """A policy with its parameters set, and the user's file it came from, if any."""
+    noun = kind.noun
     head, *settings = part.split(":")
     file = None
     if head.endswith(".py"):
         if not settings:
-            raise InputError(f"policy {part!r}: say which class, e.g. {head}:MyPolicy")
+            raise InputError(f"{noun} {part!r}: say which class, e.g. {head}:MyPolicy")
         file = head
-        cls = _load_user(head, settings.pop(0))
+        cls = _load_user(head, settings.pop(0), kind)
+        _check_hooks(head, cls, kind)
     else:
-        known = builtin()
-        if head not in known:
-            near = difflib.get_close_matches(head, known, 1)
+        if head not in kind.known:
+            near = difflib.get_close_matches(head, kind.known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"policy {head!r} is not known{hint} (`uvmsim policies` lists all)")
-        cls = known[head]
-    if file:
-        _check_hooks(head, cls)
+            raise InputError(f"{noun} {head!r} is not known{hint} (`uvmsim policies` lists all)")
+        cls = kind.known[head]
     policy = cls()
     hints = parameters(cls)
     for setting in settings:
         key, eq, value = setting.partition("=")
         if not eq or key not in hints:
             names = ", ".join(hints) or "none"
-            raise InputError(f"policy {head!r}: no parameter {key!r}; it has: {names}")
-        setattr(policy, key, _convert(head, key, value, hints[key]))
+            raise InputError(f"{noun} {head!r}: no parameter {key!r}; it has: {names}")
+        setattr(policy, key, _convert(f"{noun} {head!r}", key, value, hints[key]))
     return policy, file
 
 
-def _check_hooks(file: str, cls: type[Policy]) -> None:
+def _check_hooks(file: str, cls: type[Policy], kind: Kind) -> None:
     """A misspelt hook would never be called, and nobody would notice."""
-    base = Eviction if issubclass(cls, Eviction) else Prefetch
-    known = [k for k in dir(base) if not k.startswith("_")]
+    base = next(b for b in kind.bases if issubclass(cls, b))
+    hooks = kind.hooks[base]
+    other = {k for b in base.__mro__ for k in _static(b)} - set(hooks)
+    known = [k for k in dir(base) if not k.startswith("_") and k not in other]
     for name, value in vars(cls).items():
         if isinstance(value, staticmethod) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            hooks = ", ".join(k for k in known if isinstance(vars(base).get(k), staticmethod))
             raise InputError(
-                f"policy file {file}: {cls.__name__}.{name} is no hook; {hint}hooks are on_event, "
-                f"{hooks} (a function of your own goes outside the class)"
+                f"policy file {file}: {cls.__name__}.{name} is no hook; {hint}hooks are "
+                f"{', '.join(hooks)} (a function of your own goes outside the class)"
             )
 
 
@@ -145,7 +175,7 @@ def parameters(cls: type[Policy]) -> dict[str, Any]:
     return {k: t for k, t in hints.items() if typing.get_origin(t) is not typing.ClassVar}
 
 
-def _convert(policy: str, key: str, value: str, kind: type) -> Any:
+def _convert(whose: str, key: str, value: str, kind: type) -> Any:
     if kind is bool:
         if value.lower() in ("1", "true", "yes", "on"):
             return True
@@ -156,14 +186,14 @@ def _convert(policy: str, key: str, value: str, kind: type) -> Any:
             return kind(value)
         except ValueError:
             pass
-    raise InputError(f"policy {policy!r}: {key}={value!r} is not {_kind_name(kind)}")
+    raise InputError(f"{whose}: {key}={value!r} is not {_kind_name(kind)}")
 
 
 def _kind_name(kind: type) -> str:
     return {int: "a whole number", float: "a number", bool: "yes or no"}.get(kind, kind.__name__)
 
 
-def _load_user(path: str, name: str) -> type[Policy]:
+def _load_user(path: str, name: str, kind: Kind) -> type[Policy]:
     file = Path(path).resolve()
     if not file.is_file():
         raise InputError(f"policy file {path}: no such file")
@@ -181,16 +211,17 @@ def _load_user(path: str, name: str) -> type[Policy]:
             line = _line_in(err, file)
             raise InputError(f"policy file {path}{line}: {type(err).__name__}: {err}") from err
     cls = getattr(module, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, Policy)):
-        there = [k for k, v in vars(module).items() if _is_own(v, module_name)]
+    if not (isinstance(cls, type) and issubclass(cls, kind.bases)):
+        there = [k for k, v in vars(module).items() if _is_own(v, module_name, kind)]
         raise InputError(
-            f"policy file {path}: no policy class {name!r}; it has: {', '.join(there) or 'none'}"
+            f"policy file {path}: no {kind.noun} class {name!r}; it has: {', '.join(there) or 'none'}"
         )
     return cls
 
 
-def _is_own(value: Any, module_name: str) -> bool:
-    return isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name
+def _is_own(value: Any, module_name: str, kind: Kind) -> bool:
+    own = isinstance(value, type) and issubclass(value, kind.bases)
+    return own and value.__module__ == module_name
 
 
 def _line_in(err: Exception, file: Path) -> str:

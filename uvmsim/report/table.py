@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from uvmsim.compare import Comparison
+from uvmsim.paging.layout import BLOCK
+from uvmsim.paging.results import PagedResult
 from uvmsim.report.progress import wide
 from uvmsim.results import Result
 from uvmsim.units import format_bytes, format_rate
@@ -20,9 +22,11 @@ PARTS = (
     ("cpu", "\u2593", "magenta"),
     ("transfer", "\u2592", "yellow"),
     ("queueing", "\u2591", "red"),
+    ("paging", "\u259a", "yellow"),
 )
 """What the time bar shows: shades, so that it reads without colours too."""
 BAR = 16
+NO_PREFETCH = {"issued": 0}
 
 
 def print_comparison(c: Comparison, console: Console | None = None) -> None:
@@ -34,19 +38,23 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
     groups: dict[Any, list[tuple[Result, dict]]] = {}
     for run, row in rows:
         key = row.get("slots") if run.mechanism == "expert-cache" else "other"
+        key = "paged" if isinstance(run, PagedResult) else key
         groups.setdefault(key, []).append((run, row))
     for key, group in groups.items():
         _table(console, c, key, group)
     if not any(_ok(r) for _, r in rows):
         return
-    legend = [Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS]
+    drawn = {part for _, r in rows if _ok(r) for part in r["time_split_s"]}
+    legend = [
+        Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS if part in drawn
+    ]
     console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
     shown = [r for _, r in rows]
     if any("misses_over_belady" in r for r in shown):
         console.print(
             Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
         )
-    if any(_ok(r) and r["prefetch"]["issued"] for r in shown):
+    if any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown):
         console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))
     for note in dict.fromkeys([*d["notes"], *(n for _, r in rows for n in r.get("notes", []))]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
@@ -76,6 +84,9 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
         size = format_bytes(key * max(c.model.expert_bytes))
         pool = "one pool" if c.options.pool == "global" else "a pool a layer"
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
+    elif key == "paged":
+        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.options.threshold
+        title = f"paged by the driver, {chunks:,} chunks of 2 MiB, threshold {threshold} %"
     else:
         title = "without an expert pool"
     best = _best(group, main)
@@ -84,12 +95,13 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
         title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    table.add_column("policy" if isinstance(key, int) else "mechanism", no_wrap=True)
+    named = isinstance(key, int) or key == "paged"
+    table.add_column("policy" if named else "mechanism", no_wrap=True)
     for name, _ in columns:
         table.add_column(Text(name), justify="left" if name == "time" else "right", no_wrap=True)
     said: set[str] = set()
     for run, row in group:
-        name = run.policy or run.mechanism if run.mechanism == "expert-cache" else run.mechanism
+        name = (run.policy if named else None) or run.mechanism
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)
@@ -115,12 +127,14 @@ Cell = Callable[[Result, dict[str, Any], Comparison], Any]
 COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("decode t/s", lambda run, r, c: _rate(r["decode_tokens_per_s"])),
     ("prefill t/s", lambda run, r, c: _rate(r["prefill_tokens_per_s"])),
-    ("hit rate", lambda run, r, c: _percent(r["hit_rate"])),
+    ("hit rate", lambda run, r, c: _percent(r.get("hit_rate"))),
     ("GB in", lambda run, r, c: _gigabytes(r["bytes_h2d"])),
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
+    ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
+    ("services/chunk", lambda run, r, c: _plain(r.get("services_per_chunk"))),
     ("x Belady", lambda run, r, c: _times(r.get("misses_over_belady"))),
     ("time", lambda run, r, c: _bar(r["time_split_s"])),
-    ("ok/late/lost", lambda run, r, c: _prefetch(r["prefetch"])),
+    ("ok/late/lost", lambda run, r, c: _prefetch(r.get("prefetch", NO_PREFETCH))),
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 
@@ -142,7 +156,7 @@ def _bar(split: dict[str, float]) -> Text:
     text = Text()
     edge, drawn = 0.0, 0
     for part, glyph, style in PARTS:
-        edge += split[part] / total
+        edge += split.get(part, 0.0) / total
         upto = round(edge * BAR)
         text.append(glyph * (upto - drawn), style=style)
         drawn = upto
@@ -157,6 +171,10 @@ def _prefetch(p: dict[str, int]) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _times(value: float | None) -> str:

@@ -1,0 +1,59 @@
+"""The few calls of the CUDA driver that a recording needs, through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from traces.errors import InputError
+
+SUCCESS, NO_DEVICE = 0, 100
+
+
+def start() -> int:
+    """Initialise the driver; the number of GPUs. Raises `InputError` where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise InputError(
+            "no NVIDIA driver here (libcuda.so.1 is missing): record on the machine with the GPU"
+        ) from None
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code == NO_DEVICE or (code == SUCCESS and count.value == 0):
+        raise InputError(
+            "the NVIDIA driver sees no GPU here (CUDA_VISIBLE_DEVICES?): record where there is one"
+        )
+    if code != SUCCESS:
+        raise InputError(
+            f"the NVIDIA driver does not start ({_name(driver, code)}); does nvidia-smi work?"
+        )
+    return count.value
+
+
+def names() -> list[str]:
+    """What the driver calls each GPU; empty where it does not say."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count, found = ctypes.c_int(0), []
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    for i in range(count.value):
+        device, text = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        if driver.cuDeviceGet(ctypes.byref(device), i) == SUCCESS and (
+            driver.cuDeviceGetName(text, len(text), device) == SUCCESS
+        ):
+            found.append(text.value.decode())
+    return found
+
+
+def synchronize() -> None:
+    """Wait for the GPU to finish what the current context gave it, if there is one."""
+    ctypes.CDLL("libcuda.so.1").cuCtxSynchronize()
+
+
+def _name(driver: Any, code: int) -> str:
+    text = ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(text))
+    return text.value.decode() if text.value else f"error {code}"

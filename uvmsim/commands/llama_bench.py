@@ -1,0 +1,68 @@
+"""`uvmsim llama-bench`: what llama-bench would print on a machine."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("llama-bench", short_help="llama-bench's table for a model larger than the GPU.")
+@click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
+@click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
+@click.option(
+    "--mechanism", "mechanisms", metavar="X", multiple=True,
+    help="uvm (default), zero-copy, cpu-offload, resident, stream, expert-cache; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--ncmoe", type=click.IntRange(0), metavar="N", help="cpu-offload: layers on the CPU; all."
+)
+@click.option("--vram", metavar="SIZE", help="Device memory, e.g. 24GiB, instead of the preset's.")
+@click.option(
+    "--link", metavar="RATE", help="Link bandwidth, e.g. 25GB/s, instead of the preset's."
+)
+@click.option(
+    "--policy", "policies", metavar="P", multiple=True,
+    help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy; "
+    "expert-cache: lru, ...; repeatable.",
+)  # fmt: skip
+@click.option("--slots", type=click.IntRange(1), metavar="N", help="expert-cache: expert slots.")
+@click.option(
+    "--threshold", type=int, default=51, metavar="T", help="Density prefetcher, in %; 51."
+)
+@click.option("-p", "--prompt", type=int, default=512, metavar="N", help="Prompt tokens; 512.")
+@click.option("-n", "--generate", type=int, default=128, metavar="N", help="Generated tokens; 128.")
+@click.option("-r", "--reps", type=int, default=5, metavar="R", help="Repetitions; 5.")
+@click.option("--routing", "like", metavar="TRACE", help="Expert popularity of a recorded trace.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the random tokens; 0.")
+@click.option(
+    "--engine", default="fast", metavar="fast|des", help="Compiled clock, or the SimPy one."
+)
+@click.option(
+    "--trace-out", metavar="FILE", help="uvm: write the driver's events as a fault trace."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
+    """Simulate llama-bench: prompt processing (pp) and token generation (tg), tokens/s.
+
+    \b
+    Examples:
+      uvmsim llama-bench
+      uvmsim llama-bench --policy default --policy prefetch_always_max --vram 24GiB
+      uvmsim llama-bench --mechanism cpu-offload --ncmoe 32
+      uvmsim llama-bench --policy phase:copy-used,prefetch_always_max
+    """
+    from uvmsim.compare import policy_list
+    from uvmsim.llamabench.run import Options, run
+    from uvmsim.report.llama_bench_table import print_table
+    from uvmsim.report.progress import bar
+
+    for name in ("mechanisms", "policies"):
+        given[name] = policy_list(given[name])
+    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    with bar("llama-bench") as progress:
+        table = run(options, progress)
+    if as_json:
+        click.echo(json.dumps(table.to_json(), sort_keys=True))
+    else:
+        print_table(table)

@@ -1,0 +1,1 @@
+"""llama-bench, simulated: its tests, its random tokens, its table."""

@@ -1,0 +1,1 @@
+"""The unified-memory driver: where tensors lie, what kernels touch, who is brought in and who goes."""

@@ -1,0 +1,81 @@
+"""Putting a page policy's hooks into the driver; see `uvmsim.engine.bind` for why this way."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit
+
+from uvmsim.engine.bind import with_globals
+from uvmsim.jit import CHECKED, INNER, KERNEL, kernel_part
+from uvmsim.paging import driver
+from uvmsim.policies.pages import base
+from uvmsim.policies.pages.base import PagePolicy
+
+PREFETCH_HOOKS = ("page_prefetch", "page_prefetch_iter")
+LIST_HOOKS = ("block_activate", "block_access", "evict_prepare")
+ACTIONS = ("set_region", "move_head", "move_tail", "migrate", "layer_of")
+"""Functions of the contract that hooks call."""
+PARTS = (
+    "row", "missing_from", "next_missing", "fetch", "prefetch_mask", "unlink", "to_tail",
+    "take_chunk", "make_resident", "transfer", "service", "migrate_ahead", "await_migrations",
+    "run_wave",
+)  # fmt: skip
+"""Functions of the driver in an order in which each only calls those before it."""
+
+
+def overrides(cls: type[PagePolicy], names: tuple[str, ...]) -> bool:
+    """Whether a policy has any of these hooks of its own."""
+    return any(getattr(cls, n) is not getattr(PagePolicy, n) for n in names)
+
+
+@functools.cache
+def _actions() -> dict[str, Any]:
+    return {name: kernel_part(getattr(base, name)) for name in ACTIONS}
+
+
+def _hook(f: Callable, checked: bool) -> Any:
+    f = getattr(f, "py_func", f)
+    extra = {k: v for k, v in _actions().items() if k in f.__code__.co_names}
+    plain = with_globals(f, extra, "hook") if extra else f
+    return njit(**(INNER | KERNEL | CHECKED))(plain) if checked else kernel_part(plain)
+
+
+def _digest(*classes: type) -> str:
+    h = hashlib.sha256(numba.__version__.encode())
+    for folder in (Path(driver.__file__).parent, Path(base.__file__).parent):
+        for file in sorted(folder.glob("*.py")):
+            h.update(file.read_bytes())
+    for cls in classes:
+        h.update(f"{cls.__module__}.{cls.__qualname__}".encode())
+        for parent in cls.__mro__[:-1]:
+            h.update(Path(inspect.getfile(parent)).read_bytes())
+    return h.hexdigest()[:16]
+
+
+@functools.cache
+def bind(
+    prefetch: type[PagePolicy], order: type[PagePolicy], records: bool, checked: bool = False
+) -> Callable:
+    """`uvmsim.paging.driver.run_kernels` with the prefetch hooks of one policy and the list hooks
+    of another (or the same one). ``records``: write the program."""
+    constants = {
+        "HAS_PREFETCH": overrides(prefetch, PREFETCH_HOOKS),
+        "HAS_ORDER": overrides(order, LIST_HOOKS),
+        "MIGRATES": prefetch.migrates or order.migrates,
+        "RECORDS": records,
+    }
+    names: dict[str, Any] = dict(constants)
+    names |= {n: _hook(getattr(prefetch, n), checked) for n in PREFETCH_HOOKS}
+    names |= {n: _hook(getattr(order, n), checked) for n in LIST_HOOKS}
+    names["move_tail"] = _actions()["move_tail"]
+    tag = _digest(prefetch, order) + ("r" if records else "") + ("_checked" if checked else "")
+    for part in PARTS:
+        names[part] = kernel_part(with_globals(getattr(driver, part), names, tag))
+    return njit(cache=True, **KERNEL)(with_globals(driver.run_kernels, names, tag))

@@ -1,0 +1,176 @@
+"""The driver's memory: what is resident, which frame holds what, counters, costs, the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from uvmsim.policies.pages.base import PAGES, Driver
+
+BATCHES, FAULTS, SERVICES, ACTIVATED, EVICTED, PAGES_IN, PAGES_OUT, COPIES, ZEROED, REMOTE = range(
+    10
+)
+MIGRATED, HOOK_ERROR, COUNTERS = 10, 11, 12
+"""Places in a row of counters: fault batches, distinct faulted pages, block services, chunks
+allocated, chunks evicted, pages copied in, pages copied back, copy operations in, pages given without
+a copy (first touch), pages read across the link, blocks migrated ahead, hook errors."""
+
+REMOTE_FLAG, READ_MOSTLY, PREFER_GPU, ACCESSED_BY = 1, 2, 4, 8
+"""Bits of `Pages.advice` (cudaMemAdvise): preferred location CPU (kernels read across the link,
+block_select_residency), read-mostly (a copy stays with the CPU, eviction copies nothing), preferred
+location GPU, accessed by the GPU (read across the link once evicted)."""
+
+TIME, HANDLER, H2D, D2H = range(4)
+"""Places in the clock, int64 ns: the GPU's stream, the fault handler, the copy engines are free."""
+
+KERNEL, BATCH, SERVICE, REPLAY, WORK, ASYNC, WAIT, COPY, END = range(9)
+"""Kinds of a program row, with what ``a``, ``b`` and ``c`` hold (ns, but for numbers):
+
+KERNEL a kernel begins; BATCH a: handler time; SERVICE a: handler time, b: victim's way out, c: pages'
+way in; REPLAY a: after the batch's copies; WORK a: what the warps do that waited; ASYNC b, c: as a
+service that nobody waits for; WAIT a: row of such a one; COPY c: an explicit copy before the next
+kernel; END a: the kernel's own work, c: its number."""
+
+COPY_RUN = 16
+"""Pages of the largest single copy: host memory of managed allocations comes in 64 KiB pieces."""
+
+
+class Pages(NamedTuple):
+    """What belongs to pages beside `Driver`."""
+
+    advice: np.ndarray
+    """uint8 [B]: bits as above."""
+    populated: np.ndarray
+    """uint8 [B]: the block has held data; the first touch of others copies nothing."""
+    arrival: np.ndarray
+    """int64 [B]: when an asynchronous migration arrives, ns."""
+    mover: np.ndarray
+    """int64 [B]: program row of that migration, -1."""
+    stamp: np.ndarray
+    """int64 [B]: batch that served the block last."""
+    slot: np.ndarray
+    """int64 [B]: place of the block among those of its batch."""
+    free: np.ndarray
+    """int32 [C]: stack of free chunks."""
+    n_free: np.ndarray
+    """int64 [1]"""
+
+
+class Scratch(NamedTuple):
+    """Room for one fault batch."""
+
+    block: np.ndarray
+    """int64 [batch]"""
+    order: np.ndarray
+    """int64 [batch]"""
+    faulted: np.ndarray
+    """uint64 [batch, 8]"""
+    touch: np.ndarray
+    """int64 [touches]: unfinished touches of the wave."""
+    at: np.ndarray
+    """int64 [touches]: first page a touch still needs."""
+    scan: np.ndarray
+    """int64 [touches]"""
+    region: np.ndarray
+    """int64 [4]"""
+    mask: np.ndarray
+    """uint64 [8]"""
+
+
+class Costs(NamedTuple):
+    """The driver's constants, int64; see `uvmsim.hardware.UvmCosts`."""
+
+    batch_ns: int
+    page_ns: int
+    """A distinct page that faulted."""
+    service_ns: int
+    map_ns: int
+    """Unmapping, DMA-mapping and mapping with one page table entry: a 64 KiB page, or a 4 KiB page of
+    one that comes in parts."""
+    evict_ns: int
+    replay_ns: int
+    copy_ns: int
+    """Fixed part of one copy operation."""
+    page_in_ps: int
+    """Picoseconds a 4 KiB page takes on the link."""
+    page_out_ps: int
+    remote_page_ps: int
+    byte_ps_1024: int
+    """1024ths of a picosecond a byte takes, for explicit copies."""
+    duplex: int
+    duplex_permille: int
+    """Share of its speed that a copy keeps while the other direction runs."""
+    batch: int
+    """Fault entries of a batch (uvm_perf_fault_batch_count)."""
+    burst: int
+    """Pages an SM faults on before another one's entries follow in the buffer."""
+    threshold: int
+
+
+class Program(NamedTuple):
+    """Rows for a readable clock; written only if there is room for them."""
+
+    kind: np.ndarray
+    """int8 [R]"""
+    a: np.ndarray
+    """int64 [R]"""
+    b: np.ndarray
+    c: np.ndarray
+    block: np.ndarray
+    """int32 [R]: VA block of a service, -1."""
+    victim: np.ndarray
+    """int32 [R]: VA block that was evicted for it, -1."""
+    chunk: np.ndarray
+    """int32 [R]: chunk it was served in; negative minus 1 where it was allocated just now."""
+    page: np.ndarray
+    """int32 [R]: first page that faulted."""
+    n: np.ndarray
+    """int64 [2]: rows so far, rows there is room for."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All of a driver at rest."""
+
+    driver: Driver
+    pages: Pages
+
+
+def new_tables(n_pages: np.ndarray, tenant: np.ndarray, n_chunks: int, requests: int) -> Tables:
+    """An empty device memory of ``n_chunks`` frames."""
+    blocks = len(n_pages)
+    chain = np.full(n_chunks + 1, n_chunks, np.int32)
+    driver = Driver(
+        np.zeros((blocks, PAGES // 64), np.uint64), np.zeros(blocks, np.int32),
+        n_pages.astype(np.int32), np.full(blocks, -1, np.int32), np.full(n_chunks, -1, np.int32),
+        chain, chain.copy(), tenant.astype(np.int8), np.zeros(PAGES // 64, np.uint64),
+        np.zeros(requests, np.int64), np.zeros(8, np.int64),
+    )  # fmt: skip
+    pages = Pages(
+        np.zeros(blocks, np.uint8), np.zeros(blocks, np.uint8), np.zeros(blocks, np.int64),
+        np.full(blocks, -1, np.int64), np.full(blocks, -1, np.int64), np.zeros(blocks, np.int64),
+        np.arange(n_chunks, dtype=np.int32)[::-1].copy(), np.array([n_chunks], np.int64),
+    )  # fmt: skip
+    return Tables(driver, pages)
+
+
+def new_scratch(batch: int, touches: int) -> Scratch:
+    """Room for batches of ``batch`` entries and waves of ``touches``."""
+    i64 = np.int64
+    return Scratch(
+        np.zeros(batch, i64), np.zeros(batch, i64), np.zeros((batch, PAGES // 64), np.uint64),
+        np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(4, i64),
+        np.zeros(PAGES // 64, np.uint64),
+    )  # fmt: skip
+
+
+def new_program(rows: int) -> Program:
+    """Room for ``rows`` rows; 0 writes none."""
+    i32 = np.int32
+    return Program(
+        np.zeros(rows, np.int8), np.zeros(rows, np.int64), np.zeros(rows, np.int64),
+        np.zeros(rows, np.int64), np.zeros(rows, i32), np.zeros(rows, i32), np.zeros(rows, i32),
+        np.zeros(rows, i32), np.array([0, rows], np.int64),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Policies of the paging driver, one file each: what gpu_ext's eBPF programs do."""

@@ -1,0 +1,33 @@
+"""Refreshed more or less often, by process."""
+
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from uvmsim.policies.pages.base import BYPASS, PagePolicy, move_tail
+
+
+class State(NamedTuple):
+    uses: np.ndarray  # int64 [chunks]: accesses to a frame
+    decay: np.ndarray  # int64 [3]: of the high, the low and any other process
+
+
+class EvictionFreqPidDecay(PagePolicy):
+    """Every n-th access moves a chunk to the tail, n by process."""
+
+    name: ClassVar[str] = "eviction_freq_pid_decay"
+    source: ClassVar[str] = "eunomia-bpf/gpu_ext extension/eviction_freq_pid_decay.bpf.c"
+    high: int = 1
+    low: int = 10
+    other: int = 5
+
+    def state(self, ctx):
+        decay = np.maximum(np.array([self.high, self.low, self.other], np.int64), 1)
+        return State(np.zeros(ctx.n_chunks, np.int64), decay)
+
+    @staticmethod
+    def block_access(s, d, chunk):
+        s.uses[chunk] += 1
+        if s.uses[chunk] % s.decay[min(d.tenant_of[d.block_of[chunk]], 2)] == 0:
+            move_tail(d, chunk)
+        return BYPASS

@@ -1,0 +1,55 @@
+"""llama-bench's table in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from uvmsim.llamabench.run import Table
+from uvmsim.report.progress import wide
+from uvmsim.units import format_bytes
+
+GIB = 2**30
+
+
+def print_table(t: Table, console: Console | None = None) -> None:
+    """Head as llama-bench's, then a row a test, with the driver's counters of a repetition."""
+    console = console or wide()
+    hw = t.hardware
+    console.print(
+        f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)} usable; "
+        f"{t.model.name}: {t.model.total_bytes / GIB:.2f} GiB, {t.model.total_params / 1e9:.2f} B",
+        soft_wrap=True,
+    )
+    table = RichTable(box=MARKDOWN, pad_edge=False)
+    for name in ("mechanism", "policy"):
+        table.add_column(name, overflow="fold")
+    for name in ("test", "t/s", "GB in", "GB out", "chunks in", "services/chunk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in t.rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print(Text("bytes and chunks are of one repetition", style="dim"))
+    for note in t.notes:
+        console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    label = row["mechanism"] + (f" {row['ncmoe']}" if "ncmoe" in row else "")
+    head = [label, row["policy"] or "", row["test"]]
+    if row["status"] != "ok":
+        return [*head, "out of memory", "", "", "", ""]
+    services = row.get("services_per_chunk")
+    chunks = row.get("chunks_in")
+    return [
+        *head,
+        f"{row['tokens_per_s']:.2f} ± {row['sd']:.2f}",
+        f"{row['bytes_h2d'] / 1e9:.2f}",
+        f"{row['bytes_d2h'] / 1e9:.2f}",
+        "" if chunks is None else f"{chunks:,.0f}",
+        "" if services is None else f"{services:.2f}",
+    ]
