@@ -19,8 +19,9 @@ from uvmsim.compare import Options, resolve_model, slots_of
 from uvmsim.hardware import Hardware
 from uvmsim.memory import mechanism as mechanism_named
 from uvmsim.model import Model
+from uvmsim.paging.phases import parse_phased
 from uvmsim.policies.registry import PolicySpec, parse
-from uvmsim.sweep.config import SweepConfig
+from uvmsim.sweep.config import SweepConfig, policies_for
 
 CHUNK = 64
 """Most cells handed to a worker at once."""
@@ -68,6 +69,7 @@ class Cell:
     profile: TraceFacts | None
     error: str | None = None
     """Why it cannot be run, where that is known already."""
+    threshold: int = 51
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class _Resolved:
 
 AXES = (
     "trace", "limit", "unit", "profile", "model", "expert_size", "mechanism", "policy", "pool",
-    "reset", "write_back", "seed", "ncmoe", "slots", "vram", "hardware", "pageable", "link",
+    "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "vram", "hardware", "pageable",
+    "link",
 )  # fmt: skip
 """Order of expansion, slowest first: neighbours share as much as they can."""
 
@@ -98,10 +101,19 @@ def expand(config: SweepConfig, facts: dict[str | None, TraceFacts]) -> list[Cel
     """
     cells: dict[str, Cell] = {}
     resolve = _Resolver(facts)
-    for point in itertools.product(*(getattr(config, axis) for axis in AXES)):
-        cell = resolve.cell(dict(zip(AXES, point, strict=True)))
+    for point in itertools.product(*(_values(config, axis) for axis in AXES)):
+        p = dict(zip(AXES, point, strict=True))
+        p["mechanism"], p["policy"] = p["mechanism"]
+        cell = resolve.cell(p)
         cells.setdefault(cell.key, cell)
     return list(cells.values())
+
+
+def _values(config: SweepConfig, axis: str) -> list[Any]:
+    """An axis; mechanisms come with the policies that are for them."""
+    if axis == "mechanism":
+        return [(m, p) for m in config.mechanism for p in policies_for(config, m)]
+    return [None] if axis == "policy" else getattr(config, axis)
 
 
 def chunks(cells: list[Cell], most: int = CHUNK) -> Iterator[list[Cell]]:
@@ -124,14 +136,17 @@ class _Resolver:
     def cell(self, p: dict[str, Any]) -> Cell:
         trace, profile = self.facts[p["trace"]], None
         kind = mechanism_named(p["mechanism"])
-        model = self.model(p["trace"], p["model"], p["expert_size"])
+        paged = kind.grain == "page"
+        model = self.model(p["trace"], p["model"], p["expert_size"], paged)
         machine = self.hardware(p["hardware"], p["vram"], p["link"])
         hw: Hardware = machine.value
         m: Model | None = model.value
         policy = slots = None
         asked = policy_digest = pool = reset = None
         error = model.error
-        if kind.takes_policy:
+        if paged:
+            policy_digest, policy = _page_policy(p["policy"]), p["policy"]
+        elif kind.takes_policy:
             spec, policy_digest = self.policy(p["policy"])
             policy, pool, reset = p["policy"], p["pool"], p["reset"]
             if "profile" in spec.needs and p["profile"]:
@@ -170,12 +185,15 @@ class _Resolver:
             "write_back": p["write_back"],
             "pageable": p["pageable"],
             "ncmoe": n_moe,
+            "threshold": p["threshold"] if paged else None,
             "seed": p["seed"] if policy else None,
             "profile": profile.path if profile else None,
             "profile_sha256": profile.sha256 if profile else None,
         }
         # Where files lie, and which version ran, does not make another cell.
         told = {k: v for k, v in row.items() if k not in ("uvmsim", "trace", "profile", "policy")}
+        if not paged:  # rows made before there was a threshold keep their key
+            del told["threshold"]
         told |= {"model": model.digest, "hardware": machine.digest, "policy": policy_digest}
         told["slots_asked"] = slots if slots is not None else asked
         key = _digest(told)
@@ -187,19 +205,23 @@ class _Resolver:
             model=m, hardware=hw,
             mechanism=p["mechanism"], policy=policy, slots=slots, pool=pool or "global",
             reset=reset or "never", write_back=p["write_back"], pinned=not p["pageable"],
-            ncmoe=n_moe or 0, seed=p["seed"], profile=profile, error=error,
+            ncmoe=n_moe or 0, seed=p["seed"], profile=profile, error=error, threshold=p["threshold"],
         )  # fmt: skip
 
-    def _model(self, trace: str | None, name: str | None, size: str | None) -> _Resolved:
+    def _model(
+        self, trace: str | None, name: str | None, size: str | None, paged: bool
+    ) -> _Resolved:
         facts = self.facts[trace]
         options = Options(trace=trace, model=name, expert_size=size)
         try:
             model = resolve_model(options, _Bare(facts), [])  # type: ignore[arg-type]
         except InputError as err:
             return _Resolved(_digest([name, size, asdict(facts.info)]), None, str(err))
-        model = replace(model, tensors=())
-        plain = {k: v for k, v in model.to_json().items() if k not in ("sources", "summary")}
-        return _Resolved(_digest(plain), model)
+        bare = replace(model, tensors=())
+        plain = {k: v for k, v in bare.to_json().items() if k not in ("sources", "summary")}
+        if paged:  # only pages care where tensors lie
+            return _Resolved(_digest([plain, model.tensors]), model)
+        return _Resolved(_digest(plain), bare)
 
     def _hardware(self, name: str, vram: int | None, link: int | None) -> _Resolved:
         hw = self.machine(name).with_(vram=vram, link=link)
@@ -217,6 +239,17 @@ class _Bare:
 @dataclass(frozen=True)
 class _BareMeta:
     model: ModelInfo
+
+
+def _page_policy(text: str) -> str:
+    """As `_policy`, of a policy of pages."""
+    phased = parse_phased(text)
+    named = text
+    for spec in (phased.prefill, phased.decode):
+        for file in spec.files if spec else ():
+            source = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            named = named.replace(file, f"{Path(file).name}@{source}")
+    return named
 
 
 def _policy(text: str) -> tuple[PolicySpec, str]:

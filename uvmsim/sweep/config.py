@@ -12,31 +12,36 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from traces.errors import InputError
-from uvmsim.compare import DEFAULT_HARDWARE, DEFAULT_POLICIES
+from uvmsim.compare import DEFAULT_HARDWARE, DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES
 from uvmsim.units import parse_bandwidth, parse_bytes
 
 RANGE_KEYS = ("from", "to", "steps", "scale")
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A key's text. This and the next ones raise `ValueError` with what is wrong."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r}: must be text in quotes")
     return value
 
 
-def _whole(value: Any) -> int:
+def whole(value: Any) -> int:
+    """A whole number from 0 up."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{value!r}: must be a whole number, 0 or more")
     return value
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
+    """true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{value!r}: must be true or false")
     return value
 
 
-def _one_of(*allowed: str) -> Callable[[Any], str]:
+def one_of(*allowed: str) -> Callable[[Any], str]:
+    """A check that lets these words pass."""
+
     def check(value: Any) -> str:
         if value not in allowed:
             raise ValueError(f"{value!r}: must be {' or '.join(allowed)}")
@@ -45,19 +50,19 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
     return check
 
 
-def _slots(value: Any) -> str:
+def pool_size(value: Any) -> str:
     """``96``, ``"96"`` or ``"12.5%"`` as text, which `uvmsim.compare.slots_of` understands."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    shown = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
     try:
-        good = float(text.removesuffix("%")) > 0 and (text.endswith("%") or text.isdigit())
+        good = float(shown.removesuffix("%")) > 0 and (shown.endswith("%") or shown.isdigit())
     except ValueError:
         good = False
     if not good:
         raise ValueError(f"{value!r}: give a number of experts or a share like '25%'")
-    return text
+    return shown
 
 
-def _values(raw: Any, parse: Callable[[Any], Any]) -> list[Any]:
+def values(raw: Any, parse: Callable[[Any], Any]) -> list[Any]:
     """The values of an axis, in the order given, doubles dropped."""
     items = raw if isinstance(raw, list) else _range(raw) if isinstance(raw, dict) else [raw]
     if not items:
@@ -117,14 +122,14 @@ def _number(value: Any) -> tuple[float, Callable[[Any], Any]]:
 
 
 def _axis(parse: Callable[[Any], Any]) -> BeforeValidator:
-    return BeforeValidator(partial(_values, parse=parse))
+    return BeforeValidator(partial(values, parse=parse))
 
 
-Texts = Annotated[list[str | None], _axis(_text)]
+Texts = Annotated[list[str | None], _axis(text)]
 Sizes = Annotated[list[int | None], _axis(parse_bytes)]
 Rates = Annotated[list[int | None], _axis(parse_bandwidth)]
-Wholes = Annotated[list[int | None], _axis(_whole)]
-Flags = Annotated[list[bool], _axis(_flag)]
+Wholes = Annotated[list[int | None], _axis(whole)]
+Flags = Annotated[list[bool], _axis(flag)]
 
 
 class SweepConfig(BaseModel):
@@ -137,21 +142,22 @@ class SweepConfig(BaseModel):
     trace: Texts = [None]
     model: Texts = [None]
     expert_size: Texts = [None]
-    hardware: Annotated[list[str], _axis(_text)] = [DEFAULT_HARDWARE]
+    hardware: Annotated[list[str], _axis(text)] = [DEFAULT_HARDWARE]
     vram: Sizes = [None]
     link: Rates = [None]
-    slots: Annotated[list[str | None], _axis(_slots)] = [None]
-    mechanism: Annotated[list[str], _axis(_text)] = ["expert-cache"]
-    policy: Annotated[list[str], _axis(_text)] = list(DEFAULT_POLICIES)
-    pool: Annotated[list[str], _axis(_one_of("global", "per-layer"))] = ["global"]
-    unit: Annotated[list[str], _axis(_one_of("event", "access"))] = ["event"]
-    reset: Annotated[list[str], _axis(_one_of("never", "sequence"))] = ["never"]
+    slots: Annotated[list[str | None], _axis(pool_size)] = [None]
+    mechanism: Annotated[list[str], _axis(text)] = ["expert-cache"]
+    policy: Annotated[list[str], _axis(text)] = list(DEFAULT_POLICIES)
+    pool: Annotated[list[str], _axis(one_of("global", "per-layer"))] = ["global"]
+    unit: Annotated[list[str], _axis(one_of("event", "access"))] = ["event"]
+    reset: Annotated[list[str], _axis(one_of("never", "sequence"))] = ["never"]
     profile: Texts = [None]
     write_back: Flags = [False]
     pageable: Flags = [False]
     ncmoe: Wholes = [None]
+    threshold: Annotated[list[int], _axis(whole)] = [51]
     limit: Wholes = [None]
-    seed: Annotated[list[int], _axis(_whole)] = [0]
+    seed: Annotated[list[int], _axis(whole)] = [0]
 
 
 def load(path: str | Path, traces: tuple[str, ...] = ()) -> SweepConfig:
@@ -168,7 +174,7 @@ def load(path: str | Path, traces: tuple[str, ...] = ()) -> SweepConfig:
     config = read(file, SweepConfig)
     home = file.parent
     for key in ("trace", "profile", "model", "hardware", "policy"):
-        setattr(config, key, [_beside(home, key, v) for v in getattr(config, key)])
+        setattr(config, key, [beside(home, key, v) for v in getattr(config, key)])
     if traces:
         config.trace = [_absolute(t) for t in traces]
     check(config, str(path))
@@ -177,18 +183,17 @@ def load(path: str | Path, traces: tuple[str, ...] = ()) -> SweepConfig:
 
 def check(config: SweepConfig, where: str = "sweep") -> None:
     """Refuse now what would be the same mistake in every cell: names that mean nothing."""
-    from uvmsim.compare import parse_expert_size
+    from uvmsim.compare import page_grained, parse_expert_size
     from uvmsim.hardware import Hardware
     from uvmsim.memory import mechanism
     from uvmsim.model import Model
-    from uvmsim.policies.registry import parse
 
     tests: dict[str, Callable[[Any], Any]] = {
         "model": Model.load,
         "expert_size": parse_expert_size,
         "hardware": Hardware.load,
         "mechanism": mechanism,
-        "policy": parse,
+        "policy": page_grained,
     }
     for key, test in tests.items():
         for value in getattr(config, key):
@@ -198,9 +203,28 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
                 test(value)
             except InputError as err:
                 raise InputError(f"{where}: {key}: {err}") from None
+    for value in config.threshold:
+        if not 1 <= value <= 100:
+            raise InputError(f"{where}: threshold: {value} is no share in %, 1 to 100")
+    for name in config.mechanism:
+        if mechanism(name).takes_policy and not policies_for(config, name):
+            raise InputError(f"{where}: policy: none of them is for mechanism {name}")
     for key in ("vram", "limit"):
         if 0 in getattr(config, key):
             raise InputError(f"{where}: {key}: must be above 0")
+
+
+def policies_for(config: SweepConfig, mechanism: str) -> list[str]:
+    """The policies of the grain that a mechanism decides about; its defaults where none are named."""
+    from uvmsim.compare import page_grained
+    from uvmsim.memory import mechanism as mechanism_named
+
+    kind = mechanism_named(mechanism)
+    if not kind.takes_policy:
+        return config.policy[:1]
+    if kind.grain == "page" and config.policy == list(DEFAULT_POLICIES):
+        return list(DEFAULT_PAGE_POLICIES)
+    return [p for p in config.policy if page_grained(p) == (kind.grain == "page")]
 
 
 def is_url(path: str) -> bool:
@@ -208,7 +232,8 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def _beside(home: Path, key: str, value: str | None) -> str | None:
+def beside(home: Path, key: str, value: str | None) -> str | None:
+    """What a file in ``home`` names under ``key``: paths relative to it, names and URLs as they are."""
     if value is None or is_url(value):
         return value
     if key == "policy":

@@ -34,6 +34,7 @@ PARAMETERS: tuple[tuple[str, pa.DataType], ...] = (
     ("write_back", _B),
     ("pageable", _B),
     ("ncmoe", _I),
+    ("threshold", _I),  # of uvm's density prefetcher, in %; null elsewhere
     ("seed", _I),
     ("profile", _S),
     ("profile_sha256", _S),
@@ -78,7 +79,14 @@ MEASURES: tuple[tuple[str, pa.DataType], ...] = (
     ("time_split_s_cpu", _F),
     ("time_split_s_transfer", _F),
     ("time_split_s_queueing", _F),
+    ("time_split_s_paging", _F),
     ("link_utilisation", _F),
+    ("chunks_in", _I),  # of uvm, as the other columns down to faulted_pages
+    ("chunks_out", _I),
+    ("services", _I),
+    ("services_per_chunk", _F),
+    ("bytes_zero_copy", _I),
+    ("faulted_pages", _I),
     ("notes", _S),  # joined by "; "
 )
 

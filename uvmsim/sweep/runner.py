@@ -20,6 +20,7 @@ from uvmsim.memory import mechanism as mechanism_named
 from uvmsim.memory.base import DoesNotFit, Job, capacities
 from uvmsim.memory.plan import Plan
 from uvmsim.memory.pricing import price
+from uvmsim.paging.phases import parse_phased
 from uvmsim.policies.registry import parse
 from uvmsim.results import Result, measures
 from uvmsim.simulate import check_needs, check_result
@@ -69,11 +70,21 @@ class Runner:
             workload.n_experts,
         ):
             raise InputError("the profile was made by a model of another shape")
+        mechanism = mechanism_named(cell.mechanism)
+        paged = mechanism.grain == "page"
         job = Job(
-            workload, cell.model, cell.hardware, policy=parse(cell.policy) if cell.policy else None,
+            workload, cell.model, cell.hardware,
+            policy=parse(cell.policy) if cell.policy and not paged else None,
+            page_policy=parse_phased(cell.policy) if cell.policy and paged else None,
+            threshold=cell.threshold,
             slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
             pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
         )  # fmt: skip
+        if paged:
+            result = mechanism.run(job, "fast")
+            assert result is not None
+            told = {k: v for k, v in result.to_json().items() if k not in cell.row}
+            return {"status": OK} | flatten(told)
         check_needs(job, trace)
         plan = self.plan(job, cell)
         timeline = fast.run(plan)
