@@ -1,0 +1,1 @@
+"""Measuring a machine: from copies and kernels to a hardware profile the simulator reads."""

@@ -1,0 +1,223 @@
+"""From raw tables to the quantities of a hardware profile, each with its source, and to TOML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from replay.calibrate.probe import HANDOVER
+from replay.calibrate.stats import Row, fit_copies
+from uvmsim.hardware import Hardware, HardwareSpec
+from uvmsim.units import format_ns, format_rate
+
+ORDER = tuple(k for k in HardwareSpec.model_fields if k not in ("name", "gpu", "summary", "uvm"))
+"""Quantities of a profile, in file order."""
+LARGE = 1 << 20
+"""Copies from here up are experts; smaller ones are left out of the fit of the link."""
+
+
+@dataclass
+class Measurements:
+    """Everything one calibration found out."""
+
+    backend: str
+    machine: dict[str, Any]
+    date: str
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    """By stage: its rows."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """By stage: why it has no rows."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage: how long it took."""
+    fitted: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    """Quantities found by the engine's own runs, which come before any other source."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "backend": self.backend, "machine": self.machine, "date": self.date,
+            "tables": self.tables, "errors": self.errors, "seconds": self.seconds,
+            "fitted": {k: {"value": v, "how": how} for k, (v, how) in self.fitted.items()},
+        }  # fmt: skip
+
+
+def quantities(m: Measurements, base: Hardware) -> dict[str, tuple[Any, str]]:
+    """Field -> (value, source). What could not be measured is ``base``'s, and says so."""
+    stamp = "measured " + ", ".join(
+        [m.date, *(f"{k} {m.machine[k]}" if k != "gpu" else str(m.machine[k])
+                   for k in ("gpu", "driver", "cuda", "cupy") if k in m.machine)]
+    )  # fmt: skip
+    if m.backend == "host":
+        stamp = f"measured {m.date} with --backend host: memcpy in place of a GPU"
+    found: dict[str, tuple[Any, str]] = {}
+    for name in ORDER:
+        finder = FINDERS.get(name, _unknown)
+        try:
+            if name in m.fitted:
+                value, how = m.fitted[name]
+            else:
+                value, how = finder(m)
+            found[name] = (value, f"{stamp}: {how}")
+        except (KeyError, IndexError, ValueError, StopIteration, ZeroDivisionError) as err:
+            value = getattr(base, name)
+            if value is None:
+                continue
+            table = err.args[0] if isinstance(err, KeyError) else None
+            why = m.errors.get(str(table)) or "no usable rows"
+            found[name] = (value, f"estimate: not measured ({why}); the {base.name} profile's")
+    return found
+
+
+def summary(m: Measurements) -> str:
+    """One line saying what the profile is."""
+    return f"calibrated {m.date} by uvmsim calibrate --backend {m.backend}"
+
+
+def to_toml(m: Measurements, base: Hardware, name: str) -> str:
+    """The profile as a file `Hardware.load` reads."""
+    lines = [
+        f"# Written by uvmsim calibrate; raw tables: {name}.measurements.json",
+        *(f"# {k}: {v}" for k, v in m.machine.items()),
+        *(f"# not measured: {k}: {' '.join(why.split())}" for k, why in m.errors.items()),
+        f"name = {_text(name)}",
+        f"gpu = {_text(str(m.machine.get('gpu', 'unknown')))}",
+        f"summary = {_text(summary(m))}",
+    ]
+    for key, (value, source) in quantities(m, base).items():
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        lines += ["", f"[{key}]", f"value = {shown}", f"source = {_text(source)}"]
+    for key, value in vars(base.uvm).items() if base.uvm else ():
+        # Constants of the paging driver's model are fitted, not read off: they stay the base's.
+        source = f"estimate: the {base.name} profile's ({base.sources.get(f'uvm.{key}', '')})"
+        lines += ["", f"[uvm.{key}]", f"value = {value!r}", f"source = {_text(source)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's."""
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+
+
+# ---- one finder a quantity: (value, how it was found) ------------------------------------------
+
+
+def _spread(row: Row) -> str:
+    low, high = row["bytes"] / row["p90_ns"], row["bytes"] / max(row["p10_ns"], 1e-3)
+    return f"median of {row['n']}, p10 to p90 {low:.3g} to {high:.3g} GB/s"
+
+
+def _rate_of(table: str, what: str, pick: Callable[[list[Row]], Row]) -> Any:
+    def find(m: Measurements) -> tuple[int, str]:
+        r = pick(m.tables[table])
+        return int(r["bytes_per_s"]), f"{what}, {_size(r['bytes'])}; {_spread(r)}"
+
+    return find
+
+
+def _size(n: int) -> str:
+    return f"{n >> 20} MiB" if n % (1 << 20) == 0 else f"{n / 1e6:.3g} MB"
+
+
+def _largest(rows: list[Row]) -> Row:
+    return max(rows, key=lambda r: r["bytes"])
+
+
+def _fastest(rows: list[Row]) -> Row:
+    return max(rows, key=lambda r: r["bytes_per_s"])
+
+
+def _link(table: str) -> Any:
+    def find(m: Measurements) -> tuple[int, str]:
+        rows = [r for r in m.tables[table] if r["bytes"] >= LARGE]
+        latency, rate, worst = fit_copies(rows)
+        top = _largest(rows)
+        return round(rate), (
+            f"pinned copies queued back to back, {len(rows)} sizes from {_size(rows[0]['bytes'])} to "
+            f"{_size(top['bytes'])}, as {format_ns(latency)} + bytes / {format_rate(rate)} "
+            f"(worst size {worst:.1%} off); largest: {_spread(top)}"
+        )
+
+    return find
+
+
+def _latency(m: Measurements) -> tuple[int, str]:
+    rows = [r for r in m.tables["copies_h2d"] if r["bytes"] >= LARGE]
+    latency, _, worst = fit_copies(rows)
+    small = m.tables["copies_h2d"][0]
+    return round(latency), (
+        f"intercept of the host-to-device fit (worst size {worst:.1%} off); a copy of "
+        f"{small['bytes']} bytes takes {format_ns(small['median_ns'])}"
+    )
+
+
+def _duplex_ratio(m: Measurements) -> float:
+    """What a direction keeps of its speed while the other is busy: the mean over both, largest
+    size."""
+    size = max(r["bytes"] for r in m.tables["both_ways"])
+    at = {(r["direction"], r["other"]): r["bytes_per_s"] for r in m.tables["both_ways"]
+          if r["bytes"] == size}  # fmt: skip
+    return sum(at[d, "busy"] / at[d, "idle"] for d in ("h2d", "d2h")) / 2
+
+
+def _duplex(m: Measurements) -> tuple[bool, str]:
+    ratio = _duplex_ratio(m)
+    return ratio > 0.6, f"each direction keeps {ratio:.0%} of its speed while the other is busy"
+
+
+def _duplex_factor(m: Measurements) -> tuple[float, str]:
+    ratio = _duplex_ratio(m)
+    return round(min(ratio, 1.0), 4), (
+        "speed of a direction while the other is busy over its speed alone, mean of both directions"
+    )
+
+
+def _launch(what: str) -> Any:
+    def find(m: Measurements) -> tuple[int, str]:
+        r = next(r for r in m.tables["launches"] if r["what"] == what)
+        return round(r["median_ns"]), (
+            f"{what}, median of {r['n']} ({format_ns(r['p10_ns'])} to {format_ns(r['p90_ns'])})"
+        )
+
+    return find
+
+
+def _fixed(key: str) -> Any:
+    def find(m: Measurements) -> tuple[int, str]:
+        return int(m.machine[key]), "as the machine reports it"
+
+    return find
+
+
+def _unknown(m: Measurements) -> tuple[int, str]:
+    raise KeyError("")
+
+
+def _engine_only(m: Measurements) -> tuple[int, str]:
+    raise KeyError("engine")
+
+
+FINDERS: dict[str, Callable[[Measurements], tuple[Any, str]]] = {
+    "vram_bytes": _fixed("vram_bytes"),
+    "memory_bytes_per_s": _rate_of("reads", "a kernel reading device memory", _largest),
+    "compute_flops": _engine_only,
+    "dense_launch_ns": _launch("empty kernel"),
+    "expert_launch_ns": _launch("empty kernel"),
+    "h2d_bytes_per_s": _link("copies_h2d"),
+    "d2h_bytes_per_s": _link("copies_d2h"),
+    "copy_latency_ns": _latency,
+    "pageable_h2d_bytes_per_s": _rate_of("pageable_h2d", "pageable copies, waited for", _largest),
+    "pageable_d2h_bytes_per_s": _rate_of("pageable_d2h", "pageable copies, waited for", _largest),
+    "duplex": _duplex,
+    "duplex_factor": _duplex_factor,
+    "zero_copy_bytes_per_s": _rate_of("zero_copy", "a kernel reading pinned host memory", _largest),
+    "cpu_bytes_per_s": _rate_of("cpu", "matrix-vector products on the CPU, float32", _fastest),
+    "cpu_sync_ns": _launch("copy and wait"),
+    "decision_ns": _launch(HANDOVER),
+    "pinned_alloc_bytes_per_s": _rate_of(
+        "pinned_alloc", "allocating and page-locking fresh host memory", _largest
+    ),
+    "host_bytes": _fixed("host_bytes"),
+}
+"""How each quantity is found where the engine's own runs did not find it."""

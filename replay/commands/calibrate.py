@@ -1,0 +1,69 @@
+"""`uvmsim calibrate`: measure this machine and write the profile the simulator reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Measure this machine; write a hardware profile for --hardware.")
+@click.option(
+    "-o", "--output", default="hardware.toml", show_default=True, metavar="FILE.toml",
+    help="The profile; its raw tables go beside it as FILE.measurements.json.",
+)  # fmt: skip
+@click.option(
+    "--backend", default="cuda", metavar="cuda|host",
+    help="cuda (default), or host: memcpy in place of a GPU, to see that it all works.",
+)  # fmt: skip
+@click.option(
+    "--base", default=None, metavar="H",
+    help="Profile whose values stand in for what cannot be measured; h100 or the one like the GPU.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Small sizes and few repetitions.")
+@click.option(
+    "--no-engine", is_flag=True,
+    help="Leave out the replay engine's own runs: launches and waits are then sums of their parts.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite FILE.toml.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def calibrate(
+    output: str, backend: str, base: str | None, quick: bool, no_engine: bool, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure link, memory, kernels, faults and CPU of this machine (under 2 minutes on a GPU).
+
+    \b
+    Examples:
+      uvmsim calibrate -o mine.toml
+      uvmsim compare T.arrow --hardware ./mine.toml
+      uvmsim calibrate --backend host -o host.toml
+    """
+    from replay.calibrate.report import closest_preset, print_calibration
+    from replay.calibrate.run import calibrate as measure
+    from replay.calibrate.run import write
+    from traces.errors import InputError
+    from uvmsim.hardware import Hardware
+    from uvmsim.report.progress import bar
+
+    target = Path(output)
+    if target.suffix != ".toml":
+        raise InputError(f"-o {output}: the name must end in .toml")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"-o {output}: no such folder")
+    if target.exists() and not force:
+        raise InputError(f"-o {output}: is there already; give another name or --force")
+    if base:
+        Hardware.load(base)
+    with bar("calibrating") as progress:
+        found = measure(backend, quick=quick or None, engine=not no_engine, progress=progress)
+    base = base or closest_preset(str(found.machine.get("gpu", "")))
+    profile, tables = write(found, target, base)
+    if as_json:
+        made = {"profile": str(profile), "tables": str(tables), "base": base}
+        click.echo(json.dumps(found.to_json() | made, sort_keys=True))
+        return
+    print_calibration(found, Hardware.load(str(profile)))
+    seconds = sum(found.seconds.values())
+    click.echo(f"measured in {seconds:.0f} s; wrote {profile} and {tables}")

@@ -1,0 +1,117 @@
+"""`uvmsim replay`: policies on the real GPU, measured and checked."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+
+@click.command(short_help="Run policies on the real GPU: measured tokens/s, every output checked.")
+@click.argument("trace", required=False, type=click.Path())
+@click.option(
+    "--backend", default="cuda", metavar="cuda|host",
+    help="The GPU, or NumPy on the CPU (same engine, no meaningful times).",
+)  # fmt: skip
+@click.option(
+    "--mode", "mechanisms", metavar="X", multiple=True,
+    help="expert-cache (default), resident, stream, zero-copy, uvm; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--policy", "policies", metavar="P", multiple=True,
+    help="Eviction, maybe +prefetch, as for `uvmsim compare`; default lru; repeatable.",
+)  # fmt: skip
+@click.option("--model", metavar="M", help="Preset, TOML or GGUF file; default: the trace's own.")
+@click.option("--expert-size", metavar="SIZE", help="Size of one expert, e.g. 13.2MB.")
+@click.option(
+    "--hardware", metavar="H", help="Preset or TOML file whose memory limits the pool; h100."
+)
+@click.option("--vram", metavar="SIZE", help="Budget of device memory, e.g. 16GiB.")
+@click.option(
+    "--slots", metavar="N|N%", multiple=True,
+    help="Expert slots, or a share of all experts; default 25%; repeatable.",
+)  # fmt: skip
+@click.option("--pool", default="global", metavar="global|per-layer", help="One pool or many.")
+@click.option(
+    "--reset", default="never", metavar="never|sequence", help="When the pool is emptied."
+)
+@click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
+@click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
+@click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
+@click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
+@click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")
+@click.option(
+    "--dtype", metavar="T", help="fp16, bf16, fp32 or mxfp4; default: as the model is stored."
+)
+@click.option(
+    "--bank", metavar="SIZE", help="Host memory for experts; beyond it they share bytes; 24GiB."
+)
+@click.option(
+    "--steps-only", is_flag=True, help="Time forward passes alone: less to queue, no stall split."
+)
+@click.option("--advise", "advice", metavar="A", help="uvm: read-mostly, preferred-host, "
+              "preferred-device or accessed-by, for all experts.")  # fmt: skip
+@click.option("--uvm-prefetch", is_flag=True, help="uvm: prefetch misses instead of faulting.")
+@click.option(
+    "--managed-at-own-risk", is_flag=True,
+    help="uvm: allow more managed memory than half of what the card has free, or than 8 GiB. "
+    "Oversubscribed managed memory can hang the GPU until the machine is restarted.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="For contents and policies; 0.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-untyped-def]
+    """Run policies on TRACE (default: the bundled one) on the real GPU.
+
+    Every expert output is compared with the all-resident run, bit for bit, every expert's bytes by
+    checksum after the run, and the counters with the simulator's. A run with a difference is void:
+    it says so, and the exit code is 1.
+
+    \b
+    Examples:
+      uvmsim replay T.arrow --slots 25% --policy lru,lfu,lru+next-layer --limit 256
+      uvmsim replay T.arrow --model gpt-oss-20b --mode resident --mode stream --mode zero-copy
+      uvmsim replay --backend host --limit 20
+    """
+    from replay.backend import NAMES
+    from replay.layout import UNITS
+    from replay.report import print_study
+    from replay.session import DEFAULT_LIMIT, How
+    from replay.study import HARDWARE, POLICIES, study
+    from uvmsim.commands.compare import choose
+    from uvmsim.compare import Options, policy_list
+    from uvmsim.report.progress import bar
+    from uvmsim.units import parse_bytes
+
+    choose("--backend", backend, NAMES)
+    choose("--pool", given["pool"], ("global", "per-layer"))
+    choose("--reset", given["reset"], ("never", "sequence"))
+    if given["dtype"] is not None:
+        choose("--dtype", given["dtype"], tuple(UNITS))
+    size = given.pop("bank")
+    how = How(
+        dtype=given.pop("dtype"),
+        split=1 if given["split"] is None else given["split"],
+        detail=not given.pop("steps_only"),
+        bank_limit=DEFAULT_LIMIT if size is None else parse_bytes(size),
+        uvm_on_demand=given.pop("uvm_prefetch"),
+        advice=given.pop("advice"),
+        managed_at_own_risk=given.pop("managed_at_own_risk"),
+    )
+    del given["split"]
+    for name in ("slots", "mechanisms", "policies"):
+        given[name] = policy_list(given[name])
+    given["policies"] = given["policies"] or POLICIES
+    given["hardware"] = given["hardware"] or HARDWARE
+    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    with bar("replaying") as progress:
+        result = study(options, how, backend, progress)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), sort_keys=True))
+    else:
+        print_study(result)
+    if result.problems:
+        more = len(result.problems) - 1
+        also = f" (and {more} more)" if more else ""
+        click.echo(f"error: void: {result.problems[0]}{also}", err=True)
+        sys.exit(1)

@@ -1,0 +1,68 @@
+"""`uvmsim validate`: hold the simulator against this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Predict a grid of runs, measure them, report how far off.")
+@click.argument("config", type=click.Path())
+@click.option(
+    "-o", "--output", metavar="DIR", help="Folder of the report; CONFIG's name with .validation."
+)
+@click.option("--hardware", metavar="FILE", help="Calibration file, instead of the config's.")
+@click.option(
+    "--backend", default="cuda", metavar="cuda|host",
+    help="cuda (default), or host: the same path with no GPU, whose times mean nothing.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), metavar="TOKENS", help="Only the first tokens.")
+@click.option("--no-plot", is_flag=True, help="Leave out report.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def validate(
+    config: str, output: str | None, hardware: str | None, backend: str, limit: int | None,
+    no_plot: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Run the grid of CONFIG (traces x modes x pool sizes x policies) on simulator and machine.
+
+    Every prediction is on disk before the first measurement starts. Exits with 1 where a counter
+    differs, an output could not be verified or a cell failed.
+
+    \b
+    Examples:
+      uvmsim calibrate -o mine.toml
+      uvmsim validate grid.toml --hardware mine.toml -o results
+    """
+    from replay.validate.config import load
+    from replay.validate.report import print_report, to_markdown
+    from replay.validate.run import validate as run
+    from replay.validate.run import write_report
+    from uvmsim.report.plots import check_target
+    from uvmsim.report.progress import bar
+
+    loaded = load(config)
+    if limit:
+        loaded.limit = limit
+        for entry in loaded.trace:
+            entry.limit = limit
+    folder = Path(output) if output else Path(config).with_suffix(".validation")
+    if not no_plot:
+        check_target(str(folder.absolute().parent / "report.png"))
+    with bar("validating") as progress:
+        report = run(loaded, folder, backend=backend, hardware=hardware, progress=progress)
+    if not no_plot:
+        from replay.validate.plot import draw
+
+        draw(report, str(folder / "report.png"))
+        report["plot"] = "report.png"
+        write_report(folder, report, to_markdown(report))
+    if as_json:
+        click.echo(json.dumps(report, sort_keys=True))
+    else:
+        print_report(report)
+        click.echo(f"wrote {folder / 'report.md'}")
+    if not report["overall"]["passed"]:
+        sys.exit(1)

@@ -1,0 +1,244 @@
+"""Issues a run's waves to a backend: copies, waits, kernels, in the order of docs/model-of-time.md.
+
+Why nothing is overwritten too early or read too early:
+
+- A wave's copies wait for its *opening*, an event on the compute stream after the wave's dense work
+  (the router has chosen). Kernels run in order, so every earlier reader of any slot is done by then,
+  and no expert of the wave itself is ever a victim.
+- A copy into a slot also waits for the write-back of what was in it, and for a prefetch into it that
+  nobody waited for. A copy out of a slot waits for such a prefetch as well.
+- An expert that is copied in again waits for its own write-back, if that still runs.
+- Where the pool is emptied, prefetches on their way are forgotten but still read host memory: later
+  write-backs wait for them.
+- Kernels wait for their wave's demand copies, and for prefetched experts read for the first time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay.backend.base import (
+    BACK,
+    COMPUTE,
+    DEMAND,
+    MAX_TASKS,
+    PREFETCH,
+    X_ROWS,
+    Backend,
+    Tasks,
+)
+from replay.bank import Bank
+from replay.decide import Decisions, Move, Wave
+from replay.dense import DenseReads
+from replay.meter import Measured, Meter
+from replay.places import Places
+from uvmsim.memory.base import Job
+
+ROWS = 4096
+"""Token rows of one expert call, unless one expert alone has more."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the host issues."""
+
+    ahead: int = 2
+    """Steps the host may be ahead of the device."""
+    detail: bool = True
+    """Time stalls and copies, not only steps: two more events a wave that copies."""
+
+
+def most_rows(job: Job) -> int:
+    """Token rows that the buffers of `Backend.prepare` must hold."""
+    w = job.workload
+    return max(X_ROWS, int(w.counts.max(initial=1)), min(ROWS, int(w.counts.sum())))
+
+
+class Executor:
+    """One run: where experts lie is `Places`' business, what happens next `Decisions`'."""
+
+    def __init__(
+        self, backend: Backend, job: Job, bank: Bank, places: Places, decisions: Decisions,
+        dense: DenseReads, pace: Pace,
+    ):  # fmt: skip
+        self.backend, self.job, self.bank = backend, job, bank
+        self.places, self.decisions, self.dense, self.pace = places, decisions, dense, pace
+        w = job.workload
+        self.layers = w.event_layer.tolist()
+        self.steps = w.event_step.tolist()
+        self.counts = w.counts
+        self.single = bool((w.counts == 1).all())
+        self.rows = most_rows(job)
+        self.tasks = Tasks.empty()
+        self.tasks.tokens[:] = 1
+        self.tasks.first_row[:] = np.arange(MAX_TASKS)
+        self.opened, self.arrived = backend.events(2)
+        n = decisions.slots + decisions.beside
+        self.filled = backend.events(n)
+        """By slot: its latest prefetch."""
+        self.emptied = backend.events(n) if places.writes_back else []
+        """By slot: its latest write-back."""
+        self.filling = bytearray(n)
+        """By slot: filled by a prefetch that no kernel has waited for."""
+        self.written = backend.events(len(bank.nbytes)) if places.writes_back else []
+        """By expert: its latest write-back. An event a slot alone would not do: an expert may come
+        back to another slot while that event already stands for the next victim's."""
+        self.bytes = [0, 0, 0, 0]
+        """By stream: bytes queued."""
+
+    def run(self) -> Measured:
+        """Issue everything and wait for it."""
+        b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
+        self._warm_up()
+        b.clear_hashes()
+        b.synchronise()
+        issue: list[int] = []
+        w = self.job.workload
+        last_event = (
+            np.searchsorted(w.event_step, np.arange(w.n_steps), side="right") - 1
+        ).tolist()
+        ends = w.event_lo[1:].tolist()
+        meter.start()
+        step, began = 0, time.perf_counter_ns()
+        for waves in self.decisions.steps():
+            for wave in waves:
+                self.wave(wave, meter)
+                done = step < w.n_steps and wave.event == last_event[step]
+                if done and wave.hi == ends[wave.event]:
+                    self.dense.end(step)
+                    issue.append(time.perf_counter_ns() - began)
+                    meter.end_step()
+                    step, began = step + 1, time.perf_counter_ns()
+        b.synchronise()
+        measured = meter.finish(issue)
+        mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
+        b.forget(meter.events + mine)
+        return measured
+
+    def _warm_up(self) -> None:
+        """Launch every kernel the run will need once, so that none is loaded inside it. What the
+        slots hold by now does not matter; hashes are cleared after it."""
+        if self.job.workload.n_steps:
+            self.dense.layer(0, 0)
+        if self.places.moves_out and not self.places.by_slot:
+            return  # managed memory: a kernel here would page experts in
+        t = self.tasks
+        t.weights[0], t.x_first[0] = self.places.table[0], 0
+        for most in (1, 2, 4, 8):
+            if most > 1 and self.single:
+                break
+            t.tokens[0] = most
+            self.backend.experts(self.bank.layouts[0], t, 1, 0, most)
+        t.tokens[0] = 1
+
+    def wave(self, wave: Wave, meter: Meter) -> None:
+        """Queue one wave."""
+        b, places, detail = self.backend, self.places, self.pace.detail
+        layer = self.layers[wave.event]
+        if wave.first:
+            self.dense.layer(layer, self.steps[wave.event])
+        if wave.emptied and places.writes_back:
+            b.record(self.arrived, PREFETCH)
+            b.wait(BACK, self.arrived)
+        leaving = wave.leaving if places.moves_out else ()
+        opened = -1
+        if wave.demand or wave.prefetch or leaving or (detail and wave.arriving):
+            if detail:
+                opened = meter.mark(COMPUTE)
+            else:
+                opened = self.opened
+                b.record(opened, COMPUTE)
+        if leaving:
+            self._move_out(leaving, opened, meter)
+        first = last = -1
+        if wave.demand:
+            first, last = self._fill(wave.demand, opened, DEMAND, meter)
+            b.wait(COMPUTE, last)
+        if wave.prefetch:
+            self._fill(wave.prefetch, opened, PREFETCH, meter)
+        for slot in wave.arriving:
+            b.wait(COMPUTE, self.filled[slot])
+            self.filling[slot] = 0
+        if detail and (wave.demand or wave.arriving):
+            meter.stall(opened, meter.mark(COMPUTE), first, last)
+        if wave.hi > wave.lo:
+            self._compute(wave, layer)
+
+    def _move_out(self, leaving: list[Move], opened: int, meter: Meter) -> None:
+        b = self.backend
+        b.wait(BACK, opened)
+        for _, slot in leaving:
+            if self.filling[slot]:
+                b.wait(BACK, self.filled[slot])
+        start = meter.mark(BACK) if self.pace.detail else -1
+        for e, slot in leaving:
+            self.places.move_out(e, slot)
+            self.bytes[BACK] += self.bank.nbytes[e]
+            if self.emptied:
+                b.record(self.emptied[slot], BACK)
+                b.record(self.written[e], BACK)
+        if self.pace.detail:
+            meter.span(BACK, start, meter.mark(BACK))
+
+    def _fill(self, moves: list[Move], opened: int, stream: int, meter: Meter) -> tuple[int, int]:
+        """Queue copies into slots; returns the events before the first and after the last."""
+        b, detail = self.backend, self.pace.detail
+        nbytes = self.bank.nbytes
+        b.wait(stream, opened)
+        start = meter.mark(stream) if detail else -1
+        for e, slot in moves:
+            if self.emptied:
+                b.wait(stream, self.emptied[slot])
+                b.wait(stream, self.written[e])
+            if stream == DEMAND and self.filling[slot]:
+                b.wait(stream, self.filled[slot])
+            self.places.move_in(e, slot, stream)
+            self.bytes[stream] += nbytes[e]
+            self.filling[slot] = stream == PREFETCH
+            if stream == PREFETCH:
+                b.record(self.filled[slot], PREFETCH)
+        if detail:
+            end = meter.mark(stream)
+            meter.span(stream, start, end)
+        else:
+            end = self.arrived
+            if stream == DEMAND:
+                b.record(end, DEMAND)
+        return start, end
+
+    def _compute(self, wave: Wave, layer: int) -> None:
+        """Expert calls of a wave, as many at once as the task table and the buffers hold."""
+        b, t, layout = self.backend, self.tasks, self.bank.layouts[layer]
+        n = wave.hi - wave.lo
+        ids = wave.slots if self.places.by_slot else self.job.workload.ids[wave.lo : wave.hi]
+        where = self.places.table[ids]
+        t.x_first[: min(n, MAX_TASKS)] = wave.event % X_ROWS
+        if self.single:
+            # One row each, at its number: so the table came into the world.
+            for at in range(0, n, MAX_TASKS):
+                k = min(MAX_TASKS, n - at)
+                t.weights[:k] = where[at : at + k]
+                b.experts(layout, t, k, wave.lo + at, 1)
+            return
+        counts = self.counts[wave.lo : wave.hi]
+        for at, k in groups(counts.tolist(), self.rows):
+            t.weights[:k] = where[at : at + k]
+            t.tokens[:k] = counts[at : at + k]
+            t.first_row[0] = 0
+            np.cumsum(counts[at : at + k - 1], out=t.first_row[1:k])
+            b.experts(layout, t, k, wave.lo + at)
+
+
+def groups(counts: list[int], rows: int) -> list[tuple[int, int]]:
+    """(first, how many) of runs of at most `MAX_TASKS` experts with at most ``rows`` tokens."""
+    out, at, total = [], 0, 0
+    for i, c in enumerate(counts):
+        if i > at and (total + c > rows or i - at == MAX_TASKS):
+            out.append((at, i - at))
+            at, total = i, 0
+        total += c
+    out.append((at, len(counts) - at))
+    return out

@@ -1,0 +1,1 @@
+"""Expert, read and checksum kernels: CUDA source, its loader, and the NumPy reference."""

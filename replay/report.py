@@ -1,0 +1,79 @@
+"""Replays as a terminal table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from replay.study import Study
+from uvmsim.report.progress import wide
+from uvmsim.units import format_bytes
+
+
+def print_study(s: Study, console: Console | None = None) -> None:
+    """Machine, table, notes."""
+    console = console or wide()
+    rows = [r.to_json() for r in s.runs]
+    machine = s.runs[0].machine if s.runs else {}
+    t, size = s.to_json()["trace"], format_bytes(max(s.model.expert_bytes))
+    tokens = f"{t['prefill_tokens']:,} prefill + {t['decode_tokens']:,} decode tokens"
+    shape = f"{t['layers']} MoE layers x {t['experts']} experts, top-{t['top_k']}"
+    lines = (
+        ("trace", f"{t['path']}: {tokens}"),
+        ("model", f"{s.model.name}, {shape}; an expert {size}"),
+        ("measured", f"{machine.get('device')}, {s.backend} backend"),
+    )
+    for key, text in lines:
+        console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(HEADINGS):
+        table.add_column(name, justify="left" if i in (0, len(HEADINGS) - 1) else "right")
+    for row in rows:
+        name = row["mechanism"] if row["policy"] is None else row["policy"]
+        if row["mechanism"] == "uvm" and row["policy"]:
+            name = f"uvm: {name}"
+        if row["status"] == "out-of-memory":
+            need, have = (format_bytes(row[k], binary=True) for k in ("needed_bytes",
+                                                                     "available_bytes"))  # fmt: skip
+            console.print(f"{name}: out of memory: {row['what']}: {need} needed, VRAM has {have}")
+            continue
+        table.add_row(name, *_cells(row))
+    if table.row_count:
+        console.print(table)
+    for note in dict.fromkeys([*s.notes, *(n for r in rows for n in r["notes"])]):
+        console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+
+
+HEADINGS = (
+    "policy", "slots", "decode t/s", "prefill t/s", "hit rate", "GB in", "GB out", "waiting",
+    "p50 ms", "p99 ms", "verified",
+)  # fmt: skip
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    split, latency = row["time_split_s"], row["token_latency_ms"] or {}
+    waiting = "-"
+    if split and row["time_s"]:
+        waiting = f"{(split['transfer'] + split['queueing']) / row['time_s']:.0%}"
+    good = Text("yes", style="green") if row["verified"] else Text("NO: void", style="bold red")
+    return [
+        f"{row['slots']:,}" if row["slots"] else "-",
+        _rate(row["decode_tokens_per_s"]),
+        _rate(row["prefill_tokens_per_s"]),
+        "-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}",
+        f"{row['bytes_h2d'] / 1e9:,.2f}",
+        f"{row['bytes_d2h'] / 1e9:,.2f}",
+        waiting,
+        *(f"{latency[k]:.2f}" if k in latency else "-" for k in ("p50", "p99")),
+        good,
+    ]
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

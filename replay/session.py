@@ -1,0 +1,263 @@
+"""Runs that share a device and an expert bank: pinning memory is slow, so it is done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
+from replay.bank import DEFAULT_LIMIT, Bank
+from replay.decide import AllResident, CachePolicy, Decisions, OneByOne
+from replay.dense import DenseReads
+from replay.executor import Executor, Pace, most_rows
+from replay.layout import ExpertLayout, dtype_of, layout_for
+from replay.places import Managed, Places, Remote, Slots
+from replay.results import Moved, ReplayResult
+from traces.errors import InputError
+from uvmsim.memory import mechanism as mechanism_named
+from uvmsim.memory.base import DoesNotFit, Job
+from uvmsim.model import Model
+
+MODES = ("expert-cache", "resident", "stream", "zero-copy", "uvm")
+MANAGED_CAP = 8 << 30
+"""Managed bytes that are never exceeded without the explicit word of the user."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What a replay needs to know beyond the job."""
+
+    dtype: str | None = None
+    """Weights' type; None: as the model is stored, else fp16."""
+    split: int = 1
+    """Copies an expert is split into."""
+    ahead: int = 2
+    detail: bool = True
+    """See `replay.executor.Pace`."""
+    bank_limit: int = DEFAULT_LIMIT
+    """Bytes of the host bank; above it experts share images."""
+    uvm_on_demand: bool = False
+    """uvm: a miss is prefetched to the device, not faulted in."""
+    advice: str | None = None
+    """uvm: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
+    managed_at_own_risk: bool = False
+    """uvm: allocate more managed memory than is known to be safe."""
+
+
+class Session:
+    """An open backend with the banks it has filled. Close it, or use ``with``."""
+
+    def __init__(self, backend: Backend, how: How | None = None):
+        self.backend, self.how = backend, how or How()
+        self._banks: dict[tuple[Any, ...], Bank] = {}
+        self._prepared: tuple[Any, ...] = ()
+        self._x = np.zeros((X_ROWS, 0), np.float32)
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Entered around each run's own work, without what prepares and checks it."""
+
+    def __enter__(self) -> Session:
+        self.backend.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release banks, buffers and the device."""
+        self._banks.clear()
+        self.backend.close()
+
+    def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> ReplayResult:
+        """Replay one job and check it. Raises `InputError` for what the user can mend.
+
+        A result whose ``verified`` is False is void; its ``problems`` say why.
+        """
+        if mode not in MODES:
+            raise InputError(f"--mode {mode}: must be one of {', '.join(MODES)}")
+        how = how or self.how
+        if how.split < 1:
+            raise InputError(f"--split {how.split}: give a number of parts from 1 up")
+        try:
+            return self._run(job, mode, how)
+        except self.backend.errors as err:
+            raise InputError(
+                f"replay, mode {mode}: the device reports {err}; the run is void"
+            ) from err
+
+    def _run(self, job: Job, mode: str, how: How) -> ReplayResult:
+        machine = self.backend.machine()
+        result = ReplayResult(job, mode, machine)
+        try:
+            _check_fits(job, mode)
+            decisions = _decisions(job, mode)
+        except DoesNotFit as err:
+            result.does_not_fit = err
+            return result
+        bank = self._bank(job, mode, how)
+        self._prepare(job, bank.layouts)
+        used = np.unique(job.workload.ids)
+        bank.learn(used)
+        dense = DenseReads(self.backend, job, remote=mode == "zero-copy")
+        try:
+            places = self._places(job, mode, how, bank, decisions)
+            try:
+                executor = Executor(
+                    self.backend, job, bank, places, decisions, dense, Pace(how.ahead, how.detail)
+                )
+                with self.around():
+                    result.measured = executor.run()
+                result.problems = _check(self.backend, job, bank, places, used)
+            finally:
+                places.release()
+        finally:
+            dense.release()
+        result.verified = not result.problems
+        result.counters = decisions.counters()
+        result.slots = decisions.slots if mode != "zero-copy" else 0
+        result.moved = _moved(job, mode, executor)
+        result.notes = decisions.notes
+        if bank.shared:
+            result.notes.append(
+                f"{len(bank.nbytes)} experts share {len(bank.offsets)} images of bytes in host memory"
+            )
+        layout = bank.layouts[0]
+        result.options = {
+            "dtype": layout.dtype, "n_embd": layout.n_embd, "n_ff": layout.n_ff,
+            "split": how.split, "ahead": how.ahead, "host_memory": bank.kind,
+            "bank_bytes": bank.memory.nbytes, "shared_images": bank.shared,
+        }  # fmt: skip
+        return result
+
+    # ---- parts ----------------------------------------------------------------------------------
+
+    def _bank(self, job: Job, mode: str, how: How) -> Bank:
+        kind = "managed" if mode == "uvm" else "pinned" if job.pinned else "pageable"
+        layouts = layouts_of(job.model, how.dtype)
+        key = (kind, tuple(layouts), job.workload.n_experts, job.seed, how.bank_limit)
+        if key not in self._banks:
+            if kind == "managed":
+                self._check_managed(job, how)
+            # One bank at a time: two of a model's size rarely fit into host memory.
+            for old in self._banks.values():
+                old.release()
+            self._banks = {}
+            limit = 1 << 62 if kind == "managed" else how.bank_limit
+            self._banks[key] = Bank(
+                self.backend, layouts, job.workload.n_experts,
+                seed=job.seed, kind=kind, limit=limit,
+            )  # fmt: skip
+        return self._banks[key]
+
+    def _check_managed(self, job: Job, how: How) -> None:
+        needed = sum(job.model.expert_bytes) * job.workload.n_experts
+        free, _ = self.backend.memory_info()
+        safe = min(free // 2, MANAGED_CAP)
+        if needed > safe and not how.managed_at_own_risk:
+            raise InputError(
+                f"uvm: {needed:,} bytes of managed memory are more than the safe {safe:,} (half of "
+                "what the card has free, at most 8 GiB); give a smaller --expert-size, or read "
+                "about --managed-at-own-risk"
+            )
+
+    def _prepare(self, job: Job, layouts: list[ExpertLayout]) -> None:
+        w = job.workload
+        rows, accesses = most_rows(job), max(len(w.ids), X_ROWS)
+        key = (tuple(layouts), rows, accesses, job.seed)
+        if key != self._prepared:
+            width = max(x.n_embd for x in layouts)
+            rng = np.random.default_rng([job.seed, 1])
+            self._x = rng.uniform(-1, 1, (X_ROWS, width)).astype(np.float32)
+            self.backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
+            self._prepared = key
+
+    def _places(self, job: Job, mode: str, how: How, bank: Bank, decisions: Decisions) -> Places:
+        if mode == "zero-copy":
+            return Remote(bank)
+        if mode == "uvm":
+            return Managed(self.backend, bank, how.uvm_on_demand, how.advice)
+        slots = Slots(self.backend, bank, decisions.slots + decisions.beside, job, how.split)
+        if mode == "resident":
+            slots.load_all()
+        return slots
+
+
+def layouts_of(model: Model, dtype: str | None = None) -> list[ExpertLayout]:
+    """One layout a MoE layer; ``dtype`` None: as the model is stored, where there is a kernel."""
+    kind = dtype or dtype_of(model.quantisation)
+    return [layout_for(n, kind, model.n_embd, model.n_ff_expert) for n in model.expert_bytes]
+
+
+def run(
+    job: Job, mode: str = "expert-cache", backend: str | Backend = "cuda", how: How | None = None
+) -> ReplayResult:
+    """One replay with everything made for it and released after it."""
+    if isinstance(backend, str):
+        from replay.backend import backend as named
+
+        backend = named(backend)
+    with Session(backend, how) as session:
+        return session.run(job, mode)
+
+
+def _check_fits(job: Job, mode: str) -> None:
+    """`DoesNotFit` by the simulator's own rules."""
+    if mode in ("resident", "stream"):
+        mechanism_named(mode).plan(job)
+
+
+def _decisions(job: Job, mode: str) -> Decisions:
+    made: dict[str, Callable[[Job], Decisions]] = {
+        "expert-cache": CachePolicy,
+        "resident": AllResident,
+        "zero-copy": lambda j: AllResident(j, hits=False),
+        "stream": OneByOne,
+        "uvm": lambda j: CachePolicy(j) if j.policy else AllResident(j),
+    }
+    return made[mode](job)
+
+
+def _moved(job: Job, mode: str, executor: Executor) -> Moved:
+    w, m = job.workload, job.model
+    moved = Moved(*(executor.bytes[s] for s in (DEMAND, PREFETCH, BACK)))
+    if mode == "zero-copy":
+        size = np.asarray(m.expert_bytes, np.int64)
+        moved.zero_copy = int(size[w.ids // w.n_experts].sum()) + w.n_steps * m.resident_bytes
+    return moved
+
+
+def _check(backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray) -> list[str]:
+    """Compare every output with the all-resident one and every expert's bytes with its own."""
+    w = job.workload
+    problems = []
+    event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+    want = bank.output_hashes(w.ids, w.counts, event)
+    wrong = np.flatnonzero(backend.hashes(len(w.ids)) != want)
+    if len(wrong):
+        a = int(wrong[0])
+        problems.append(
+            f"{len(wrong)} of {len(w.ids)} expert outputs differ from the all-resident run, first "
+            f"at step {int(w.event_step[event[a]])}, layer {int(w.ids[a]) // w.n_experts}, "
+            f"expert {int(w.ids[a]) % w.n_experts}"
+        )
+    if isinstance(places, Slots):
+        problems += _check_slots(backend, bank, places)
+    lost = bank.corrupted(used)
+    if lost:
+        problems.append(f"the host's bytes of {len(lost)} experts changed, first expert {lost[0]}")
+    return problems
+
+
+def _check_slots(backend: Backend, bank: Bank, places: Slots) -> list[str]:
+    held = [(s, e) for s, e in enumerate(places.holds) if e >= 0]
+    bank.learn(np.array([e for _, e in held], np.int64))
+    got = backend.checksums([places.ptrs[s] for s, _ in held], [bank.nbytes[e] for _, e in held])
+    want = bank.sums[bank.image_of[[e for _, e in held]]]
+    bad = np.flatnonzero(got != want)
+    if not len(bad):
+        return []
+    slot, e = held[int(bad[0])]
+    return [f"{len(bad)} of {len(held)} slots hold wrong bytes, first slot {slot} (expert {e})"]

@@ -1,0 +1,159 @@
+"""Many replays on one trace: what `uvmsim replay` does, as a library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import uvmsim
+from replay.backend import backend as backend_named
+from replay.backend.base import Backend
+from replay.results import ReplayResult
+from replay.session import MODES, How, Session
+from traces.errors import InputError
+from traces.routing import RoutingTrace
+from uvmsim.compare import (
+    Options,
+    load_trace,
+    model_json,
+    resolve_model,
+    slots_of,
+    trace_json,
+)
+from uvmsim.hardware import Hardware
+from uvmsim.memory.base import Job
+from uvmsim.model import Model
+from uvmsim.policies.registry import parse
+from uvmsim.simulate import check_needs, simulate
+from uvmsim.workload import Workload, build_workload
+
+POLICIES = ("lru",)
+HARDWARE = "h100"
+SLOTS = "25%"
+"""Pool where neither slots nor memory is given."""
+WITH_POLICY = ("expert-cache", "uvm")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs and what they share."""
+
+    options: Options
+    how: How
+    backend: str
+    trace: RoutingTrace
+    workload: Workload
+    model: Model
+    hardware: Hardware
+    runs: list[ReplayResult]
+    notes: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why runs are void, one line each."""
+        return [f"{r.policy or r.mode}: {p}" for r in self.runs for p in r.problems]
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of plain JSON types, as `uvmsim compare --json` has it, and measured times."""
+        return {
+            "uvmsim": uvmsim.__version__,
+            "backend": self.backend,
+            "trace": trace_json(self.trace, self.workload),
+            "model": model_json(self.model),
+            "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
+            "options": {k: v for k, v in vars(self.options).items() if v is not None},
+            "how": {k: v for k, v in vars(self.how).items() if v is not None},
+            "notes": self.notes,
+            "runs": [r.to_json() for r in self.runs],
+        }
+
+
+def study(
+    options: Options,
+    how: How,
+    backend: str | Backend = "cuda",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Study:
+    """Replay every mode (``options.mechanisms``) and policy at every pool size.
+
+    The counters of each run are compared with the simulator's; a difference voids the run, as a
+    wrong output does. Raises `InputError`; ``progress`` as in `uvmsim.compare.compare`.
+    """
+    for mode in options.mechanisms:
+        if mode not in MODES:
+            raise InputError(f"--mode {mode}: must be one of {', '.join(MODES)}")
+    specs = [parse(p) for p in options.policies]
+    notes: list[str] = []
+    device = backend_named(backend) if isinstance(backend, str) else backend
+    trace = load_trace(options.trace, options.limit)
+    hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
+    if device.name == "host" and not (options.model or options.expert_size):
+        model = Model.from_info(trace.meta.model)
+    else:
+        model = resolve_model(options, trace, notes)
+    workload = build_workload(trace, options.unit)
+    if len(model.moe_layers) != workload.n_layers:
+        raise InputError(
+            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
+            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
+        )
+    profile = None
+    if options.profile:
+        profile = build_workload(load_trace(options.profile, None))
+        if (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
+            raise InputError(f"--profile {options.profile}: made by a model of another shape")
+    total = workload.n_layers * workload.n_experts
+    given = options.slots or (() if options.vram else (SLOTS,))
+    sizes: list[int | None] = [slots_of(s, total) for s in given]
+    sizes = sizes or [None]
+    base = Job(
+        workload, model, hardware, pool=options.pool, reset=options.reset,
+        write_back=options.write_back, pinned=not options.pageable, seed=options.seed,
+        profile=profile,
+    )  # fmt: skip
+    todo: list[tuple[Job, str]] = []
+    for mode in options.mechanisms:
+        if mode not in WITH_POLICY:
+            todo.append((base, mode))
+            continue
+        for size in sizes:
+            for spec in specs:
+                job = replace(base, policy=spec, slots=size)
+                check_needs(job, trace)
+                todo.append((job, mode))
+    runs = []
+    with Session(device, how) as session:
+        for i, (job, mode) in enumerate(todo):
+            if progress:
+                progress(i, len(todo), job.policy.name if job.policy else mode)
+            run = session.run(job, mode)
+            _compare_counters(run)
+            runs.append(run)
+    if progress:
+        progress(len(todo), len(todo), "")
+    return Study(options, how, device.name, trace, workload, model, hardware, runs, notes)
+
+
+COMPARED = (
+    "slots", "accesses", "hits", "misses", "hit_rate_by_layer", "prefill_hit_rate",
+    "decode_hit_rate", "evictions", "bytes_h2d", "bytes_d2h", "bytes_prefetched",
+)  # fmt: skip
+
+
+def _compare_counters(run: ReplayResult) -> None:
+    """Void a run whose counters are not the simulator's."""
+    if run.does_not_fit is not None:
+        return
+    # A paged run keeps the expert cache's budget; its bytes are the driver's business.
+    paged = run.mode == "uvm"
+    want = simulate(run.job, "expert-cache" if paged else run.mode).to_json()
+    got = run.to_json()
+    keys = [k for k in COMPARED if not (paged and k.startswith("bytes"))]
+    differ = [k for k in keys if got[k] != want.get(k)]
+    for key in ("issued", "wasted"):
+        if got["prefetch"][key] != want["prefetch"][key]:
+            differ.append(f"prefetch {key}")
+    if differ:
+        run.problems.append(f"counters differ from the simulator's: {', '.join(differ)}")
+        run.verified = False

@@ -1,0 +1,108 @@
+"""`uvmsim calibrate` from end to end, with the host backend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from replay.calibrate import run as run_module
+from replay.calibrate.profile import ORDER, Measurements, quantities, to_toml
+from replay.calibrate.run import calibrate, write
+from replay.commands.calibrate import calibrate as command
+from traces.errors import InputError
+from uvmsim.hardware import Hardware
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measurements:
+    return calibrate("host")
+
+
+def test_every_stage_ran_or_says_why_not(measured):
+    done = set(measured.tables) | set(measured.errors)
+    assert set(measured.seconds) == done
+    assert {"copies_h2d", "copies_d2h", "both_ways", "launches", "reads", "cpu", "kernels",
+            "engine"} <= set(measured.tables)  # fmt: skip
+    assert {"faults", "migrations", "fault_groups"} == set(measured.errors)
+    assert all(r["verified"] for r in measured.tables["engine"])
+    for name, rows in measured.tables.items():
+        for r in rows:
+            assert r["p10_ns"] <= r["median_ns"] <= r["p90_ns"], name
+
+
+def test_the_profile_is_one_the_simulator_reads(measured, tmp_path):
+    profile, tables = write(measured, tmp_path / "mine.toml", "h100")
+    hw = Hardware.load(str(profile))
+    assert hw.name == "mine"
+    for key, _, source in hw.quantities():
+        assert source.startswith(("measured ", "estimate: not measured")), key
+    assert json.loads(tables.read_text())["tables"].keys() == measured.tables.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.measurements.json", "mine.toml"]
+
+
+def test_what_was_not_measured_is_the_base_profiles_and_says_so():
+    base = Hardware.load("h100")
+    found = Measurements(
+        "cuda", {"gpu": 'A "card"\nof mine'}, "2026-01-01", errors={"zero_copy": "it broke"}
+    )
+    q = quantities(found, base)
+    assert q["zero_copy_bytes_per_s"][0] == base.zero_copy_bytes_per_s
+    assert q["zero_copy_bytes_per_s"][1] == "estimate: not measured (it broke); the h100 profile's"
+    assert set(q) <= set(ORDER)
+    assert 'A \\"card\\" of mine' in to_toml(found, base, "x")
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(monkeypatch):
+    def broken(self):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("replay.calibrate.host.HostProbe.launches", broken)
+    monkeypatch.setattr(run_module, "kernel_rows", lambda *a: [])
+    lines: list[str] = []
+    found = calibrate("host", engine=False, say=lines.append)
+    assert found.errors["launches"] == "RuntimeError: no such luck"
+    assert "zero_copy" in found.tables
+    assert any("no such luck" in line for line in lines)
+
+
+def test_command_writes_json_and_refuses_to_overwrite(tmp_path):
+    target = tmp_path / "h.toml"
+    args = ["--backend", "host", "--no-engine", "-o", str(target), "--json"]
+    done = CliRunner().invoke(command, args, catch_exceptions=False)
+    assert done.exit_code == 0
+    made = json.loads(done.stdout)
+    assert made["backend"] == "host" and Path(made["profile"]) == target
+    with pytest.raises(InputError, match="--force"):
+        CliRunner().invoke(command, args, catch_exceptions=False)
+    again = CliRunner().invoke(command, [*args, "--force"], catch_exceptions=False)
+    assert again.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--backend", "tpu", "-o", "x.toml"], "cuda or host"),
+        (["-o", "x.json"], r"end in \.toml"),
+        (["-o", "nowhere/x.toml"], "no such folder"),
+        (["-o", "x.toml", "--base", "h1000"], "unknown hardware"),
+    ],
+)
+def test_first_mistakes_are_one_line(args, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        CliRunner().invoke(command, args, catch_exceptions=False)
+
+
+@pytest.mark.gpu
+def test_calibrates_the_gpu(tmp_path):
+    cupy = pytest.importorskip("cupy", reason="needs CuPy")
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as err:
+        pytest.skip(f"no GPU: {err}")
+    found = calibrate("cuda", quick=True)
+    assert not {"copies_h2d", "reads", "launches"} & set(found.errors), found.errors
+    write(found, tmp_path / "gpu.toml", "h100")
