@@ -139,6 +139,13 @@ def in_turn(parts: list[Kernels]) -> Kernels:
         **{name: pick(name, touch_order) for name in ("first", "last")},
         wave_hi=np.cumsum(waves[order]),
         touch_hi=np.cumsum(touches[wave_order]),
+        action=_actions(parts)[order],
+    )
+
+
+def _actions(parts: list[Kernels]) -> np.ndarray:
+    return np.concatenate(
+        [k.action if len(k.action) else np.zeros(len(k.step), np.int8) for k in parts]
     )
 
 

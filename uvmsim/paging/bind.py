@@ -14,7 +14,7 @@ from numba import njit
 
 from uvmsim.engine.bind import with_globals
 from uvmsim.jit import CHECKED, INNER, KERNEL, kernel_part
-from uvmsim.paging import driver
+from uvmsim.paging import driver, faults, frames, regions
 from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import PagePolicy
 
@@ -23,9 +23,11 @@ LIST_HOOKS = ("block_activate", "block_access", "evict_prepare")
 ACTIONS = ("set_region", "move_head", "move_tail", "migrate", "layer_of")
 """Functions of the contract that hooks call."""
 PARTS = (
-    "row", "missing_from", "next_missing", "fetch", "prefetch_mask", "unlink", "to_tail",
-    "take_chunk", "make_resident", "transfer", "service", "migrate_ahead", "await_migrations",
-    "run_wave",
+    driver.row, faults.missing_from, faults.next_missing, faults.fetch, regions.prefetch_mask,
+    frames.unlink, frames.to_tail, frames.take_chunk, frames.release,
+    frames.make_resident, driver.transfer,
+    driver.service, driver.migrate_ahead, driver.await_migrations, driver.run_wave,
+    driver.move_range,
 )  # fmt: skip
 """Functions of the driver in an order in which each only calls those before it."""
 
@@ -49,9 +51,8 @@ def _hook(f: Callable, checked: bool) -> Any:
 
 def _digest(*classes: type) -> str:
     h = hashlib.sha256(numba.__version__.encode())
-    for folder in (Path(driver.__file__).parent, Path(base.__file__).parent):
-        for file in sorted(folder.glob("*.py")):
-            h.update(file.read_bytes())
+    for file in (*sorted(Path(driver.__file__).parent.glob("*.py")), Path(base.__file__)):
+        h.update(file.read_bytes())
     for cls in classes:
         h.update(f"{cls.__module__}.{cls.__qualname__}".encode())
         for parent in cls.__mro__[:-1]:
@@ -77,5 +78,5 @@ def bind(
     names["move_tail"] = _actions()["move_tail"]
     tag = _digest(prefetch, order) + ("r" if records else "") + ("_checked" if checked else "")
     for part in PARTS:
-        names[part] = kernel_part(with_globals(getattr(driver, part), names, tag))
+        names[part.__name__] = kernel_part(with_globals(part, names, tag))
     return njit(cache=True, **KERNEL)(with_globals(driver.run_kernels, names, tag))

@@ -43,6 +43,9 @@ ACTIVATIONS = 8
 """Buffers of a layer's width that live in the compute buffer at a time (F32)."""
 
 
+NO_ACTIONS = np.zeros(0, np.int8)
+
+
 class Kernels(NamedTuple):
     """K kernels of W waves of T touches; a touch is a run of pages."""
 
@@ -70,6 +73,8 @@ class Kernels(NamedTuple):
     """int64 [T]: first page of a touch, counted over all buffers."""
     last: np.ndarray
     """int64 [T]: one past its last page."""
+    action: np.ndarray = NO_ACTIONS
+    """int8 [K], or [0] for none: `TO_DEVICE`, `TO_HOST` where the touches are prefetched."""
 
 
 @dataclass(frozen=True)

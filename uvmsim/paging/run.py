@@ -25,7 +25,7 @@ BATCH_ENTRIES = 256
 """uvm_perf_fault_batch_count"""
 THRESHOLD = 51
 """uvm_perf_prefetch_threshold"""
-MIGRATE_REQUESTS = 16
+MIGRATE_REQUESTS = 1024
 """Blocks a policy can ask for ahead in one batch."""
 PICO = 10**12
 

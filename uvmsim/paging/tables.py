@@ -33,6 +33,9 @@ way in; REPLAY a: after the batch's copies; WORK a: what the warps do that waite
 service that nobody waits for; WAIT a: row of such a one; COPY c: an explicit copy before the next
 kernel; END a: the kernel's own work, c: its number."""
 
+TO_DEVICE, TO_HOST = 1, 2
+"""`Kernels.action`: a prefetch instead of a kernel."""
+
 COPY_RUN = 16
 """Pages of the largest single copy: host memory of managed allocations comes in 64 KiB pieces."""
 

@@ -1,0 +1,99 @@
+"""The fault buffer: which touches miss a page, and what a batch holds
+(uvm_gpu_replayable_faults.c).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uvmsim.paging.bits import next_clear
+from uvmsim.paging.tables import ACCESSED_BY, FAULTS, REMOTE, REMOTE_FLAG
+from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
+from uvmsim.policies.pages.base import PAGES
+
+
+def missing_from(d, p, page, last, counters):
+    """First page in [page, last) that is neither resident nor read remotely; counts those read
+    remotely in all of it."""
+    found = last
+    while page < last:
+        b = page // PAGES
+        end = min((b + 1) * PAGES, last)
+        if p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0):
+            counters[REMOTE] += end - page
+        elif found == last and d.n_resident[b] != d.n_pages[b]:
+            q = next_clear(d.resident[b], page - b * PAGES, end - b * PAGES) + b * PAGES
+            if q < end:
+                found = q
+        page = end
+    return found
+
+
+def next_missing(d, p, page, last):
+    """`missing_from` without counting remote reads again."""
+    while page < last:
+        b = page // PAGES
+        end = min((b + 1) * PAGES, last)
+        remote = p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0)
+        if not remote and d.n_resident[b] != d.n_pages[b]:
+            q = next_clear(d.resident[b], page - b * PAGES, end - b * PAGES) + b * PAGES
+            if q < end:
+                return q
+        page = end
+    return last
+
+
+def fetch(d, p, x, last, m, entries, burst, costs, counters):
+    """Fill a batch: SM by SM (touch by touch) a burst of missing pages, round and round, until the
+    batch is full or nothing is missing. Blocks are numbered in ``x.block``; returns how many."""
+    number = d.n[BATCH_NUMBER]
+    used, n, distinct = np.int64(0), 0, np.int64(0)
+    for i in range(m):
+        x.scan[i] = x.at[i]
+    progress = True
+    while used < costs.batch and progress:
+        progress = False
+        for i in range(m):
+            taken = 0
+            end = last[x.touch[i]]
+            q = x.scan[i]
+            while q < end and taken < burst and used < costs.batch:
+                b = q // PAGES
+                if p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0):
+                    q = (b + 1) * PAGES
+                    continue
+                stop = min((b + 1) * PAGES, end)
+                q = next_clear(d.resident[b], q - b * PAGES, stop - b * PAGES) + b * PAGES
+                if q >= stop:
+                    continue
+                if p.stamp[b] != number:
+                    p.stamp[b] = number
+                    p.slot[b] = n
+                    x.block[n] = b
+                    for w in range(PAGES // 64):
+                        x.faulted[n, w] = 0
+                    n += 1
+                bit = np.uint64(1) << np.uint64(q & 63)
+                w = (q - b * PAGES) >> 6
+                s = p.slot[b]
+                if x.faulted[s, w] & bit == 0:
+                    x.faulted[s, w] |= bit
+                    distinct += 1
+                used += entries
+                taken += 1
+                q += 1
+            if taken:
+                progress = True
+            x.scan[i] = q
+    # Sorted by address: blocks ascending (mostly they are), pages as bits.
+    for i in range(n):
+        x.order[i] = i
+    for i in range(1, n):
+        k = x.order[i]
+        j = i - 1
+        while j >= 0 and x.block[x.order[j]] > x.block[k]:
+            x.order[j + 1] = x.order[j]
+            j -= 1
+        x.order[j + 1] = k
+    counters[FAULTS] += distinct
+    return n, distinct

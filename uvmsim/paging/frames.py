@@ -1,0 +1,124 @@
+"""Frames of device memory: the used list, eviction, filling (uvm_pmm_gpu.c, uvm_va_block.c)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uvmsim.paging.bits import mappings, popcount, runs
+from uvmsim.paging.globals import HAS_ORDER, block_access, block_activate, evict_prepare
+from uvmsim.paging.tables import (
+    ACTIVATED,
+    COPIES,
+    EVICTED,
+    PAGES_IN,
+    PAGES_OUT,
+    READ_MOSTLY,
+    SERVICES,
+    ZEROED,
+)
+from uvmsim.policies.pages.base import ACTIVATES, BYPASS, CURRENT, PAGES, move_tail
+from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
+
+
+def unlink(d, chunk):
+    """Take a chunk out of the used list."""
+    d.next[d.prev[chunk]] = d.next[chunk]
+    d.prev[d.next[chunk]] = d.prev[chunk]
+
+
+def to_tail(d, chunk):
+    """Put a chunk that is in no list at the tail."""
+    end = len(d.next) - 1
+    tail = d.prev[end]
+    d.prev[end] = d.next[tail] = chunk
+    d.prev[chunk], d.next[chunk] = tail, end
+
+
+def take_chunk(sl, d, p, counters):
+    """A frame: a free one, or the head's, evicted. Returns the chunk (-1 if all are busy in this
+    batch), pages to copy back, and the block that lost it (-1)."""
+    if p.n_free[0] > 0:
+        p.n_free[0] -= 1
+        return np.int64(p.free[p.n_free[0]]), np.int64(0), np.int64(-1)
+    if HAS_ORDER:
+        d.n[CURRENT] = -1
+        evict_prepare(sl, d)
+    end = np.int64(len(d.next) - 1)
+    chunk = np.int64(d.next[end])
+    while chunk != end and p.stamp[d.block_of[chunk]] == d.n[BATCH_NUMBER]:
+        chunk = np.int64(d.next[chunk])
+    if chunk == end:
+        return np.int64(-1), np.int64(0), np.int64(-1)
+    b = np.int64(d.block_of[chunk])
+    back = np.int64(0) if p.advice[b] & READ_MOSTLY else np.int64(d.n_resident[b])
+    unlink(d, chunk)
+    d.chunk_of[b] = -1
+    d.block_of[chunk] = -1
+    d.n_resident[b] = 0
+    for w in range(PAGES // 64):
+        d.resident[b, w] = 0
+    counters[EVICTED] += 1
+    counters[PAGES_OUT] += back
+    return chunk, back, b
+
+
+def release(d, p, b, counters):
+    """Block ``b`` gives its frame back to the free ones; pages to copy back."""
+    chunk = d.chunk_of[b]
+    back = np.int64(0) if p.advice[b] & READ_MOSTLY else np.int64(d.n_resident[b])
+    unlink(d, chunk)
+    d.chunk_of[b] = -1
+    d.block_of[chunk] = -1
+    d.n_resident[b] = 0
+    for w in range(PAGES // 64):
+        d.resident[b, w] = 0
+    p.free[p.n_free[0]] = chunk
+    p.n_free[0] += 1
+    counters[EVICTED] += 1
+    counters[PAGES_OUT] += back
+    return back
+
+
+def make_resident(sl, d, p, b, mask, counters):
+    """Bring ``mask``'s missing pages of block ``b`` in. Returns (done, pages copied, copies, page table
+    entries, pages to copy back, block evicted, chunk)."""
+    chunk = np.int64(d.chunk_of[b])
+    back, victim = np.int64(0), np.int64(-1)
+    label = chunk
+    if chunk < 0:
+        chunk, back, victim = take_chunk(sl, d, p, counters)
+        if chunk < 0:
+            return False, np.int64(0), np.int64(0), np.int64(0), back, victim, chunk
+        label = -1 - chunk
+        d.chunk_of[b] = chunk
+        d.block_of[chunk] = b
+        counters[ACTIVATED] += 1
+        d.n[ACTIVATES] += 1
+        to_tail(d, chunk)
+        if HAS_ORDER:
+            d.n[CURRENT] = chunk
+            block_activate(sl, d, chunk)
+    pages = np.int64(0)
+    for w in range(PAGES // 64):
+        mask[w] &= ~d.resident[b, w]
+        pages += popcount(mask[w])
+    operations = runs(mask, PAGES // 64)
+    entries = mappings(mask, PAGES // 64)
+    for w in range(PAGES // 64):
+        d.resident[b, w] |= mask[w]
+    d.n_resident[b] += pages
+    if p.populated[b] == 0:
+        p.populated[b] = 1
+        counters[ZEROED] += pages
+        pages, operations = np.int64(0), np.int64(0)
+    # used_list: the policy first, then the driver's own move unless bypassed
+    action = np.int64(0)
+    d.n[CURRENT] = chunk
+    if HAS_ORDER:
+        action = np.int64(block_access(sl, d, chunk))
+    if action != BYPASS:
+        move_tail(d, chunk)  # type: ignore[arg-type]
+    counters[SERVICES] += 1
+    counters[PAGES_IN] += pages
+    counters[COPIES] += operations
+    return True, pages, operations, entries, back, victim, label
