@@ -23,6 +23,7 @@ from replay.validate.grid import build
 from replay.validate.uvm import KEYS, FaultCosts, load
 from traces.capture import cuda_driver
 from traces.errors import InputError
+from traces.schema import DECODE
 from uvmsim.hardware import Hardware
 from uvmsim.memory import mechanism
 from uvmsim.memory.plan import DEMAND
@@ -83,6 +84,7 @@ def test_prediction_meets_the_paging_device(fitted, policy, slots):
     values = {k: fitted[f"{UVM}.{k}"][0] for k in KEYS}
     costs = FaultCosts(**values | {"fault_ns": tuple(values["fault_ns"])})
     made = make(policy, slots)
+    made = replace(made, hardware=replace(HW, decision_ns=0))  # decided ahead of the device
     with Session(PagingBackend(HW), How(dtype="fp32")) as session:
         done = session.run(made, "uvm")
     assert done.verified, done.problems
@@ -90,8 +92,8 @@ def test_prediction_meets_the_paging_device(fitted, policy, slots):
     step_ns = np.diff(rest.timeline.step_end, prepend=0)
     split = rest.to_json()
     more = costs.apply(made, split, step_ns)
-    decode = made.workload.step_phase == 1
-    assert step_ns[decode].sum() == pytest.approx(done.step_ns[decode].sum(), rel=0.02)
+    decode = made.workload.step_phase == DECODE
+    assert step_ns[decode].sum() == pytest.approx(done.step_ns[decode].sum(), rel=0.001)
     assert sum(split["time_split_s"].values()) == pytest.approx(step_ns.sum() / 1e9, rel=0.01)
     assert more["faults"]["bytes_in"] == split["bytes_h2d"]
 
@@ -158,9 +160,7 @@ def record(kind: int, at: int, value: int, flags: int = 0) -> dict:
 
 def test_each_run_gets_the_records_of_its_time(cupti, tmp_path, monkeypatch):
     times = iter((10, 20, 30, 40))
-    monkeypatch.setattr(
-        "traces.capture.cupti.FaultRecording.now_ns", lambda self: next(times)
-    )
+    monkeypatch.setattr("traces.capture.cupti.FaultRecording.now_ns", lambda self: next(times))
 
     def work(request, clock, windows):
         for name in ("a", "b"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from routing import generate
 import replay.validate.run as run_module
 from replay.commands.validate import validate as command
 from replay.validate import config as config_module
+from replay.validate.bounds import bounds
 from replay.validate.measure import Runner
 from replay.validate.score import compare_cell, overall
-from replay.validate.uvm import FaultCosts
 from traces.errors import InputError
 from uvmsim.hardware import Hardware
 
@@ -218,33 +217,78 @@ def test_median_of_steps_over_runs_and_disagreeing_runs(grid):
     assert run_module.summarise(made, runs)["status"] == "failed"
 
 
+# ---- the engine's bounds -------------------------------------------------------------------------
+
+
+def test_time_over_the_engines_bounds():
+    def one(name: str, mode: str, issued: int, gb: int, compute: float, time: float) -> dict:
+        return {
+            "cell": name, "mode": mode, "status": "ok",
+            "predicted": {"prefetch": {"issued": issued}},
+            "measured": {"counters": {"bytes_h2d": gb * 10**9}, "time_s": time,
+                         "time_split_s": {"compute": compute, "cpu": 0.0}},
+        }  # fmt: skip
+
+    rows = [
+        one("demand", "expert-cache", 0, 50, 0.5, 1.6),
+        one("prefetched", "expert-cache", 9, 50, 0.5, 1.25),
+        one("computing", "expert-cache", 9, 50, 3.0, 3.1),
+        one("stream", "stream", 0, 100, 1.0, 4.0),
+        one("paged", "uvm", 0, 50, 0.5, 9.0),
+        {"cell": "failed", "mode": "stream", "status": "failed", "predicted": {}, "measured": {}},
+    ]
+    found = bounds(rows, 50 * 10**9)
+    assert set(found["cells"]) == {"demand", "prefetched", "stream"}
+    assert found["over_bound"] == {"cells": 1, "median": 1.25, "worst": 1.25}
+    assert found["overhead"]["worst"] == pytest.approx(0.25)
+    assert found["overhead"]["median"] == pytest.approx((0.25 + 0.1 / 1.6) / 2)
+    assert bounds(rows, None)["cells"] == {}
+
+
+def test_reports_are_made_again_from_what_was_saved(results, tmp_path):
+    _, folder = results
+    for name in ("report.json", "report.md"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    text = (tmp_path / "report.md").read_text()
+    again = run_module.rewrite(tmp_path, "h100")  # no tables beside it: no bounds
+    assert again["bounds"]["cells"] == {}
+    assert sorted((tmp_path / "report.md").read_text()) == sorted(text)
+    tables = {"tables": {"copies_h2d": [{"bytes_per_s": 10**9}, {"bytes_per_s": 10**12}]}}
+    (tmp_path / "c.measurements.json").write_text(json.dumps(tables))
+    again = run_module.rewrite(tmp_path, tmp_path / "c.toml")
+    assert again["bounds"]["overhead"]["cells"] == 2
+    text = (tmp_path / "report.md").read_text()
+    assert "The engine against its bounds" in text
+    assert "neither kernels nor copies at the pinned peak" in text
+    with pytest.raises(InputError, match="is no report"):
+        run_module.rewrite(tmp_path / "nowhere", "h100")
+
+
 # ---- managed memory ------------------------------------------------------------------------------
 
 
-def test_uvm_is_predicted_from_the_measured_fault_service(grid, tmp_path):
+def test_uvm_is_predicted_from_the_calibration_of_that_mode(grid, tmp_path):
     text = GRID.replace('["expert-cache", "stream"]', '["uvm"]').replace("h100", "cal.toml")
     placed(tmp_path, text)
     source = Path(__file__).parent.parent / "uvmsim/presets/hardware/h100.toml"
     (tmp_path / "cal.toml").write_text(source.read_text())
     loaded = config_module.load(tmp_path / "grid.toml")
-    with pytest.raises(InputError, match="has no fault times"):
+    with pytest.raises(InputError, match="has no times of mode uvm"):
         run_module.validate(loaded, tmp_path / "out", backend="host")
-    faults = [{"pattern": "one expert, wide", "bytes": 10**6, "bytes_per_s": 5 * 10**9}]
-    groups = [{"pattern": "one expert, wide", "fault_groups": 200, "bytes_in": 10**6}]
-    tables = {"tables": {"faults": faults, "fault_groups": groups}}
+    costs = {"expert_bytes": 4096, "fault_ns": [10**6] * 4, "evict_event_ns": 0,
+             "evict_ns": 2 * 10**6, "fault_fixed_share": 0, "evict_fixed_share": 1}  # fmt: skip
+    fitted = {f"uvm_mode.{k}": {"value": v, "how": "made up"} for k, v in costs.items()}
+    groups = [{"fault_groups": 200, "bytes_in": 2 * 10**6, "missed_bytes": 10**6}]
+    tables = {"tables": {"fault_groups": groups}, "fitted": fitted}
     (tmp_path / "cal.measurements.json").write_text(json.dumps(tables))
     report = run_module.validate(loaded, tmp_path / "out", backend="host")
     for r in report["rows"]:
         assert r["status"] == "ok", r
         p, c = r["predicted"], r["predicted"]["counters"]
-        assert p["faults"]["bytes_in"] == c["bytes_h2d"]
-        assert p["faults"]["bytes_out"] == c["bytes_d2h"] > 0
-        assert p["faults"]["fault_groups"] == round(c["bytes_h2d"] * 200 / 10**6)
-        assert p["time_s"] > c["bytes_h2d"] / (5 * 10**9)
-
-
-def test_uvm_costs_replace_the_link():
-    hw = Hardware.load("h100")
-    made = FaultCosts(5 * 10**9, None).priced(hw)
-    assert replace(made, h2d_bytes_per_s=hw.h2d_bytes_per_s,
-                   copy_latency_ns=hw.copy_latency_ns) == hw  # fmt: skip
+        assert c["bytes_d2h"] == p["faults"]["bytes_out"] > 0
+        if r["policy"] == "lru":
+            assert p["faults"]["bytes_in"] == c["bytes_h2d"]
+            assert p["faults"]["fault_groups"] == round(c["bytes_h2d"] * 200 / 10**6)
+        assert p["time_s"] > c["evictions"] * 0.002
+        assert p["time_split_s"]["transfer"] == pytest.approx(c["evictions"] * 0.002, rel=0.01)
+    assert any("prefetches" in n for n in report["notes"])

@@ -123,4 +123,4 @@ def test_calibration_finds_the_virtual_devices_constants():
     found = engine_fit.fit(rows, Measurements("cuda", {}, "2026-01-01"))
     assert found["decision_ns"][0] <= 5  # the engine decides on the host, ahead of the device
     for key in ("dense_launch_ns", "expert_launch_ns", "copy_latency_ns", "h2d_bytes_per_s"):
-        assert found[key][0] == pytest.approx(getattr(HW, key), rel=0.02), key
+        assert found[key][0] == pytest.approx(getattr(HW, key), rel=0.05), key

@@ -44,6 +44,8 @@ def shapes(quick: bool, dtype: str = "mxfp4") -> list[Shape]:
             Shape("expert-cache", small, small, 2, 1, **how),
             Shape("expert-cache", small, small, 2, 2, **how),
             Shape("expert-cache", 4 * small, small, 2, 2, **how),
+            Shape("resident", 16 * small, small, 2, **how),
+            Shape("expert-cache", 16 * small, small, 2, 2, **how),
             Shape("stream", small, small, 2, **how),
         ]
     dense = 30_000_000

@@ -1,4 +1,4 @@
-"""The process that counts page faults: CUPTI first, then CUDA. Run by `replay.calibrate.fault_count`."""
+"""The process that counts page faults, CUPTI first and then CUDA: see `fault_count`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from replay.calibrate.fault_count import DEBUG
 from traces.errors import InputError
 
 Clock = Callable[[], int]
@@ -29,8 +31,8 @@ def main() -> None:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """``what``: ``calibrate`` (a run of the engine's synthetic routing), or ``validate`` (the
-    ``cells`` of a ``config`` predicted for ``hardware``). ``backend``: as usual. ``trace``: where
-    the recording goes."""
+    ``cells`` of a ``config`` predicted for ``hardware``, none begun after ``seconds``).
+    ``backend``: as usual. ``trace``: where the recording goes."""
     from traces.capture.cupti import FaultRecording
 
     windows: list[Window] = []
@@ -54,7 +56,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     made: list[dict[str, Any]] = []
     if recording.rows and trace.exists():
         made = _sum_up(trace, windows, about)
-        if keep := os.environ.get("UVMSIM_FAULT_TRACE"):
+        if keep := os.environ.get(DEBUG):
             shutil.copyfile(trace, keep)
     if failed:
         about["failed"] = failed
@@ -64,9 +66,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sum_up(
-    trace: Path, windows: list[Window], about: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _sum_up(trace: Path, windows: list[Window], about: dict[str, Any]) -> list[dict[str, Any]]:
     from traces.faults import open_faults
 
     table = open_faults(trace).table
@@ -76,7 +76,7 @@ def _sum_up(
     made = []
     for w in windows:
         inside = pc.and_(pc.greater_equal(at, w["begin_ns"]), pc.less_equal(at, w["end_ns"]))
-        made.append({k: v for k, v in w.items()} | sums(table.filter(inside)))
+        made.append(w | sums(table.filter(inside)))
     return made
 
 
@@ -142,11 +142,14 @@ def _validate(request: dict[str, Any], clock: Clock, windows: list[Window]) -> N
     from replay.validate.grid import build
     from uvmsim.hardware import Hardware
 
+    begin = time.monotonic()
     config = ValidationConfig.model_validate(request["config"])
     wanted = set(request["cells"])
     cells = [c for c in build(config, Hardware.load(request["hardware"])).cells if c.key in wanted]
     with Session(backend(request.get("backend", "cuda"))) as session:
         for cell in cells:
+            if time.monotonic() - begin > request.get("seconds", 60):
+                raise TimeoutError("no time left for further cells")
             session.around = lambda key=cell.key: timed(clock, windows, cell=key)  # type: ignore
             session.run(cell.job, cell.mode, How(dtype=cell.dtype))
 

@@ -1,4 +1,4 @@
-"""Counting the driver's page faults, in a process of its own that CUPTI watches from before CUDA starts.
+"""Counting the driver's page faults, in a process that CUPTI watches from before CUDA starts.
 
 A recording that starts in a process that already uses CUDA misses most of it, and one that is open
 slows paging down: so nothing is timed in that process, and this one never records.

@@ -145,9 +145,10 @@ def _fault_groups(backend: str) -> list[dict[str, Any]]:
         raise NotHere("page faults need a GPU")
     from replay.calibrate.fault_count import count
 
-    found = count({"what": "calibrate"}, 60)
+    found = count({"what": "calibrate"}, 45)
     if not found["windows"]:
-        raise NotHere(found["why"])
+        seen = ", ".join(f"{k} {v}" for k, v in found["recording"].items())
+        raise NotHere(found["why"] + (f" ({seen})" if seen else ""))
     return [found["windows"][0] | {"recording": found["recording"]}]
 
 

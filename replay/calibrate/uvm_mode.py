@@ -176,7 +176,11 @@ def fit(rows: Sequence[Row]) -> dict[str, tuple[Any, str]]:
         r["expert_bytes"]: r["step_ns"] - r["stall_ns"]
         for r in usable if r["run"] == "steady" and r["missing"] == 0
     }  # fmt: skip
-    large = [r for r in usable if r["expert_bytes"] == size and (r["missing"] or r["run"] == "random")]
+    moving = [
+        r for r in usable if r["expert_bytes"] == size and (r["missing"] or r["run"] == "random")
+    ]
+    # While the pool fills up the driver allocates as well; that is compared, not fitted.
+    large = [r for r in moving if r["run"] != "filling"]
     if size not in base or len(large) < 3:
         raise ValueError("too few usable runs on managed memory")
     a, b = [], []
@@ -194,11 +198,9 @@ def fit(rows: Sequence[Row]) -> dict[str, tuple[Any, str]]:
             x[TOP_K] * r["evict_events"] + x[TOP_K + 1] * r["evictions"]
         )
 
-    off = []
-    for r in large:
-        faults, evictions = split(r)
-        r["fitted_ns"] = round(base[size] + faults + evictions, 1)
-        off.append(abs(r["fitted_ns"] / r["step_ns"] - 1))
+    for r in moving:
+        r["fitted_ns"] = round(base[size] + sum(split(r)), 1)
+    off = [abs(r["fitted_ns"] / r["step_ns"] - 1) for r in large]
     shares: list[list[float]] = [[], []]
     for r in usable:
         if r["expert_bytes"] == size or not r["missing"] or r["expert_bytes"] not in base:

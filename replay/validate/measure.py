@@ -36,7 +36,7 @@ class Runner:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """``counters``, ``step_ns`` [S], ``verified``, ``problems``, ``time_split_s``,
-        ``host_issue_s``, ``copy_busy_s``.
+        ``host_issue_s``.
 
         Raises whatever the engine raises, and `RuntimeError` where the model does not fit.
         """

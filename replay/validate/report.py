@@ -51,6 +51,14 @@ def to_markdown(report: dict[str, Any]) -> str:
     ]
     if faults:
         lines += ["", "## Page faults (predicted / counted)", "", *_md_table(FAULTS, faults)]
+        seen = report.get("fault_recording")
+        if seen:
+            words = ", ".join(f"{k} {v}" for k, v in seen.items() if _short(v))
+            lines += ["", f"Counted in a run of its own, which is not timed; recording: {words}."]
+    cells = (report.get("bounds") or {}).get("cells") or {}
+    if cells:
+        rows = [r | {"bound": cells[r["cell"]]} for r in report["rows"] if r["cell"] in cells]
+        lines += ["", "## The engine against its bounds, s", "", *_md_table(BOUNDS, rows)]
     lines += ["", "## Order of the policies", "", *_md_table(ORDER, report["overall"]["groups"])]
     if (report.get("plot")) is not None:
         lines += ["", f"![predicted against measured]({report['plot']})"]
@@ -72,7 +80,25 @@ def verdicts(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         made.append((name, wanted, found, _yes(o["reached"][mark])))
     equal = "equal" if o["counters_equal"] else "differ"
     made.append(("counters", "equal", equal, _yes(o["counters_equal"])))
+    lost = report.get("bounds") or {}
+    for what, key, limit in ENGINE:
+        if value := lost.get(key):
+            form = ".2%" if key == "overhead" else ".2f"
+            shown = f"median {value['median']:{form}}, worst {value['worst']:{form}}"
+            reached = _yes(value["worst"] <= limit)
+            made.append(
+                (f"{what} ({value['cells']} cells)", f"at most {limit:{form}}", shown, reached)
+            )
     return made
+
+
+ENGINE = (
+    ("time over the larger of copies at the pinned peak and kernels, transfer-bound with prefetch",
+     "over_bound", 1.05),
+    ("share of the time that is neither kernels nor copies at the pinned peak, without prefetch",
+     "overhead", 0.05),
+)  # fmt: skip
+"""What is asked of the engine: the line's words, the key in ``bounds``, the limit."""
 
 
 def _yes(value: bool | None) -> str:
@@ -145,6 +171,14 @@ SPEEDS = (
 )
 LATENCY = (*CELL, *((p, _latency(p)) for p in ("p10", "p50", "p90", "p99")))
 STALLS = (*CELL, *((s, _stall(s)) for s in SPLIT))
+BOUNDS = (
+    *CELL,
+    ("copies at the peak", lambda r: _number(r["bound"]["copy_s"])),
+    ("kernels", lambda r: _number(r["bound"]["compute_s"])),
+    ("measured", lambda r: _number(r["bound"]["time_s"])),
+    ("over the larger", lambda r: _number(r["bound"].get("over_bound"))),
+    ("neither", lambda r: _percent(r["bound"].get("overhead"))),
+)
 FAULTS = (
     *CELL,
     *((k.replace("_", " "), _fault(k)) for k in ("fault_groups", "bytes_in", "bytes_out")),

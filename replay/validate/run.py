@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 import uvmsim
+from replay.validate.bounds import bounds, peak_of
 from replay.validate.config import ValidationConfig
 from replay.validate.grid import Cell, Grid, build
 from replay.validate.measure import Runner
 from replay.validate.predict import predict, speeds
 from replay.validate.score import compare_cell, overall
 from replay.validate.uvm import load as load_faults
+from replay.validate.uvm import tables_of
 from traces.errors import InputError
 from uvmsim.hardware import Hardware
 
@@ -63,6 +65,8 @@ def validate(
         if progress:
             progress(i, len(grid.cells), f"predict {cell.key}")
         predicted[cell.key] = predict(cell, faults)
+    if any(p.get("free_prefetch_bytes") for p in predicted.values()):
+        grid.notes.append("mode uvm: prefetches are predicted to cost nothing")
     _write(target / PREDICTIONS, {**about, "written": _now(), "cells": predicted})
     if say:
         say(f"{len(predicted)} cells predicted in {time.monotonic() - begin:.1f} s, written to "
@@ -85,10 +89,27 @@ def validate(
     report = {
         **about, "machine": machine, "notes": grid.notes, "targets": targets,
         "overall": overall(rows, targets), "rows": rows,
+        "bounds": bounds(rows, peak_of(tables_of(spec))),
     }  # fmt: skip
     from replay.validate.report import to_markdown
 
     write_report(target, report, to_markdown(report))
+    return report
+
+
+def rewrite(folder: str | Path, hardware: str | Path) -> dict[str, Any]:
+    """Make ``report.json`` and ``report.md`` in ``folder`` again from the former, without a machine;
+    what is new since it was written comes from the tables beside ``hardware``. Raises `InputError`."""
+    from replay.validate.report import to_markdown
+
+    file = Path(folder) / REPORT
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        report["overall"] = overall(report["rows"], report["targets"])
+        report["bounds"] = bounds(report["rows"], peak_of(tables_of(str(hardware))))
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise InputError(f"{file}: is no report of uvmsim validate ({err})") from None
+    write_report(Path(folder), report, to_markdown(report))
     return report
 
 
@@ -139,8 +160,8 @@ def _measure(
     return found, machine
 
 
-COUNTING_S = 150
-"""Seconds that counting page faults may take."""
+COUNTING_S = 60
+"""Seconds after which no further cell's page faults are counted."""
 
 
 def _count_faults(
@@ -163,9 +184,10 @@ def _count_faults(
                           f"counted: {found['why']}")  # fmt: skip
     grid.notes += [f"counting page faults: {n}" for n in found["recording"].get("notes", [])]
     if say:
-        kept = found["recording"].get("rows", 0)
-        say(f"page faults counted in {len(found['windows'])} of {len(cells)} cells, {kept:,} records"
-            f"{'; ' if found['why'] else ''}{found['why']} ({time.monotonic() - begin:.1f} s)")  # fmt: skip
+        kept, seconds = found["recording"].get("rows", 0), time.monotonic() - begin
+        why = f"; {found['why']}" if found["why"] else ""
+        of = f"{len(found['windows'])} of {len(cells)}"
+        say(f"page faults counted in {of} cells, {kept:,} records{why} ({seconds:.1f} s)")
     return found["recording"]
 
 
@@ -178,9 +200,9 @@ def count_faults(
     return count(
         {
             "what": "validate", "config": config.model_dump(mode="json", exclude_defaults=True),
-            "hardware": hardware, "cells": cells, "backend": backend,
+            "hardware": hardware, "cells": cells, "backend": backend, "seconds": COUNTING_S,
         },
-        COUNTING_S,
+        COUNTING_S + 60,
     )  # fmt: skip
 
 
@@ -195,9 +217,7 @@ def summarise(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"status": "failed", "why": "two runs of the same cell counted differently"}
     steps = np.median(np.array([r["step_ns"] for r in runs], np.float64), axis=0)
     each = [speeds(cell, np.asarray(r["step_ns"], np.float64)) for r in runs]
-    keep = {
-        k: first[k] for k in ("time_split_s", "host_issue_s", "faults") if first.get(k) is not None
-    }
+    keep = {k: first[k] for k in ("time_split_s", "host_issue_s") if first.get(k) is not None}
     return {
         "status": "ok",
         "verified": all(r["verified"] for r in runs),
