@@ -97,6 +97,8 @@ class Session:
         except DoesNotFit as err:
             result.does_not_fit = err
             return result
+        # A policy's hooks are compiled at their first call, which may take seconds: not in the run.
+        next(iter(_decisions(job, mode).steps()), None)
         bank = self._bank(job, mode, how)
         self._prepare(job, bank.layouts)
         used = np.unique(job.workload.ids)

@@ -9,6 +9,7 @@ first eight bytes, up to the last batch that is whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from traces.errors import InputError
+from traces.files import check_target
 
 MAGIC = b"ARROW1"
 HEADER = 8  # the magic, padded
@@ -167,7 +169,7 @@ class IpcWriter:
         schema: pa.Schema,
         digest: Callable[[Sequence[pa.RecordBatch]], str],
     ) -> None:
-        self.path, self.schema, self._digest = Path(path), schema, digest
+        self.path, self.schema, self._digest = check_target(path), schema, digest
         self.partial = partial_path(path)
         self.rows = self.n_batches = 0
         if self.partial.exists():
@@ -214,8 +216,11 @@ class IpcWriter:
             self._sink.close()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
-        self.abandon()
+        """Leave nothing behind, also where the disk is full."""
+        with contextlib.suppress(OSError):
+            self.abandon()
+        with contextlib.suppress(OSError):
+            self._sink.close()
         self.partial.unlink(missing_ok=True)
 
     def _compact(self, arrange: Callable[[pa.Table], pa.Table] | None) -> None:

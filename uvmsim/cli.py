@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -45,6 +46,7 @@ def main() -> None:
     """Entry point: exit code 2 and one line for what the user can mend."""
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except InputError as err:
         _fail(str(err))
     except click.UsageError as err:
@@ -61,6 +63,18 @@ def main() -> None:
         # The reader (head, less) left: nothing to report, and nothing more to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as err:
+        if err.errno is None and "Errno" not in str(err):
+            raise  # a library's own, with more to say than a line
+        _silence()
+        where = f"{err.filename}: " if err.filename else "writing: "
+        _fail(f"{where}{err.strerror or err}; free some space, or name another place")
+
+
+def _silence() -> None:
+    """What is left in standard output's buffer cannot be written either."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> None:

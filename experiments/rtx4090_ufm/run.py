@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("fast", "des"), default="fast")
     parser.add_argument("--no-plot", action="store_true", help="write no picture")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     result = study(args.engine)
     print(ufm_tables.published_table(result["table"]), end="\n\n")
     print(ufm_tables.unrun_table(result["unrun"]))

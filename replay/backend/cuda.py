@@ -50,7 +50,8 @@ class CudaBackend(Backend):
             from cupy_backends.cuda.api import driver, runtime
         except ImportError as err:
             raise InputError(
-                f"--backend cuda needs CuPy ({err}); install uvmsim[gpu], or use --backend host"
+                f"--backend cuda needs CuPy ({err}): pip install -e '.[gpu]' in the checkout, or use "
+                "--backend host"
             ) from None
         self._cupy, self._rt = cupy, runtime
         self.errors = (runtime.CUDARuntimeError, driver.CUDADriverError)

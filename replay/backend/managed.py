@@ -18,7 +18,9 @@ class ManagedCalls:
         try:
             from cuda.bindings import runtime
         except ImportError:
-            raise InputError("--mode uvm needs cuda-bindings; install uvmsim[gpu]") from None
+            raise InputError(
+                "--mode uvm needs cuda-bindings; pip install -e '.[gpu]' in the checkout"
+            ) from None
         self._rt = runtime
         # CUDA 12 has the struct in the calls' second version, CUDA 13 in the only one.
         self._prefetch: Any = _newest(runtime, "cudaMemPrefetchAsync")

@@ -63,7 +63,7 @@ class CudaProbe(Probe):
             import cupy
         except ImportError:
             raise InputError(
-                "CuPy is not installed; pip install 'uvmsim[gpu]', or use --backend host"
+                "CuPy is not installed; pip install -e '.[gpu]' in the checkout, or use --backend host"
             ) from None
         try:
             count = cupy.cuda.runtime.getDeviceCount()

@@ -74,6 +74,7 @@ def run(
     """Every mechanism and policy through llama-bench's tests. Raises `InputError`."""
     if not 1 <= options.threshold <= 100:
         raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
+    _check(options)
     model = Model.load(options.model)
     hw = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
     like = open_routing(options.like) if options.like else None
@@ -112,6 +113,18 @@ def _write(path: str, result: Result) -> None:
     assert isinstance(result, PagedResult) and result.paged and result.setup
     words = {"llama_bench": result.job.model.name, "policy": result.policy}
     write_trace(path, result.paged, result.setup, result.job.hardware, words)
+
+
+def _check(options: Options) -> None:
+    """Options that nothing asked for would use are mistakes."""
+    kinds = [mechanism_named(name) for name in options.mechanisms]
+    if options.slots is not None and "expert-cache" not in options.mechanisms:
+        raise InputError("--slots is for --mechanism expert-cache")
+    if options.ncmoe is not None and "cpu-offload" not in options.mechanisms:
+        raise InputError("--ncmoe is for --mechanism cpu-offload")
+    if options.policies and not any(k.takes_policy for k in kinds):
+        names = ", ".join(options.mechanisms)
+        raise InputError(f"--policy {options.policies[0]}: {names} has no policies")
 
 
 def _jobs(options: Options, base: Job):

@@ -25,6 +25,8 @@ from traces.synth_trace import UBATCH, Skeleton, build, measured_logits
 from uvmsim.model import Model
 from uvmsim.workload import Workload, build_workload
 
+MOST, MOST_TOKENS = 131_072, 1_000_000
+"""Tokens of a test, and of a run: beyond, a run outgrows memory."""
 DEFAULT_SIGMA = (1.0, 1.0)
 """Assumed where a model's description names none; results say so."""
 
@@ -52,8 +54,18 @@ def bench(
     like: RoutingTrace | None = None,
 ) -> Bench:  # fmt: skip
     """The run of ``llama-bench -p prompt -n generate -r reps`` (0 leaves a test out)."""
-    if prompt < 0 or generate < 0 or prompt + generate == 0:
-        raise InputError(f"-p {prompt} -n {generate}: give a number of tokens above 0 for one test")
+    if prompt < 0 or generate < 0:
+        raise InputError(f"-p {prompt} -n {generate}: a number of tokens cannot be negative")
+    if prompt + generate == 0:
+        raise InputError("-p 0 -n 0: give a number of tokens above 0 for one test")
+    for option, value, most in (("-p", prompt, MOST), ("-n", generate, MOST), ("-r", reps, 1000)):
+        if value > most:
+            raise InputError(f"{option} {value}: at most {most:,}")
+    if (prompt + generate) * (reps + 1) > MOST_TOKENS:
+        raise InputError(
+            f"-p {prompt} -n {generate} -r {reps}: that is more than {MOST_TOKENS:,} tokens; fewer "
+            "repetitions tell as much"
+        )
     if reps < 1:
         raise InputError(f"-r {reps}: at least one repetition")
     tests = [(f"pp{prompt}", prompt, PREFILL)] * bool(prompt)

@@ -68,8 +68,8 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     n_chunks = vram // BLOCK
     if n_chunks < LEAST_CHUNKS:
         raise InputError(
-            f"--vram {hw.vram_bytes}: {n_chunks} chunks of 2 MiB are too few to page with; give at "
-            f"least {LEAST_CHUNKS}"
+            f"--vram: {hw.vram_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
+            f"give at least {LEAST_CHUNKS * BLOCK >> 20}MiB"
         )
     advice = np.zeros(space.n_blocks, np.uint8)
     advice[: space.kv_block] = t.PREFER_GPU

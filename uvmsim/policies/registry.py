@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 import typing
@@ -140,7 +141,10 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
         if head not in kind.known:
             near = difflib.get_close_matches(head, kind.known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{noun} {head!r} is not known{hint} (`uvmsim policies` lists all)")
+            raise InputError(
+                f"{noun} {head!r} is not known{hint} (`uvmsim policies` lists all; page policies "
+                "are for --mechanism uvm, the others for expert-cache)"
+            )
         cls = kind.known[head]
     policy = cls()
     hints = parameters(cls)
@@ -167,6 +171,23 @@ def _check_hooks(file: str, cls: type[Policy], kind: Kind) -> None:
                 f"policy file {file}: {cls.__name__}.{name} is no hook; {hint}hooks are "
                 f"{', '.join(hooks)} (a function of your own goes outside the class)"
             )
+        if name in hooks:
+            _check_signature(file, cls, base, name, value)
+
+
+def _check_signature(file: str, cls: type, base: type, name: str, value: Any) -> None:
+    """A hook is static and takes what the base class's does."""
+    if not isinstance(value, staticmethod):
+        raise InputError(
+            f"policy file {file}: {cls.__name__}.{name}: hooks are static; put @staticmethod above it"
+        )
+    wanted = list(inspect.signature(getattr(base, name)).parameters)
+    given = list(inspect.signature(value.__func__).parameters)
+    if len(given) != len(wanted):
+        raise InputError(
+            f"policy file {file}: {cls.__name__}.{name} takes ({', '.join(wanted)}), this one takes "
+            f"({', '.join(given)})"
+        )
 
 
 def parameters(cls: type[Policy]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
+from traces.files import check_target as writable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette: distinct for colour-blind readers."""
@@ -40,7 +41,10 @@ def figure(width: float, height: float, **kw: Any) -> tuple[Any, Any]:
 
 def save(fig: Any, path: str) -> None:
     """Write to a temporary name, then rename."""
-    target = Path(path)
+    target = writable(path)
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
-    fig.savefig(partial, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
-    partial.replace(target)
+    try:
+        fig.savefig(partial, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
