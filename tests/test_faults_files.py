@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from traces import InputError
 from traces.export_faults import export_faults
 from traces.faults import FaultTrace, FaultWriter, fault_table, is_fault_trace, open_faults
+from traces.samples import BUNDLED_FAULTS
 
 VERSION_1 = "727b8966b225d7dda5844a3fcb5b2b518bf434d4daf2fd66caf6bc6ab70d0d39"
 """The hash that version 1 of the schema stored for the rows of `version_1`."""
@@ -175,3 +178,18 @@ def test_a_trace_in_memory_saves_and_leaves_nothing_where_it_cannot(tmp_path: Pa
     with pytest.raises(ValueError, match="unknown kind"):
         bad.save(tmp_path / "bad.arrow")
     assert [p.name for p in tmp_path.iterdir()] == ["t.arrow"]
+
+
+def test_statistics_of_a_damaged_trace_are_refused(tmp_path):
+    damaged = tmp_path / "t.arrow"
+    content = bytearray(BUNDLED_FAULTS.read_bytes())
+    at = len(content) // 2
+    content[at : at + 8] = bytes(b ^ 0x55 for b in content[at : at + 8])
+    damaged.write_bytes(content)
+    for args in (("stats", str(damaged)), ("export", str(damaged), "-o", str(tmp_path / "x.csv"))):
+        done = subprocess.run(
+            [sys.executable, "-c", "from uvmsim.cli import main; main()", "trace", *args],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and "trace check" in done.stderr, done.stderr
+    assert not (tmp_path / "x.csv").exists()

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from traces.faults import FaultTrace
 
 TRACE = click.Path(dir_okay=False)
 JSON = click.option(
@@ -238,13 +241,13 @@ def export(file: str, out: str, format_: str | None, as_json: bool) -> None:
 
     A fault trace: Parquet, or one of gpu_ext's CSV formats (--format).
     """
-    from traces.faults import is_fault_trace, open_faults
+    from traces.faults import is_fault_trace
 
     if is_fault_trace(file):
         from traces.export_faults import export_faults
 
         with _working("exporting"):
-            result = export_faults(open_faults(file), out, format_)
+            result = export_faults(_undamaged(file), out, format_)
     else:
         from traces.errors import InputError
         from traces.export import export_routing
@@ -285,16 +288,26 @@ def _fault_stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     from traces.errors import InputError
     from traces.fault_stats import fault_statistics
     from traces.fault_tables import print_fault_statistics
-    from traces.faults import open_faults
 
     if phase != "all":
         raise InputError(f"--phase {phase}: fault traces have no phases; leave it out")
     with _working("measuring"):
-        named = [(Path(f).stem, fault_statistics(open_faults(f))) for f in files]
+        named = [(Path(f).stem, fault_statistics(_undamaged(f))) for f in files]
     if as_json:
         _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
     else:
         print_fault_statistics(named)
+
+
+def _undamaged(file: str) -> FaultTrace:
+    """A fault trace whose rows are those recorded."""
+    from traces.errors import InputError
+    from traces.faults import open_faults
+
+    t = open_faults(file)
+    if t.recorded_sha256 and t.recorded_sha256 != t.sha256:
+        raise InputError(f"{file}: its rows are not those recorded (damaged?); see `trace check`")
+    return t
 
 
 @contextmanager
