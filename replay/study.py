@@ -20,13 +20,14 @@ from uvmsim.compare import (
     resolve_model,
     slots_of,
     trace_json,
+    workloads_of,
 )
 from uvmsim.hardware import Hardware
 from uvmsim.memory.base import Job
 from uvmsim.model import Model
 from uvmsim.policies.registry import parse
 from uvmsim.simulate import check_needs, simulate
-from uvmsim.workload import Workload, build_workload
+from uvmsim.workload import Workload
 
 POLICIES = ("lru",)
 HARDWARE = "h100"
@@ -92,17 +93,7 @@ def study(
         model = Model.from_info(trace.meta.model)
     else:
         model = resolve_model(options, trace, notes)
-    workload = build_workload(trace, options.unit)
-    if len(model.moe_layers) != workload.n_layers:
-        raise InputError(
-            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
-            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
-        )
-    profile = None
-    if options.profile:
-        profile = build_workload(load_trace(options.profile, None))
-        if (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
-            raise InputError(f"--profile {options.profile}: made by a model of another shape")
+    workload, profile = workloads_of(options, trace, model)
     total = workload.n_layers * workload.n_experts
     given = options.slots or (() if options.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(s, total) for s in given]

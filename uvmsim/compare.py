@@ -104,18 +104,7 @@ def compare(
     trace = load_trace(options.trace, options.limit)
     hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
     model = resolve_model(options, trace, notes)
-    workload = build_workload(trace, options.unit)
-    if len(model.moe_layers) != workload.n_layers:
-        raise InputError(
-            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
-            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
-        )
-    profile = None
-    if options.profile:
-        learned = load_trace(options.profile, None)
-        profile = build_workload(learned)
-        if (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
-            raise InputError(f"--profile {options.profile}: made by a model of another shape")
+    workload, profile = workloads_of(options, trace, model)
     base = Job(
         workload, model, hardware, pool=options.pool, reset=options.reset,
         write_back=options.write_back, pinned=not options.pageable, seed=options.seed,
@@ -227,6 +216,25 @@ def _belady(runs: list[Result]) -> dict[int, int]:
             job = replace(run.job, policy=parse("belady"))
             least[run.plan.slots] = mechanism_named("expert-cache").plan(job).counters.misses
     return least
+
+
+def workloads_of(
+    options: Options, trace: RoutingTrace, model: Model
+) -> tuple[Workload, Workload | None]:
+    """What is run and, where a profile was named, what policies learn from; `InputError` where
+    shapes differ."""
+    workload = build_workload(trace, options.unit)
+    if len(model.moe_layers) != workload.n_layers:
+        raise InputError(
+            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
+            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
+        )
+    profile = None
+    if options.profile:
+        profile = build_workload(load_trace(options.profile, None))
+        if (profile.n_layers, profile.n_experts) != (workload.n_layers, workload.n_experts):
+            raise InputError(f"--profile {options.profile}: made by a model of another shape")
+    return workload, profile
 
 
 def load_trace(path: str | None, limit: int | None) -> RoutingTrace:

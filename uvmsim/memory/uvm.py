@@ -11,7 +11,7 @@ from traces.errors import InputError
 from uvmsim.memory.base import Job, Mechanism
 from uvmsim.memory.plan import Plan
 from uvmsim.paging import tables as t
-from uvmsim.paging.kernels import Kernels, Space, kernels_of, space_of
+from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.paging.phases import parse_phased
 from uvmsim.paging.results import PagedResult
@@ -83,11 +83,8 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
 
 
 def context_of(job: Job) -> int:
-    """Tokens the KV cache has room for: the longest context of the run, at least one page's."""
-    w = job.workload
-    tokens = w.step_tokens.astype(np.int64)
-    last = np.where(tokens > 0, (2 * w.step_kv // np.maximum(tokens, 1) + tokens - 1) // 2, 0)
-    return max(int(last.max(initial=0)), 1)
+    """Tokens the KV cache has room for: the longest context of the run, at least one."""
+    return max(int(context_lengths(job.workload).max(initial=0)), 1)
 
 
 def co_locate(setups: list[Setup]) -> Setup:

@@ -17,24 +17,18 @@ from uvmsim.jit import CHECKED, INNER, KERNEL, kernel_part
 from uvmsim.paging import driver, faults, frames, regions
 from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import PagePolicy
+from uvmsim.policies.pages.registry import ORDER_HOOKS, PREFETCH_HOOKS, hooks_of
 
-PREFETCH_HOOKS = ("page_prefetch", "page_prefetch_iter")
-LIST_HOOKS = ("block_activate", "block_access", "evict_prepare")
 ACTIONS = ("set_region", "move_head", "move_tail", "migrate", "layer_of")
 """Functions of the contract that hooks call."""
 PARTS = (
-    driver.row, faults.missing_from, faults.next_missing, faults.fetch, regions.prefetch_mask,
-    frames.unlink, frames.to_tail, frames.take_chunk, frames.release,
-    frames.make_resident, driver.transfer,
+    driver.row, faults.is_remote, faults.missing_from, faults.next_missing, faults.fetch,
+    regions.prefetch_mask, frames.unlink, frames.to_tail, frames.vacate, frames.take_chunk,
+    frames.release, frames.make_resident, driver.way_out_ns, driver.way_in_ns, driver.transfer,
     driver.service, driver.migrate_ahead, driver.await_migrations, driver.run_wave,
     driver.move_range,
 )  # fmt: skip
 """Functions of the driver in an order in which each only calls those before it."""
-
-
-def overrides(cls: type[PagePolicy], names: tuple[str, ...]) -> bool:
-    """Whether a policy has any of these hooks of its own."""
-    return any(getattr(cls, n) is not getattr(PagePolicy, n) for n in names)
 
 
 @functools.cache
@@ -67,14 +61,14 @@ def bind(
     """`uvmsim.paging.driver.run_kernels` with the prefetch hooks of one policy and the list hooks
     of another (or the same one). ``records``: write the program."""
     constants = {
-        "HAS_PREFETCH": overrides(prefetch, PREFETCH_HOOKS),
-        "HAS_ORDER": overrides(order, LIST_HOOKS),
+        "HAS_PREFETCH": bool(set(hooks_of(prefetch)) & set(PREFETCH_HOOKS)),
+        "HAS_ORDER": bool(set(hooks_of(order)) & set(ORDER_HOOKS)),
         "MIGRATES": prefetch.migrates or order.migrates,
         "RECORDS": records,
     }
     names: dict[str, Any] = dict(constants)
     names |= {n: _hook(getattr(prefetch, n), checked) for n in PREFETCH_HOOKS}
-    names |= {n: _hook(getattr(order, n), checked) for n in LIST_HOOKS}
+    names |= {n: _hook(getattr(order, n), checked) for n in ORDER_HOOKS}
     names["move_tail"] = _actions()["move_tail"]
     tag = _digest(prefetch, order) + ("r" if records else "") + ("_checked" if checked else "")
     for part in PARTS:

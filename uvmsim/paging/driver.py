@@ -62,6 +62,16 @@ def row(program, kind, a, b, c, block, victim, chunk, page):
     return at
 
 
+def way_out_ns(costs, pages):
+    """Copying a victim's pages back."""
+    return costs.copy_ns + pages * costs.page_out_ps // 1000 if pages > 0 else np.int64(0)
+
+
+def way_in_ns(costs, operations, pages):
+    """Copying pages in, in so many operations."""
+    return operations * costs.copy_ns + pages * costs.page_in_ps // 1000
+
+
 def transfer(clock, costs, at, back_ns, in_ns):
     """Queue the copies of a service ``at`` that time: the victim's way out and the pages' way in.
     Returns when both are done. The way in does not wait for the way out (Costs, docs/paging.md)."""
@@ -105,8 +115,8 @@ def service(sp, sl, d, p, x, n, costs, clock, counters, program):
         if victim >= 0:
             cpu += costs.evict_ns
         clock[HANDLER] += cpu
-        back_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)
-        in_ns = operations * costs.copy_ns + pages * costs.page_in_ps // 1000
+        back_ns = way_out_ns(costs, back)
+        in_ns = way_in_ns(costs, operations, pages)
         if costs.duplex and i > 0 and back > 0:  # the copy in runs beside another block's way out
             in_ns = in_ns * 1000 // costs.duplex_permille
         last = max(last, transfer(clock, costs, clock[HANDLER], back_ns, in_ns))
@@ -134,8 +144,8 @@ def migrate_ahead(sl, d, p, x, costs, clock, counters, program):
         if not done:
             break
         counters[MIGRATED] += 1
-        back_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)
-        in_ns = operations * costs.copy_ns + pages * costs.page_in_ps // 1000
+        back_ns = way_out_ns(costs, back)
+        in_ns = way_in_ns(costs, operations, pages)
         p.arrival[b] = transfer(clock, costs, clock[HANDLER], back_ns, in_ns)
         p.mover[b] = row(program, ASYNC, 0, back_ns, in_ns, b, victim, label, 0)
     d.n[ASKED] = 0
@@ -218,8 +228,8 @@ def move_range(sl, d, p, x, first, last, to_host, costs, clock, counters, progra
             if victim >= 0:
                 cpu += costs.evict_ns
         clock[HANDLER] += cpu
-        back_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)
-        in_ns = operations * costs.copy_ns + pages * costs.page_in_ps // 1000
+        back_ns = way_out_ns(costs, back)
+        in_ns = way_in_ns(costs, operations, pages)
         done = max(done, transfer(clock, costs, clock[HANDLER], back_ns, in_ns))
         row(program, SERVICE, cpu, back_ns, in_ns, b, victim, label, 0)
     clock[HANDLER] = max(clock[HANDLER], done)

@@ -12,6 +12,13 @@ from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
 from uvmsim.policies.pages.base import PAGES
 
 
+def is_remote(d, p, b):
+    """Whether kernels read block ``b`` across the link instead of faulting."""
+    return (p.advice[b] & REMOTE_FLAG) != 0 or (
+        (p.advice[b] & ACCESSED_BY) != 0 and d.chunk_of[b] < 0
+    )
+
+
 def missing_from(d, p, page, last, counters):
     """First page in [page, last) that is neither resident nor read remotely; counts those read
     remotely in all of it."""
@@ -19,7 +26,7 @@ def missing_from(d, p, page, last, counters):
     while page < last:
         b = page // PAGES
         end = min((b + 1) * PAGES, last)
-        if p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0):
+        if is_remote(d, p, b):
             counters[REMOTE] += end - page
         elif found == last and d.n_resident[b] != d.n_pages[b]:
             q = next_clear(d.resident[b], page - b * PAGES, end - b * PAGES) + b * PAGES
@@ -34,8 +41,7 @@ def next_missing(d, p, page, last):
     while page < last:
         b = page // PAGES
         end = min((b + 1) * PAGES, last)
-        remote = p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0)
-        if not remote and d.n_resident[b] != d.n_pages[b]:
+        if not is_remote(d, p, b) and d.n_resident[b] != d.n_pages[b]:
             q = next_clear(d.resident[b], page - b * PAGES, end - b * PAGES) + b * PAGES
             if q < end:
                 return q
@@ -59,7 +65,7 @@ def fetch(d, p, x, last, m, entries, burst, costs, counters):
             q = x.scan[i]
             while q < end and taken < burst and used < costs.batch:
                 b = q // PAGES
-                if p.advice[b] & REMOTE_FLAG or (p.advice[b] & ACCESSED_BY and d.chunk_of[b] < 0):
+                if is_remote(d, p, b):
                     q = (b + 1) * PAGES
                     continue
                 stop = min((b + 1) * PAGES, end)

@@ -34,6 +34,21 @@ def to_tail(d, chunk):
     d.prev[chunk], d.next[chunk] = tail, end
 
 
+def vacate(d, p, b, counters):
+    """Block ``b`` loses its frame; pages to copy back."""
+    chunk = d.chunk_of[b]
+    back = np.int64(0) if p.advice[b] & READ_MOSTLY else np.int64(d.n_resident[b])
+    unlink(d, chunk)
+    d.chunk_of[b] = -1
+    d.block_of[chunk] = -1
+    d.n_resident[b] = 0
+    for w in range(PAGES // 64):
+        d.resident[b, w] = 0
+    counters[EVICTED] += 1
+    counters[PAGES_OUT] += back
+    return back
+
+
 def take_chunk(sl, d, p, counters):
     """A frame: a free one, or the head's, evicted. Returns the chunk (-1 if all are busy in this
     batch), pages to copy back, and the block that lost it (-1)."""
@@ -50,33 +65,14 @@ def take_chunk(sl, d, p, counters):
     if chunk == end:
         return np.int64(-1), np.int64(0), np.int64(-1)
     b = np.int64(d.block_of[chunk])
-    back = np.int64(0) if p.advice[b] & READ_MOSTLY else np.int64(d.n_resident[b])
-    unlink(d, chunk)
-    d.chunk_of[b] = -1
-    d.block_of[chunk] = -1
-    d.n_resident[b] = 0
-    for w in range(PAGES // 64):
-        d.resident[b, w] = 0
-    counters[EVICTED] += 1
-    counters[PAGES_OUT] += back
-    return chunk, back, b
+    return chunk, vacate(d, p, b, counters), b
 
 
 def release(d, p, b, counters):
     """Block ``b`` gives its frame back to the free ones; pages to copy back."""
-    chunk = d.chunk_of[b]
-    back = np.int64(0) if p.advice[b] & READ_MOSTLY else np.int64(d.n_resident[b])
-    unlink(d, chunk)
-    d.chunk_of[b] = -1
-    d.block_of[chunk] = -1
-    d.n_resident[b] = 0
-    for w in range(PAGES // 64):
-        d.resident[b, w] = 0
-    p.free[p.n_free[0]] = chunk
+    p.free[p.n_free[0]] = d.chunk_of[b]
     p.n_free[0] += 1
-    counters[EVICTED] += 1
-    counters[PAGES_OUT] += back
-    return back
+    return vacate(d, p, b, counters)
 
 
 def make_resident(sl, d, p, b, mask, counters):

@@ -135,7 +135,7 @@ def kernels_of(
     bank_lo = np.cumsum([0, *(len(b) for b in banks)])
     kv_layer = space.kv_bytes // max(model.n_layers, 1) // KV
     args = (
-        w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.step_tokens, _kv_len(w),
+        w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.step_tokens, context_lengths(w),
         w.n_experts, pre, expert, tail,
         _table([(t.offset, t.nbytes, t.row_bytes) for d in dense for t in d]), dense_lo,
         _table([tuple(b) for bs in banks for b in bs]), bank_lo,
@@ -177,7 +177,7 @@ def _table(rows: list[tuple[int, ...]]) -> np.ndarray:
     return np.array(rows, np.int64).reshape(len(rows), -1)
 
 
-def _kv_len(w: Workload) -> np.ndarray:
+def context_lengths(w: Workload) -> np.ndarray:
     """int64 [S]: the longest context of a step's tokens (exact for one sequence a step)."""
     t = w.step_tokens.astype(np.int64)
     return np.where(t > 0, (2 * w.step_kv // np.maximum(t, 1) + t - 1) // 2, 0)
@@ -306,7 +306,6 @@ def _emit(
     """Count (``write`` False) or fill in kernels, waves and touches: ``n`` int64 [3]."""
     n_layers = len(bank_lo) - 1
     none = np.zeros(0, np.int32)
-    one = np.zeros(1, np.int64)
     for ev in range(len(event_layer)):
         layer, step = event_layer[ev], event_step[ev]
         tokens = np.int64(step_tokens[step])
@@ -315,7 +314,7 @@ def _emit(
         for i in range(layer):
             block += blocks[i]
         _dense(out, n, write, dense, dense_lo[layer], dense_lo[layer + 1], tokens, sms, window,
-               none, one, block, blocks[layer], kv_page, kv_layer, kv_token, kv_len[step],
+               none, block, blocks[layer], kv_page, kv_layer, kv_token, kv_len[step],
                act_page, min(act_token * tokens, act_bytes))  # fmt: skip
         _end_kernel(out, n, write, step, pre[ev])
         lo, hi = bank_lo[layer], bank_lo[layer + 1]
@@ -349,7 +348,7 @@ def _emit(
             block += blocks[layer]
             # Only the last token's logits are computed.
             _dense(out, n, write, dense, dense_lo[n_layers], dense_lo[n_layers + 1],
-                   np.int64(1) if blocks[n_layers] == 0 else tokens, sms, window, none, one, block,
+                   np.int64(1) if blocks[n_layers] == 0 else tokens, sms, window, none, block,
                    blocks[n_layers], kv_page, kv_layer, kv_token, kv_len[step], act_page,
                    min(act_token, act_bytes))  # fmt: skip
             _end_kernel(out, n, write, step, tail[step])
@@ -357,7 +356,7 @@ def _emit(
 
 @inner
 def _dense(
-    out, n, write, dense, lo, hi, tokens, sms, window, none, one, block, blocks, kv_page, kv_layer,
+    out, n, write, dense, lo, hi, tokens, sms, window, none, block, blocks, kv_page, kv_layer,
     kv_token, kv_len, act_page, act_bytes,
 ):  # fmt: skip
     """What comes before a layer's experts: small tensors, KV cache, activations; then matrices."""

@@ -21,8 +21,6 @@ PAGE = 4096
 BLOCK = 2 << 20
 ALIGN = 128
 PAD_WEIGHTS = 512
-KV_TYPES = 2
-"""Keys and values."""
 ROW_GUESS = 1536
 """Bytes of a matrix row where the model's width is unknown."""
 

@@ -36,9 +36,6 @@ kernel; END a: the kernel's own work, c: its number."""
 TO_DEVICE, TO_HOST = 1, 2
 """`Kernels.action`: a prefetch instead of a kernel."""
 
-COPY_RUN = 16
-"""Pages of the largest single copy: host memory of managed allocations comes in 64 KiB pieces."""
-
 
 class Pages(NamedTuple):
     """What belongs to pages beside `Driver`."""
