@@ -15,7 +15,8 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from traces.errors import InputError
-from uvmsim.engine.bind import NoPrefetch, bind, explain
+from uvmsim.core.bind import explain, is_refusal
+from uvmsim.engine.bind import NoPrefetch, bind
 from uvmsim.memory.base import Job, capacities, counters_without_pool
 from uvmsim.memory.expert_cache import ExpertCache, context, with_future
 from uvmsim.memory.plan import DEMAND, WRITEBACK, Counters
@@ -221,9 +222,9 @@ class CachePolicy(Decisions):
         """The policy's kernel, compiled if it compiles: tried on no events at all."""
         spec = self.job.policy
         assert spec is not None
-        kernel = bind(spec, True)
         w = self.job.workload
         es, ps = self._states(*segment)
+        kernel = bind(spec, (es, ps)).run
         pool = new_pool(w.n_layers, w.n_experts, self.capacity, self.pool_of)
         try:
             kernel(0, 0, stream, pool, new_tally(w.n_layers, w.n_experts), es, ps,
@@ -231,10 +232,12 @@ class CachePolicy(Decisions):
         except NumbaError as err:
             if not spec.files:
                 raise
+            if is_refusal(err):
+                raise InputError(f"policy {spec.name}: {explain(err)}") from err
             self.notes.append(
                 f"{spec.name} does not compile ({explain(err)}); run as plain Python, slowly"
             )
-            return bind(spec, False)
+            return bind(spec, (es, ps), False).run
         return kernel
 
     def _states(self, first: int, last: int) -> tuple[Any, Any]:

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from routing import generate, plan_of
 
 import uvmsim
 from traces.errors import InputError
 from uvmsim.compare import Options, compare
+from uvmsim.microbench.run import Options as Microbench
+from uvmsim.microbench.run import run as microbench
 
 POLICY = """
 from typing import NamedTuple
@@ -95,3 +98,56 @@ def test_statistics_of_a_damaged_trace_are_refused(tmp_path):
     result = CliRunner().invoke(trace, ["stats", str(damaged)])
     assert isinstance(result.exception, InputError)
     assert "damaged" in str(result.exception)
+
+
+WRITES = {
+    "ev.experts": ("on_event(s, pool, ev)", "ev.experts[0] = 1_000_000"),
+    "ev.counts": ("on_event(s, pool, ev)", "ev.counts[0] = 7"),
+    "pool.expert_in": ("on_insert(s, pool, e, i)", "pool.expert_in[0] = 1_000_000"),
+    "pool.pool_of": ("on_insert(s, pool, e, i)", "pool.pool_of[e] = 1_000_000"),
+    "pool.used": ("on_insert(s, pool, e, i)", "pool.used[0] = -1_000_000"),
+    "pool.clock": ("on_insert(s, pool, e, i)", "pool.clock[0] = 0"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_what_hooks_may_only_read_they_cannot_write(tmp_path, what):
+    """Refused by the compiler, with the line; and where hooks run as plain Python too."""
+    file = tmp_path / "writes.py"
+    hook, line = WRITES[what]
+    method = f"    @staticmethod\n    def {hook}:\n        {line}\n"
+    file.write_text("from uvmsim.policies.lru import LRU\n\n\nclass P(LRU):\n" + method)
+    with pytest.raises(InputError, match=r"line 7 of writes\.py writes to an array that hooks may"):
+        plan_of(generate(1), f"{file}:P", slots=6)
+    state = "    def state(self, ctx):\n        return {}\n"  # what Numba cannot compile
+    file.write_text(
+        "from uvmsim.policies.base import Eviction\n\n\nclass P(Eviction):\n" + method + state
+    )
+    with pytest.raises(InputError, match="read"):
+        plan_of(generate(1), f"{file}:P", slots=6)
+
+
+def test_what_page_hooks_may_only_read_they_cannot_write(tmp_path):
+    file = tmp_path / "writes.py"
+    file.write_text(
+        "from uvmsim.policies.pages.base import DEFAULT, PagePolicy\n\n\n"
+        "class P(PagePolicy):\n    @staticmethod\n    def block_access(s, d, chunk):\n"
+        "        d.block_of[chunk] = 1_000_000_000\n        return DEFAULT\n"
+    )
+    with pytest.raises(InputError, match=r"line 7 of writes\.py writes to an array that hooks may"):
+        microbench(Microbench(vram="128MiB", ratios=(1.05,), passes=1, policies=(f"{file}:P",)))
+
+
+def test_an_index_outside_an_array_in_a_helper_is_an_error_too(tmp_path):
+    """Bounds are checked in all of a user's code, not in hooks alone."""
+    (tmp_path / "helper.py").write_text(
+        "from numba import njit\n\n\n@njit\ndef oldest(a, i):\n    return a[i]\n"
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from helper import oldest\nfrom uvmsim.policies.lru import LRU\n\n\nclass P(LRU):\n"
+        "    @staticmethod\n    def on_insert(s, pool, e, i):\n"
+        "        oldest(pool.slot_of, 1_000_000)\n"
+    )
+    with pytest.raises(InputError, match=r"outside|out of bounds"):
+        plan_of(generate(1), f"{file}:P", slots=6)

@@ -15,8 +15,8 @@ from naive_pages_moe import TWINS
 from numba import njit, typeof
 from numba.core import types
 
-from uvmsim.engine.bind import with_globals
-from uvmsim.jit import KERNEL, kernel_part
+from uvmsim.core.jit import KERNEL
+from uvmsim.core.linker import Linker
 from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import PAGES, Driver, PageContext, PagePolicy
 from uvmsim.policies.pages.registry import HOOKS, builtin_pages, hooks_of, parse_pages
@@ -303,10 +303,6 @@ def test_a_count_at_its_cap_moves_nothing(text):
     assert moved == [i < 2 * 253 for i in range(len(moved))]
 
 
-HELPERS = {
-    name: kernel_part(getattr(base, name))
-    for name in ("set_region", "move_head", "move_tail", "migrate", "layer_of")
-}
 I64 = types.int64
 REGION = types.Array(I64, 1, "C")
 SCALARS = {
@@ -326,7 +322,7 @@ def test_compiles_and_does_the_same(name, table):
         policy.table, policy.mode = str(table), "page_lifo"
     plain, compiled = Subject(policy), Subject(policy)
     for hook in hooks_of(type(policy)):
-        jitted = njit(**KERNEL)(with_globals(getattr(policy, hook), HELPERS, "test"))
+        jitted = njit(**KERNEL)(Linker(getattr(policy, hook), {}, {}, True).link("test"))
         entry = jitted.compile((typeof(compiled.s), typeof(compiled.d), *SCALARS[hook]))
         returned = jitted.nopython_signatures[0].return_type
         assert types.unliteral(returned) == I64, hook

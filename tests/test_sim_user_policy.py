@@ -165,19 +165,6 @@ def test_parameters_have_types(tmp_path):
     assert type(p)().window == 4  # the class is left as it was
 
 
-def test_an_edited_file_is_not_served_from_the_cache(tmp_path):
-    """Two files of one name in two folders: each is what it says."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    mru = COMPILABLE.replace("s.last[e] < s.last[best]", "s.last[e] > s.last[best]")
-    for folder, text, same_as in (("a", COMPILABLE, "lru"), ("b", mru, "mru")):
-        policy = write(tmp_path / folder, text) + ":MyPolicy"
-        assert (
-            plan_of(CASE, policy, slots=8).hit.tolist()
-            == plan_of(CASE, same_as, slots=8).hit.tolist()
-        )
-
-
 def one_line(policy: str, **how) -> str:
     with pytest.raises(InputError) as e:
         plan_of(CASE, policy, **(how or HOW))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from numba.core.errors import NumbaError
 
 from traces.errors import InputError
-from uvmsim.engine.bind import bind_access, explain, names_used, reads_slots
+from uvmsim.core.bind import explain
+from uvmsim.engine.bind import bind_access, read_by
 from uvmsim.memory.access_kernel import CULPRIT, MISSES, new_access_pool
-from uvmsim.policies.base import Context, Eviction
+from uvmsim.policies.base import Context, Future
 from uvmsim.policies.registry import PolicySpec, parse
 from uvmsim.workload import next_uses
 
@@ -45,13 +45,13 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
     slots = int(min(capacity, n))
     ctx = _context(n, slots, seed)
     if "next_use" in spec.needs:
-        ctx = _with_future(ctx, ids, spec.eviction)
+        ctx = _with_future(ctx, ids)
     state = spec.eviction.state(ctx)
     out = np.zeros(2, np.int64)
-    eviction: Any = type(spec.eviction)
-    pool = new_access_pool(n, slots, reads_slots(eviction))
+    reads = read_by(type(spec.eviction))
+    pool = new_access_pool(n, slots, "slots" in reads, "clock" in reads)
     try:
-        served = bind_access(eviction, checked=bool(spec.files))(
+        served = bind_access(type(spec.eviction), (state,)).run(
             ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32), out
         )
     except NumbaError as err:
@@ -116,16 +116,13 @@ def _context(n: int, capacity: int, seed: int) -> Context:
     )  # fmt: skip
 
 
-def _with_future(ctx: Context, ids: np.ndarray, policy: Eviction) -> Context:
+def _with_future(ctx: Context, ids: np.ndarray) -> Context:
     """The future of declared oracles; every access is a forward pass of its own."""
     upcoming = np.empty(len(ids), np.int64)
     first_use = np.empty(ctx.n_total, np.int64)
     next_uses(ids, ctx.n_total, 0, len(ids), upcoming, first_use)
-    more: dict[str, Any] = {}
-    # Arrays as long as the trace: not for those that never name them.
-    asked = set().union(*(names_used(vars(c).get("state")) for c in type(policy).__mro__))
-    if "step_of" in asked:
-        more["step_of"] = np.arange(len(ids), dtype=np.int32)
-    if "event_lo" in asked:
-        more["event_lo"] = np.arange(len(ids) + 1)
-    return dataclasses.replace(ctx, next_use=upcoming, first_use=first_use, future_ids=ids, **more)
+    future = Future(
+        upcoming, first_use, ids,
+        lambda: np.arange(len(ids), dtype=np.int32), lambda: np.arange(len(ids) + 1),
+    )  # fmt: skip
+    return dataclasses.replace(ctx, future=future)

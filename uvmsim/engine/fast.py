@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from uvmsim.core.jit import inner
 from uvmsim.engine.timeline import Timeline
-from uvmsim.jit import inner
 from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 
 UNKNOWN = np.int64(-1)

@@ -1,17 +1,25 @@
 """One access at a time and no clock: what plain cache simulators do, for the same policies.
 
-`replay` is a template like `uvmsim.memory.pool.plan_events`: `uvmsim.engine.bind.bind_access` gives
-it a policy's hooks. The constants say what the hooks look at, so that what nobody reads is not kept:
-``READS_CLOCK``, ``READS_SLOTS`` (who is in which slot), ``SEES_EVENTS``.
+`replay` is a template like `uvmsim.memory.pool.plan_events`. What no hook reads (`Policy.reads`) is not
+kept.
 """
 
-# mypy: ignore-errors
-# ruff: noqa: F821
 from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.memory.constant import Ones, Zeros
+from uvmsim.core.read_only import read_only
+from uvmsim.memory.hooks import (
+    READS_CLOCK,
+    READS_SLOTS,
+    SEES_EVENTS,
+    eviction_on_event,
+    on_access,
+    on_evict,
+    on_insert,
+    victim,
+)
+from uvmsim.memory.pool import seen_by_hooks
 from uvmsim.policies.base import ACCESS, EVENT, STEP, Event, Pool
 
 MISSES, CULPRIT = 0, 1
@@ -26,6 +34,7 @@ def replay(ids, pool, es, ones, no_scores, out):
     misses = 0
     used = 0
     capacity = pool.lo[1]
+    seen = seen_by_hooks(pool)
     for j in range(len(ids)):
         e = ids[j]
         if READS_CLOCK:
@@ -33,32 +42,34 @@ def replay(ids, pool, es, ones, no_scores, out):
             pool.clock[STEP] = j
             pool.clock[ACCESS] = j
         if SEES_EVENTS:
-            now = ids[j : j + 1]
-            on_event(es, pool, Event(np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores))
+            now = read_only(ids[j : j + 1])
+            eviction_on_event(
+                es, seen, Event(np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores)
+            )
         if pool.slot_of[e] >= 0:
-            on_access(es, pool, e, j, True)
+            on_access(es, seen, e, j, True)
             continue
         misses += 1
-        on_access(es, pool, e, j, False)
+        on_access(es, seen, e, j, False)
         if used < capacity:
             slot = used
             used += 1
             pool.used[0] = used
         else:
-            v = victim(es, pool, 0)
+            v = victim(es, seen, 0)
             if v < 0 or v >= pool.slot_of.size or pool.slot_of[v] < 0:
                 out[MISSES] = misses
                 out[CULPRIT] = v
                 return j
             slot = np.int64(pool.slot_of[v])
-            on_evict(es, pool, v)
+            on_evict(es, seen, v)
             pool.slot_of[v] = -1
         if READS_SLOTS:
             pool.slot_of[e] = slot
             pool.expert_in[slot] = e
         else:
             pool.slot_of[e] = 0
-        on_insert(es, pool, e, j)
+        on_insert(es, seen, e, j)
     out[MISSES] = misses
     return len(ids)
 
@@ -68,22 +79,28 @@ def never_in_use(pool, e):
     return False
 
 
-def new_access_pool(n: int, capacity: int, with_slots: bool) -> Pool:
+def only_pool(pool, e):
+    """`uvmsim.policies.base.pool_of` here."""
+    return 0
+
+
+def new_access_pool(n: int, capacity: int, with_slots: bool, with_clock: bool) -> Pool:
     """An empty pool of ``capacity`` slots for ids below ``n``. Where nobody reads slots, ``slot_of``
     only says who is resident (0 or -1) and takes a byte, which keeps it in the caches.
 
-    There is one pool and one layer, and nobody is in use while a victim is sought: constants.
+    There is one pool and one layer, and nobody is in use while a victim is sought: one element
+    stands for all ids.
     """
     return Pool(
         np.full(n, -1, np.int32 if with_slots else np.int8),
         np.full(capacity if with_slots else 0, -1, np.int32),
-        Zeros(n),
-        Ones(1),
-        np.zeros(4, np.int64),
+        np.broadcast_to(np.zeros(1, np.int64), n),
+        np.ones(1, np.int64),
+        np.zeros(4 if with_clock else 0, np.int64),
         np.array([0, capacity], np.int64),
         np.zeros(1, np.int64),
-        Zeros(n),
-        Zeros(n),
+        np.broadcast_to(np.zeros(1, np.int32), n),
+        np.broadcast_to(np.zeros(1, np.int32), n),
         1,
         n,
     )

@@ -9,7 +9,8 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from traces.errors import InputError
-from uvmsim.engine.bind import NoPrefetch, bind, explain
+from uvmsim.core.bind import explain, is_refusal
+from uvmsim.engine.bind import NoPrefetch, bind
 from uvmsim.memory.base import Job, Mechanism, capacities
 from uvmsim.memory.plan import Counters, Plan
 from uvmsim.memory.pool import (
@@ -35,7 +36,7 @@ from uvmsim.memory.pool import (
     new_tally,
 )
 from uvmsim.memory.pricing import price
-from uvmsim.policies.base import EVENT, Context
+from uvmsim.policies.base import EVENT, Context, Future
 from uvmsim.policies.profile import learn
 from uvmsim.workload import Workload, next_uses
 
@@ -105,6 +106,8 @@ class ExpertCache(Mechanism):
         except NumbaError as err:
             if not job.policy.files:
                 raise
+            if is_refusal(err):
+                raise InputError(f"policy {job.policy.name}: {explain(err)}") from err
             self.notes.append(
                 f"{job.policy.name} does not compile ({explain(err)}); run as plain Python, slowly"
             )
@@ -115,7 +118,6 @@ class ExpertCache(Mechanism):
     ) -> tuple[list[Out], Tally, int]:
         w, spec = job.workload, job.policy
         assert spec is not None
-        kernel = bind(spec, compiled)
         prefetch = spec.prefetch or NoPrefetch()
         ctx = context(job, capacity, pool_of)
         most = prefetch.limit(ctx) if spec.prefetch else 0
@@ -148,6 +150,7 @@ class ExpertCache(Mechanism):
                 raise InputError(
                     f"policy {spec.name}, state(): {type(err).__name__}: {err}"
                 ) from err
+            kernel = bind(spec, (es, ps), compiled)
             pool = new_pool(w.n_layers, w.n_experts, capacity, pool_of)
             # What was prefetched but unused when the pool is emptied was wasted.
             tally.n[WASTED] += tally.fresh.sum()
@@ -160,7 +163,9 @@ class ExpertCache(Mechanism):
                 tally.n[BASE] = base[0]
                 before = at
                 try:
-                    at = kernel(at, last, stream, pool, tally, es, ps, out, job.write_back, most)
+                    at = kernel.run(
+                        at, last, stream, pool, tally, es, ps, out, job.write_back, most
+                    )
                 except NumbaError:
                     raise
                 except Exception as err:
@@ -220,15 +225,11 @@ def with_future(ctx: Context, w: Workload, first: int, last: int) -> Context:
     upcoming = np.empty(len(w.ids), np.int64)
     first_use = np.empty(ctx.n_total, np.int64)
     next_uses(w.ids, ctx.n_total, w.event_lo[first], w.event_lo[last], upcoming, first_use)
-    step_of = np.repeat(w.event_step, np.diff(w.event_lo))
-    return dataclasses.replace(
-        ctx,
-        next_use=upcoming,
-        first_use=first_use,
-        step_of=step_of,
-        future_ids=w.ids,
-        event_lo=w.event_lo[: last + 1],
-    )
+    future = Future(
+        upcoming, first_use, w.ids,
+        lambda: np.repeat(w.event_step, np.diff(w.event_lo)), lambda: w.event_lo[: last + 1],
+    )  # fmt: skip
+    return dataclasses.replace(ctx, future=future)
 
 
 def _room(size: int, hit: np.ndarray, most: int) -> Out:

@@ -1,9 +1,7 @@
 """The expert pool's state transitions: one kernel, written once, for every policy and engine.
 
-`plan_events` is a template. Its hooks (``on_access``, ``victim`` and so on) are names without a
-value here; `uvmsim.engine.bind` gives it a policy's functions and compiles the result. So are
-``SEES_EVENTS``, ``BYPASSES`` and ``PREFETCHES``: constants, so that what a policy does not use is not
-compiled.
+`plan_events` is a template: `uvmsim.core.bind` puts a policy's functions in the place of those of
+`uvmsim.memory.hooks` and compiles the result. Hooks are given the pool to read, not to write.
 
 Rules of an event: hits are judged against the pool before the event; experts are touched in order;
 none of the event's experts may be evicted for another; an event wider than the pool is served in
@@ -11,14 +9,26 @@ waves of as many experts as there are slots, each wave an event of its own. An e
 bypasses reads what is resident, copies the rest to a buffer beside the pool, and changes nothing.
 """
 
-# mypy: ignore-errors
-# ruff: noqa: F821
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
 
+from uvmsim.core.read_only import read_only
+from uvmsim.memory.hooks import (
+    BYPASSES,
+    PREFETCHES,
+    SEES_EVENTS,
+    bypasses,
+    eviction_on_event,
+    on_access,
+    on_evict,
+    on_insert,
+    prefetch,
+    prefetch_on_event,
+    victim,
+)
 from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK
 from uvmsim.policies.base import ACCESS, EVENT, LAYER, STEP, Event, Pool
 
@@ -74,7 +84,7 @@ class Out(NamedTuple):
     """int32: scratch for `prefetch`."""
 
 
-def take_slot(es, pool, tally, out, e, i, kind, write_back):
+def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     """Give expert ``e`` a slot, evicting if the pool is full, and queue its copy.
 
     Returns False where no expert may leave. The copy waits for whatever still moves through the
@@ -87,7 +97,7 @@ def take_slot(es, pool, tally, out, e, i, kind, write_back):
         slot = pool.lo[p] + pool.used[p]
         pool.used[p] += 1
     else:
-        v = victim(es, pool, p)
+        v = victim(es, seen, p)
         if v < 0:
             return False
         if (
@@ -100,7 +110,7 @@ def take_slot(es, pool, tally, out, e, i, kind, write_back):
             n[CULPRIT] = v
             return False
         slot = np.int64(pool.slot_of[v])
-        on_evict(es, pool, v)
+        on_evict(es, seen, v)
         pool.slot_of[v] = -1
         n[EVICTIONS] += 1
         if tally.fresh[v]:
@@ -116,7 +126,7 @@ def take_slot(es, pool, tally, out, e, i, kind, write_back):
             n[COPIES] = c + 1
     pool.slot_of[e] = slot
     pool.expert_in[slot] = e
-    on_insert(es, pool, e, i)
+    on_insert(es, seen, e, i)
     c = n[COPIES]
     out.copy_expert[c] = e
     out.copy_kind[c] = kind
@@ -143,10 +153,19 @@ def event_of(stream, i, lo, hi):
         np.int64(stream.event_layer[i]),
         np.int64(stream.event_step[i]),
         np.int64(stream.event_tokens[i]),
-        stream.ids[lo:hi],
-        stream.counts[lo:hi],
-        scores,
+        read_only(stream.ids[lo:hi]),
+        read_only(stream.counts[lo:hi]),
+        read_only(scores),
     )
+
+
+def seen_by_hooks(pool):
+    """The pool as hooks get it."""
+    return Pool(
+        read_only(pool.slot_of), read_only(pool.expert_in), read_only(pool.pin),
+        read_only(pool.stamp), read_only(pool.clock), read_only(pool.lo), read_only(pool.used),
+        read_only(pool.pool_of), read_only(pool.layer_of), pool.n_layers, pool.n_experts,
+    )  # fmt: skip
 
 
 def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most):
@@ -156,6 +175,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
     ``most`` is the most experts one prefetch call may ask for.
     """
     n = tally.n
+    seen = seen_by_hooks(pool)
     narrowest = pool.lo[1] - pool.lo[0]
     for p in range(len(pool.used)):
         narrowest = min(narrowest, pool.lo[p + 1] - pool.lo[p])
@@ -177,11 +197,11 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
         pool.clock[ACCESS] = lo
         if SEES_EVENTS:
             ev = event_of(stream, i, lo, hi)
-            eviction_on_event(es, pool, ev)
-            prefetch_on_event(ps, pool, ev)
+            eviction_on_event(es, seen, ev)
+            prefetch_on_event(ps, seen, ev)
         kept = True
         if BYPASSES:
-            kept = not bypasses(es, pool, ev)
+            kept = not bypasses(es, seen, ev)
         a = lo
         while True:
             end = min(a + narrowest, hi) if kept else hi
@@ -193,7 +213,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                 pool.clock[ACCESS] = j
                 found = pool.slot_of[e] >= 0
                 if kept:
-                    on_access(es, pool, e, j, found)
+                    on_access(es, seen, e, j, found)
                 else:
                     n[BYPASSED] += 1
                     n[BYPASSED_HITS] += found
@@ -210,13 +230,13 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                     out.hit[j] = 0
                     if not kept:
                         copy_beside(tally, out, e)
-                    elif not take_slot(es, pool, tally, out, e, j, DEMAND, write_back):
+                    elif not take_slot(es, pool, seen, tally, out, e, j, DEMAND, write_back):
                         if n[ERROR] == 0:
                             n[ERROR] = NO_VICTIM
                         return i
                 tally.layer_accesses[phase, layer] += 1
             if PREFETCHES and kept and end == hi:
-                asked = prefetch(ps, pool, event_of(stream, i, lo, hi), out.wanted)
+                asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)
                 if asked > most:
                     n[ERROR] = BAD_PREFETCH
                     n[CULPRIT] = asked
@@ -235,7 +255,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                     if pool.slot_of[e] >= 0:
                         continue
                     pool.pin[e] = pool.stamp[0]
-                    if not take_slot(es, pool, tally, out, e, hi - 1, PREFETCH, write_back):
+                    if not take_slot(es, pool, seen, tally, out, e, hi - 1, PREFETCH, write_back):
                         pool.pin[e] = 0
                         if n[ERROR]:
                             return i

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from uvmsim.jit import inner
+from uvmsim.core.jit import inner
 
 
 @inner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.jit import kernel_part
+from uvmsim.core.jit import kernel_part
 
 ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 BIG = 16

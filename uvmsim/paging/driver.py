@@ -1,9 +1,8 @@
 """Fault servicing, step by step as the driver does it (open-gpu-kernel-modules 575.57.08:
 uvm_gpu_replayable_faults.c, uvm_va_block.c, uvm_pmm_gpu.c).
 
-The names in capitals and the hooks (``page_prefetch``, ``block_access``, ...) are globals put in by
-`uvmsim.paging.bind`, as are the compiled forms of all functions of this file, `faults`, `regions`
-and `frames`.
+`run_kernels` is a template: `uvmsim.core.bind` puts a policy's hooks in the place of those of
+`uvmsim.paging.hooks` and compiles this file, `faults`, `regions` and `frames` with them.
 
 A wave of touches runs until none of its pages is missing. Meanwhile, batch by batch: the SMs' faults
 are fetched, at most ``Costs.batch`` entries, sorted by address and coalesced; block by block the
@@ -23,7 +22,7 @@ import numpy as np
 from uvmsim.paging.bits import fill
 from uvmsim.paging.faults import fetch, missing_from, next_missing
 from uvmsim.paging.frames import make_resident, release
-from uvmsim.paging.globals import MIGRATES, RECORDS
+from uvmsim.paging.hooks import MIGRATES, RECORDS
 from uvmsim.paging.regions import prefetch_mask
 from uvmsim.paging.tables import (
     ASYNC,

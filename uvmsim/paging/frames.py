@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from uvmsim.paging.bits import mappings, popcount, runs
-from uvmsim.paging.globals import HAS_ORDER, block_access, block_activate, evict_prepare
+from uvmsim.paging.hooks import (
+    HAS_ORDER,
+    block_access,
+    block_activate,
+    evict_prepare,
+    seen_by_hooks,
+)
 from uvmsim.paging.tables import (
     ACTIVATED,
     COPIES,
@@ -57,7 +63,7 @@ def take_chunk(sl, d, p, counters):
         return np.int64(p.free[p.n_free[0]]), np.int64(0), np.int64(-1)
     if HAS_ORDER:
         d.n[CURRENT] = -1
-        evict_prepare(sl, d)
+        evict_prepare(sl, seen_by_hooks(d))
     end = np.int64(len(d.next) - 1)
     chunk = np.int64(d.next[end])
     while chunk != end and p.stamp[d.block_of[chunk]] == d.n[BATCH_NUMBER]:
@@ -93,7 +99,7 @@ def make_resident(sl, d, p, b, mask, counters):
         to_tail(d, chunk)
         if HAS_ORDER:
             d.n[CURRENT] = chunk
-            block_activate(sl, d, chunk)
+            block_activate(sl, seen_by_hooks(d), chunk)
     pages = np.int64(0)
     for w in range(PAGES // 64):
         mask[w] &= ~d.resident[b, w]
@@ -111,7 +117,7 @@ def make_resident(sl, d, p, b, mask, counters):
     action = np.int64(0)
     d.n[CURRENT] = chunk
     if HAS_ORDER:
-        action = np.int64(block_access(sl, d, chunk))
+        action = np.int64(block_access(sl, seen_by_hooks(d), chunk))
     if action != BYPASS:
         move_tail(d, chunk)  # type: ignore[arg-type]
     counters[SERVICES] += 1

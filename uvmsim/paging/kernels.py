@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from uvmsim.core.jit import inner
 from uvmsim.hardware import Hardware
-from uvmsim.jit import inner
 from uvmsim.model import Model
 from uvmsim.paging.layout import BLOCK, PAGE, Layout, Placed, layout
 from uvmsim.timing import dense_times, expert_times

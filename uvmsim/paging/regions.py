@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from uvmsim.core.read_only import read_only
 from uvmsim.paging.bits import count, fill, lowest
-from uvmsim.paging.globals import HAS_PREFETCH, page_prefetch, page_prefetch_iter
+from uvmsim.paging.hooks import HAS_PREFETCH, page_prefetch, page_prefetch_iter, seen_by_hooks
 from uvmsim.paging.tables import PREFER_GPU
 from uvmsim.paging.tree import densest, grow
 from uvmsim.policies.pages.base import BYPASS, ENTER_LOOP, FIRST, MAX_FIRST, MAX_OUTER, OUTER, PAGES
@@ -32,14 +33,15 @@ def prefetch_mask(sp, d, p, x, b, faulted, threshold):
             region[FIRST] = region[OUTER] = 0
             action = 0
             if HAS_PREFETCH:
-                action = page_prefetch(sp, d, np.int64(b), page, region)
+                seen, allowed = seen_by_hooks(d), read_only(region)
+                action = page_prefetch(sp, seen, np.int64(b), page, allowed)
                 if action == ENTER_LOOP:
                     size = np.int64(1)
                     while True:
                         first = page // size * size
                         outer = min(first + size, n_pages)
                         counter = count(d.accessed, first, outer)
-                        page_prefetch_iter(sp, d, np.int64(b), first, outer, counter, region)
+                        page_prefetch_iter(sp, seen, np.int64(b), first, outer, counter, allowed)
                         if size >= n_pages:
                             break
                         size *= 2

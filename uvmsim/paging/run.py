@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -12,7 +11,7 @@ from numba.core.errors import NumbaError
 
 from traces.errors import InputError
 from traces.schema import DECODE, PREFILL
-from uvmsim.engine.bind import explain
+from uvmsim.core.bind import Bound, explain
 from uvmsim.hardware import Hardware, UvmCosts
 from uvmsim.paging import tables as t
 from uvmsim.paging.bind import bind
@@ -130,15 +129,15 @@ def _run(setup, hw, prefill, decode, rows: int) -> PagedRun:
         setup.boundaries, setup.seed,
     )  # fmt: skip
     notes: list[str] = []
-    loaded: dict[int, tuple[Callable, Any, Any]] = {}
+    loaded: dict[int, tuple[Bound, Any, Any]] = {}
     for phase, spec in ((PREFILL, prefill), (DECODE, decode)):
         same = phase == DECODE and spec is prefill
         loaded[phase] = loaded[PREFILL] if same else _load(spec, ctx, rows != 0)
     for lo, hi, phase in _segments(setup.phase[k.step]):
-        function, sp, sl = loaded[phase]
+        bound, sp, sl = loaded[phase]
         spec = prefill if phase == PREFILL else decode
         try:
-            function(
+            bound.run(
                 sp, sl, made.driver, made.pages, scratch, k, lo, hi, costs, clock, counts, ends,
                 program,
             )  # fmt: skip
@@ -165,7 +164,6 @@ def _run(setup, hw, prefill, decode, rows: int) -> PagedRun:
 def _load(spec: PagePolicySpec, ctx: PageContext, record: bool):
     """The driver with a policy's hooks, and the states of its two halves."""
     classes = type(spec.prefetch), type(spec.order)
-    function = bind(*classes, record, bool(spec.files))  # type: ignore[arg-type]
     try:
         sp = spec.prefetch.state(ctx)
         sl = sp if spec.order is spec.prefetch else spec.order.state(ctx)
@@ -173,7 +171,7 @@ def _load(spec: PagePolicySpec, ctx: PageContext, record: bool):
         if not spec.files or isinstance(err, InputError):
             raise
         raise InputError(f"policy {spec.name}, state(): {type(err).__name__}: {err}") from err
-    return function, sp, sl
+    return bind(*classes, record, (sp, sl)), sp, sl
 
 
 def _segments(phase: np.ndarray) -> list[tuple[int, int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uvmsim.jit import kernel_part
+from uvmsim.core.jit import kernel_part
 from uvmsim.paging.bits import BIG, count, fill
 from uvmsim.policies.pages.base import FIRST, OUTER
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.queues import NOWHERE, Queues, drop, first_free, head, new_queues, put
 
 T1, T2, B1, B2 = range(4)
@@ -25,6 +25,7 @@ class ARC(Eviction):
 
     name = "arc"
     source = "Megiddo and Modha 2003 (FAST), figure 4; real-valued target, as libCacheSim"
+    reads = frozenset()
 
     def state(self, ctx):
         pools = len(ctx.capacity)
@@ -33,7 +34,7 @@ class ARC(Eviction):
 
     @staticmethod
     def on_access(s, pool, e, i, hit):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         if hit:
             put(s.q, pool, T2, e)
         elif s.q.where[e] != NOWHERE:
@@ -47,13 +48,13 @@ class ARC(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         put(s.q, pool, T1 if s.ghost[p] == NOWHERE else T2, e)
         s.ghost[p] = NOWHERE
 
     @staticmethod
     def on_evict(s, pool, e):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         if s.q.where[e] == T2:
             put(s.q, pool, B2, e)
         elif s.ghost[p] == NOWHERE and s.q.size[T1, p] + s.q.size[B1, p] >= s.room[p]:

@@ -14,10 +14,14 @@ See docs/policies.md for a worked example.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+READABLE = frozenset({"clock", "slots"})
+"""What `Policy.reads` may name."""
 
 EVENT, STEP, ACCESS, LAYER = 0, 1, 2, 3
 """Places in ``Pool.clock``: event number, forward pass, access number, MoE layer index."""
@@ -86,17 +90,45 @@ class Context:
     """int64 [n_total]: how often each expert was used in the profile trace."""
     profile_transitions: np.ndarray | None = None
     """int32 [n_layers, n_experts, n_experts]: events that used i here and j in the next layer."""
-    next_use: np.ndarray | None = None
-    """int64 [accesses]: number of the next access to the same expert, ``NEVER`` if none. Given only
-    to policies that declare ``needs = {"next_use"}``, as are the four below."""
-    first_use: np.ndarray | None = None
-    """int64 [n_total]: number of the first access to an expert, ``NEVER`` if none."""
-    step_of: np.ndarray | None = None
-    """int32 [accesses]: forward pass of an access."""
-    future_ids: np.ndarray | None = None
-    """int32 [accesses]: dense ids of the whole run."""
-    event_lo: np.ndarray | None = None
-    """int64 [events + 1]: first access of each event."""
+    future: Future | None = None
+    """Given only to policies that declare ``needs = {"next_use"}``; the five below read it."""
+
+    @property
+    def next_use(self) -> np.ndarray | None:
+        """int64 [accesses]: number of the next access to the same expert, ``NEVER`` if none."""
+        return None if self.future is None else self.future.next_use
+
+    @property
+    def first_use(self) -> np.ndarray | None:
+        """int64 [n_total]: number of the first access to an expert, ``NEVER`` if none."""
+        return None if self.future is None else self.future.first_use
+
+    @property
+    def future_ids(self) -> np.ndarray | None:
+        """int32 [accesses]: dense ids of the whole run."""
+        return None if self.future is None else self.future.ids
+
+    @property
+    def step_of(self) -> np.ndarray | None:
+        """int32 [accesses]: forward pass of an access."""
+        return None if self.future is None else self.future.step_of()
+
+    @property
+    def event_lo(self) -> np.ndarray | None:
+        """int64 [events + 1]: first access of each event."""
+        return None if self.future is None else self.future.event_lo()
+
+
+@dataclass(frozen=True)
+class Future:
+    """What is to come; arrays as in `Context`. Two of them are made for those who ask: they may be as
+    long as the trace."""
+
+    next_use: np.ndarray
+    first_use: np.ndarray
+    ids: np.ndarray
+    step_of: Callable[[], np.ndarray]
+    event_lo: Callable[[], np.ndarray]
 
 
 NEVER = np.iinfo(np.int64).max
@@ -117,6 +149,11 @@ class Policy:
     """Paper or program the algorithm comes from."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Of: next_use, router_scores, ranked_ids, profile."""
+    reads: ClassVar[frozenset[str]] = READABLE
+    """What hooks look at of ``pool`` beside who is resident: ``clock``, ``slots`` (a slot's number,
+    ``expert_in``). A policy that says it reads less is faster on plain sequences of ids
+    (`uvmsim.cache_misses`), where the rest is then not kept. Holds for the class that declares it, not
+    for those derived from it."""
 
     def state(self, ctx: Context) -> Any:
         """The policy's arrays, as a NamedTuple of NumPy arrays."""
@@ -170,6 +207,11 @@ class Prefetch(Policy):
         skipped; each other one takes a slot from the eviction policy's victim.
         """
         return 0
+
+
+def pool_of(pool: Pool, e: int) -> int:
+    """The pool an expert lives in: ``pool.pool_of[e]``, and nothing at all where there is one pool."""
+    return pool.pool_of[e]
 
 
 def in_use(pool: Pool, e: int) -> bool:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import NEVER, Eviction, in_use
+from uvmsim.policies.base import NEVER, Eviction, in_use, pool_of
 from uvmsim.policies.bitset import BitSet, clear_bit, highest, new_bitset, set_bit
 from uvmsim.policies.lists import inner
 
@@ -55,7 +55,7 @@ def _place(s, pool, e, nxt):
     """Place of resident ``e`` whose next use is ``nxt``."""
     if nxt != NEVER:
         return nxt
-    return s.lo[pool.pool_of[e] + 1] - 1 - np.int64(e)
+    return s.lo[pool_of(pool, e) + 1] - 1 - np.int64(e)
 
 
 class Belady(Eviction):
@@ -64,6 +64,7 @@ class Belady(Eviction):
     name = "belady"
     source = "Belady 1966 (MIN); of those never used again, the lowest id"
     needs = frozenset({"next_use"})
+    reads = frozenset()
 
     def state(self, ctx):
         upcoming, here, owner, lo, ahead = _places(ctx)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use
+from uvmsim.policies.base import Eviction, in_use, pool_of
 from uvmsim.policies.rings import Rings, new_rings, ring_free, ring_push, ring_turn
 
 
@@ -13,6 +13,7 @@ class FIFO(Eviction):
 
     name = "fifo"
     source = "Belady 1966"
+    reads = frozenset()
 
     def state(self, ctx):
         return new_rings(ctx)
@@ -23,7 +24,7 @@ class FIFO(Eviction):
 
     @staticmethod
     def on_evict(s, pool, e):
-        ring_turn(s, pool, pool.pool_of[e])
+        ring_turn(s, pool, pool_of(pool, e))
 
     @staticmethod
     def victim(s, pool, p):
@@ -42,6 +43,7 @@ class Clock(Eviction):
 
     name = "clock"
     source = "Corbato 1968; one bit, as libCacheSim's Clock"
+    reads = frozenset()
 
     def state(self, ctx):
         return State(new_rings(ctx), np.zeros(ctx.n_total, np.uint8))
@@ -58,7 +60,7 @@ class Clock(Eviction):
 
     @staticmethod
     def on_evict(s, pool, e):
-        ring_turn(s.rings, pool, pool.pool_of[e])
+        ring_turn(s.rings, pool, pool_of(pool, e))
 
     @staticmethod
     def victim(s, pool, p):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Context
+from uvmsim.policies.base import Context, in_use
 from uvmsim.policies.lists import inner
 
 
@@ -79,7 +79,7 @@ def heap_least_free(h, pool, p):
     best = np.int64(-1)
     for j in range(n):
         e = np.int64(h.at[lo + j])
-        if pool.pin[e] != pool.stamp[0] and (best < 0 or h.key[e] < h.key[best]):
+        if not in_use(pool, e) and (best < 0 or h.key[e] < h.key[best]):
             if j == 0:
                 return e
             best = e

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.heaps import Heaps, heap_least_free, heap_remove, heap_set, new_heaps
 from uvmsim.policies.lists import inner
 from uvmsim.policies.queues import NOWHERE, Queues, drop, first_free, head, new_queues, put
@@ -39,6 +39,7 @@ class LFRU(Eviction):
         "Bilal and Kang 2017 (IEEE Access 5), our reading: half the pool privileged, one unprivileged "
         "part, exact counts since loading; of equals, who was pushed out first"
     )
+    reads = frozenset()
 
     def state(self, ctx):
         return State(
@@ -49,7 +50,7 @@ class LFRU(Eviction):
     @staticmethod
     def on_access(s, pool, e, i, hit):
         if hit:
-            p = pool.pool_of[e]
+            p = pool_of(pool, e)
             s.uses[e] += 1
             if s.q.where[e] == NOWHERE:
                 heap_remove(s.rest, pool, p, e)
@@ -60,12 +61,12 @@ class LFRU(Eviction):
     def on_insert(s, pool, e, i):
         s.uses[e] = 1
         put(s.q, pool, 0, e)
-        _push_out(s, pool, pool.pool_of[e])
+        _push_out(s, pool, pool_of(pool, e))
 
     @staticmethod
     def on_evict(s, pool, e):
         if s.q.where[e] == NOWHERE:
-            heap_remove(s.rest, pool, pool.pool_of[e], e)
+            heap_remove(s.rest, pool, pool_of(pool, e), e)
         drop(s.q, pool, e)
 
     @staticmethod

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.lists import Lists, inner, oldest_free, push_tail, unlink
 
 
@@ -49,6 +49,7 @@ class LFU(Eviction):
 
     name = "lfu"
     source = "in-cache LFU with libCacheSim's tie rule; classes as Shah, Mitra and Matani 2010"
+    reads = frozenset()
 
     def state(self, ctx):
         n, classes = ctx.n_total, int(ctx.capacity.sum()) + 1
@@ -75,7 +76,7 @@ class LFU(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        _enter(s, pool.layer_of.size, np.uint32(len(s.uses) + pool.pool_of[e]), 1, e)
+        _enter(s, pool.layer_of.size, np.uint32(len(s.uses) + pool_of(pool, e)), 1, e)
 
     @staticmethod
     def on_evict(s, pool, e):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use
+from uvmsim.policies.base import Eviction, in_use, pool_of
 
 
 class State(NamedTuple):
@@ -23,6 +23,7 @@ class LFUDA(Eviction):
 
     name = "lfuda"
     source = "Arlitt, Cherkasova, Dilley, Friedrich and Jin 2000 (LFU-DA, as in Squid)"
+    reads = frozenset({"slots"})
 
     def state(self, ctx):
         n = ctx.n_total
@@ -37,18 +38,18 @@ class LFUDA(Eviction):
             s.tick[0] += 1
             s.since[e] = s.tick[0]
             s.uses[e] += 1
-            s.key[e] = s.uses[e] + s.age[pool.pool_of[e]]
+            s.key[e] = s.uses[e] + s.age[pool_of(pool, e)]
 
     @staticmethod
     def on_insert(s, pool, e, i):
         s.tick[0] += 1
         s.since[e] = s.tick[0]
         s.uses[e] = 1
-        s.key[e] = 1 + s.age[pool.pool_of[e]]
+        s.key[e] = 1 + s.age[pool_of(pool, e)]
 
     @staticmethod
     def on_evict(s, pool, e):
-        s.age[pool.pool_of[e]] = s.key[e]
+        s.age[pool_of(pool, e)] = s.key[e]
 
     @staticmethod
     def victim(s, pool, p):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, in_use, pool_of
 from uvmsim.policies.lists import Lists, end_of, inner, new_lists, push_tail, to_tail, unlink
 from uvmsim.policies.queues import Queues, drop, first_free, head, new_queues, put
 
@@ -29,7 +29,7 @@ def _leave(s, pool, e):
     if s.stacked[e]:
         unlink(s.stack, e)
         s.stacked[e] = 0
-        s.depth[pool.pool_of[e]] -= 1
+        s.depth[pool_of(pool, e)] -= 1
         if s.q.where[e] == GHOST:
             drop(s.q, pool, e)
 
@@ -37,7 +37,7 @@ def _leave(s, pool, e):
 @inner
 def _touch(s, pool, e):
     """To the top of S; then: at most so many LIR, the bottom of S a LIR, S not too deep."""
-    p = pool.pool_of[e]
+    p = pool_of(pool, e)
     end = end_of(pool, 0, p)
     if s.stacked[e]:
         to_tail(s.stack, end, e)
@@ -67,6 +67,7 @@ class LIRS(Eviction):
 
     name = "lirs"
     source = "Jiang and Zhang 2002 (SIGMETRICS); 1 % for HIR, stack at most 2 c deep"
+    reads = frozenset()
 
     def state(self, ctx):
         hir = np.maximum(ctx.capacity // 100, 1)
@@ -78,7 +79,7 @@ class LIRS(Eviction):
     @staticmethod
     def on_access(s, pool, e, i, hit):
         if not hit:
-            s.asked[pool.pool_of[e]] = e
+            s.asked[pool_of(pool, e)] = e
             return
         if s.q.where[e] == HIR:
             put(s.q, pool, LIR if s.stacked[e] else HIR, e)
@@ -86,7 +87,7 @@ class LIRS(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         if s.asked[p] != e:  # prefetched: not used yet
             put(s.q, pool, HIR, e)
             return
@@ -102,7 +103,7 @@ class LIRS(Eviction):
         else:
             drop(s.q, pool, e)
             _leave(s, pool, e)
-            _prune(s, pool, pool.pool_of[e])
+            _prune(s, pool, pool_of(pool, e))
 
     @staticmethod
     def victim(s, pool, p):
@@ -111,7 +112,7 @@ class LIRS(Eviction):
             e = np.int64(-1)
             x = s.stack.next[end_of(pool, 0, p)]
             while x != end_of(pool, 0, p):
-                if s.q.where[x] == LIR and pool.pin[x] != pool.stamp[0]:
+                if s.q.where[x] == LIR and not in_use(pool, x):
                     return np.int64(x)
                 x = s.stack.next[x]
         return e

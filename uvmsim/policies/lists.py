@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.jit import kernel_part as inner
-from uvmsim.policies.base import Context
+from uvmsim.core.jit import kernel_part as inner
+from uvmsim.policies.base import Context, in_use
 
 
 class Lists(NamedTuple):
@@ -66,7 +66,7 @@ def to_tail(links, sentinel, e):
 def oldest_free(links, pool, sentinel):
     """The oldest entry that is not in use by the current event; -1 if there is none."""
     e = links.next[sentinel]
-    while e != sentinel and pool.pin[e] == pool.stamp[0]:
+    while e != sentinel and in_use(pool, e):
         e = links.next[e]
     return -1 if e == sentinel else e
 
@@ -75,6 +75,6 @@ def oldest_free(links, pool, sentinel):
 def newest_free(links, pool, sentinel):
     """The newest entry that is not in use by the current event; -1 if there is none."""
     e = links.prev[sentinel]
-    while e != sentinel and pool.pin[e] == pool.stamp[0]:
+    while e != sentinel and in_use(pool, e):
         e = links.prev[e]
     return -1 if e == sentinel else e

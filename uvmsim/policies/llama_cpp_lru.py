@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.jit import kernel_part
-from uvmsim.policies.base import EVENT, Eviction
+from uvmsim.core.jit import kernel_part
+from uvmsim.policies.base import EVENT, Eviction, pool_of
 from uvmsim.policies.lists import Lists, end_of, new_lists, oldest_free, push_tail, to_tail, unlink
 
 MAX_BATCH = 32
@@ -31,7 +31,7 @@ class State(NamedTuple):
 @kernel_part
 def too_large(s, pool, ev):
     """Whether llama.cpp reads this micro-batch's experts past the cache."""
-    p = pool.pool_of[ev.layer * pool.n_experts]
+    p = pool_of(pool, ev.layer * pool.n_experts)
     most = min(ev.tokens * s.top_k[0], pool.n_experts)
     return ev.tokens > MAX_BATCH or most > pool.lo[p + 1] - pool.lo[p]
 
@@ -56,12 +56,12 @@ class LlamaCppLRU(Eviction):
         for j in range(len(ev.experts)):
             e = ev.experts[j]
             if pool.slot_of[e] >= 0:
-                to_tail(s.order, end_of(pool, 0, pool.pool_of[e]), e)
+                to_tail(s.order, end_of(pool, 0, pool_of(pool, e)), e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
         # Misses come in order of first appearance: put each before the larger ids of its event.
-        end = end_of(pool, 0, pool.pool_of[e])
+        end = end_of(pool, 0, pool_of(pool, e))
         at = end
         newer = s.order.prev[at]
         while newer != end and newer > e and s.brought[newer] == pool.clock[EVENT]:

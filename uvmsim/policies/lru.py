@@ -1,6 +1,6 @@
 """LRU and MRU, over one linked list a pool."""
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.lists import (
     end_of,
     new_lists,
@@ -17,6 +17,7 @@ class LRU(Eviction):
 
     name = "lru"
     source = "Mattson, Gecsei, Slutz and Traiger 1970"
+    reads = frozenset()
 
     def state(self, ctx):
         return new_lists(ctx)
@@ -24,11 +25,11 @@ class LRU(Eviction):
     @staticmethod
     def on_access(s, pool, e, i, hit):
         if hit:
-            to_tail(s, end_of(pool, 0, pool.pool_of[e]), e)
+            to_tail(s, end_of(pool, 0, pool_of(pool, e)), e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        push_tail(s, end_of(pool, 0, pool.pool_of[e]), e)
+        push_tail(s, end_of(pool, 0, pool_of(pool, e)), e)
 
     @staticmethod
     def on_evict(s, pool, e):
@@ -44,6 +45,7 @@ class MRU(LRU):
 
     name = "mru"
     source = "Chou and DeWitt 1985"
+    reads = frozenset()
 
     @staticmethod
     def victim(s, pool, p):

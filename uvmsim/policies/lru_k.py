@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.heaps import Heaps, heap_least_free, heap_remove, heap_set, new_heaps
 from uvmsim.policies.lists import Lists, end_of, new_lists, oldest_free, push_tail, unlink
 
@@ -24,6 +24,7 @@ class LRUK(Eviction):
 
     name = "lru-k"
     source = "O'Neil, O'Neil and Weikum 1993, K = 2; history kept while resident, as libCacheSim"
+    reads = frozenset()
 
     def state(self, ctx):
         return State(
@@ -35,7 +36,7 @@ class LRUK(Eviction):
         if hit:
             if s.heaps.place[e] < 0:
                 unlink(s.links, e)
-            heap_set(s.heaps, pool, pool.pool_of[e], e, s.last[e])
+            heap_set(s.heaps, pool, pool_of(pool, e), e, s.last[e])
             s.tick[0] += 1
             s.last[e] = s.tick[0]
 
@@ -43,14 +44,14 @@ class LRUK(Eviction):
     def on_insert(s, pool, e, i):
         s.tick[0] += 1
         s.last[e] = s.tick[0]
-        push_tail(s.links, end_of(pool, 0, pool.pool_of[e]), e)
+        push_tail(s.links, end_of(pool, 0, pool_of(pool, e)), e)
 
     @staticmethod
     def on_evict(s, pool, e):
         if s.heaps.place[e] < 0:
             unlink(s.links, e)
         else:
-            heap_remove(s.heaps, pool, pool.pool_of[e], e)
+            heap_remove(s.heaps, pool, pool_of(pool, e), e)
 
     @staticmethod
     def victim(s, pool, p):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Context
+from uvmsim.policies.base import Context, pool_of
 from uvmsim.policies.lists import (
     Lists,
     end_of,
@@ -44,7 +44,7 @@ def new_queues(ctx: Context, kinds: int) -> Queues:
 @inner
 def put(q, pool, kind, e):
     """Make ``e`` the newest of queue ``kind`` of its pool, out of whichever it is in."""
-    p = pool.pool_of[e]
+    p = pool_of(pool, e)
     old = q.where[e]
     if old == kind:
         to_tail(q.links, end_of(pool, kind, p), e)
@@ -63,7 +63,7 @@ def drop(q, pool, e):
     old = q.where[e]
     if old != NOWHERE:
         unlink(q.links, e)
-        q.size[old, pool.pool_of[e]] -= 1
+        q.size[old, pool_of(pool, e)] -= 1
         q.where[e] = NOWHERE
 
 

@@ -18,6 +18,7 @@ class Random(Eviction):
 
     name = "random"
     source = "generator: xorshift64*, Vigna 2016"
+    reads = frozenset({"slots"})
 
     def state(self, ctx):
         seed = np.random.SeedSequence(ctx.seed).generate_state(1, np.uint64)

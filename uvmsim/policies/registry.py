@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from traces.errors import InputError
+from uvmsim.policies import user_files
 from uvmsim.policies.base import Eviction, Policy, Prefetch
 
-CONTRACT = ("base", "registry", "bitset", "lists", "heaps", "queues", "rings")
+CONTRACT = ("base", "registry", "user_files", "bitset", "lists", "heaps", "queues", "rings")
 
 P = TypeVar("P", bound=Policy)
 
@@ -215,25 +212,10 @@ def _kind_name(kind: type) -> str:
 
 
 def _load_user(path: str, name: str, kind: Kind) -> type[Policy]:
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise InputError(f"policy file {path}: no such file")
-    module_name = "uvmsim_user_" + hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # so that compiled code finds its state class again
-        try:
-            spec.loader.exec_module(module)
-        except Exception as err:
-            del sys.modules[module_name]
-            line = _line_in(err, file)
-            raise InputError(f"policy file {path}{line}: {type(err).__name__}: {err}") from err
+    module = user_files.load(path)
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, kind.bases)):
-        there = [k for k, v in vars(module).items() if _is_own(v, module_name, kind)]
+        there = [k for k, v in vars(module).items() if _is_own(v, module.__name__, kind)]
         raise InputError(
             f"policy file {path}: no {kind.noun} class {name!r}; it has: {', '.join(there) or 'none'}"
         )
@@ -243,14 +225,3 @@ def _load_user(path: str, name: str, kind: Kind) -> type[Policy]:
 def _is_own(value: Any, module_name: str, kind: Kind) -> bool:
     own = isinstance(value, type) and issubclass(value, kind.bases)
     return own and value.__module__ == module_name
-
-
-def _line_in(err: Exception, file: Path) -> str:
-    if isinstance(err, SyntaxError):
-        return f", line {err.lineno}"
-    tb, line = err.__traceback__, None
-    while tb:
-        if tb.tb_frame.f_code.co_filename == str(file):
-            line = tb.tb_lineno
-        tb = tb.tb_next
-    return f", line {line}" if line else ""

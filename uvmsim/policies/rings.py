@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Context
+from uvmsim.policies.base import Context, in_use, pool_of
 from uvmsim.policies.lists import inner
 
 
@@ -28,7 +28,7 @@ def new_rings(ctx: Context) -> Rings:
 @inner
 def ring_push(r, pool, e):
     """Make ``e``, which just got a slot, the newest of its pool."""
-    p = pool.pool_of[e]
+    p = pool_of(pool, e)
     room = pool.lo[p + 1] - pool.lo[p]
     j = r.head[p] + pool.used[p] - 1
     r.at[np.uint64(pool.lo[p] + (j - room if j >= room else j))] = e
@@ -48,12 +48,12 @@ def ring_free(r, pool, p):
     lo, room = pool.lo[p], pool.lo[p + 1] - pool.lo[p]
     at = r.head[p]
     e = r.at[np.uint64(lo + at)]
-    if pool.pin[e] != pool.stamp[0]:
+    if not in_use(pool, e):
         return np.int64(e)
     for skipped in range(1, room):
         at = 0 if at + 1 == room else at + 1
         e = r.at[lo + at]
-        if pool.pin[e] != pool.stamp[0]:
+        if not in_use(pool, e):
             for _ in range(skipped):
                 before = room - 1 if at == 0 else at - 1
                 r.at[lo + at] = r.at[lo + before]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use
+from uvmsim.policies.base import Eviction, in_use, pool_of
 from uvmsim.policies.lists import end_of
 from uvmsim.policies.queues import Queues, drop, head, new_queues, put
 
@@ -29,6 +29,7 @@ class S3FIFO(Eviction):
     source = (
         "Yang, Zhang, Qiu, Yue and Vigfusson 2023 (SOSP); promotes at 2 uses, as libCacheSim 0.3.5"
     )
+    reads = frozenset()
 
     def state(self, ctx):
         small, ghost = ((ctx.capacity * share).astype(np.int64) for share in (0.1, 0.9))
@@ -42,12 +43,12 @@ class S3FIFO(Eviction):
             if s.uses[e] < 3:
                 s.uses[e] += 1
         elif s.q.where[e] == GHOST:
-            s.back[pool.pool_of[e]] = 1
+            s.back[pool_of(pool, e)] = 1
             drop(s.q, pool, e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         spare = s.full[p] == 0 and s.q.size[SMALL, p] >= s.room[SMALL, p]
         put(s.q, pool, MAIN if s.back[p] == 1 or spare else SMALL, e)
         s.back[p] = 0
@@ -55,7 +56,7 @@ class S3FIFO(Eviction):
 
     @staticmethod
     def on_evict(s, pool, e):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         s.full[p] = 1
         if s.q.where[e] == MAIN:
             drop(s.q, pool, e)
@@ -89,6 +90,7 @@ class S3FIFO2024(S3FIFO):
 
     name = "s3fifo-2024"
     source = "Yang, Zhang, Qiu, Yue and Vigfusson 2023 (SOSP); as libCacheSim before October 2024"
+    reads = frozenset()
 
     def state(self, ctx):
         s = super().state(ctx)

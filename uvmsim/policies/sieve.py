@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use
+from uvmsim.policies.base import Eviction, in_use, pool_of
 from uvmsim.policies.lists import Lists, end_of, new_lists, push_tail, unlink
 
 
@@ -22,6 +22,7 @@ class Sieve(Eviction):
 
     name = "sieve"
     source = "Zhang, Yang, Yue, Vigfusson and Rashmi 2024 (NSDI)"
+    reads = frozenset()
 
     def state(self, ctx):
         hand = ctx.n_total + np.arange(len(ctx.capacity), dtype=np.uint32)
@@ -35,11 +36,11 @@ class Sieve(Eviction):
     @staticmethod
     def on_insert(s, pool, e, i):
         s.used[e] = 0
-        push_tail(s.links, end_of(pool, 0, pool.pool_of[e]), e)
+        push_tail(s.links, end_of(pool, 0, pool_of(pool, e)), e)
 
     @staticmethod
     def on_evict(s, pool, e):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         if s.hand[p] == e:
             s.hand[p] = s.links.next[e]
         unlink(s.links, e)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.queues import Queues, drop, first_free, head, new_queues, put
 
 
@@ -20,6 +20,7 @@ class SLRU(Eviction):
 
     name = "slru"
     source = "Karedla, Love and Wherry 1994; four equal segments filled from below, as libCacheSim"
+    reads = frozenset()
     segments: int = 4
     """2 are the paper's probationary and protected segment."""
 
@@ -31,7 +32,7 @@ class SLRU(Eviction):
     @staticmethod
     def on_access(s, pool, e, i, hit):
         if hit:
-            p = pool.pool_of[e]
+            p = pool_of(pool, e)
             k = min(np.int64(s.q.where[e]) + 1, len(s.room) - 1)
             put(s.q, pool, k, e)
             while k > 0 and s.q.size[k, p] > s.room[k, p]:
@@ -40,7 +41,7 @@ class SLRU(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         k = 0
         while k + 1 < len(s.room) and s.q.size[k, p] >= s.room[k, p]:
             k += 1

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use
+from uvmsim.policies.base import Eviction, in_use, pool_of
 from uvmsim.policies.lists import Lists, new_lists, push_tail, unlink
 
 
@@ -21,6 +21,7 @@ class StaticPin(Eviction):
     name = "static-pin"
     source = "profile-pinned experts, as in llama.cpp forks (moe-trace + pin lists)"
     needs = frozenset({"profile"})
+    reads = frozenset()
     scratch: int = 0
     """Slots a pool left for all other experts; 0 = top-k."""
 
@@ -37,11 +38,11 @@ class StaticPin(Eviction):
     def on_access(s, pool, e, i, hit):
         if hit:
             unlink(s.links, e)
-            push_tail(s.links, pool.layer_of.size + pool.pool_of[e], e)
+            push_tail(s.links, pool.layer_of.size + pool_of(pool, e), e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        push_tail(s.links, pool.layer_of.size + pool.pool_of[e], e)
+        push_tail(s.links, pool.layer_of.size + pool_of(pool, e), e)
 
     @staticmethod
     def on_evict(s, pool, e):

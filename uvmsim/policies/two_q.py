@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.queues import Queues, drop, first_free, head, new_queues, put
 
 A1IN, A1OUT, AM = range(3)
@@ -24,6 +24,7 @@ class TwoQ(Eviction):
 
     name = "2q"
     source = "Johnson and Shasha 1994 (VLDB), full version; Kin = c/4, Kout = c/2"
+    reads = frozenset()
 
     def state(self, ctx):
         room = np.stack([ctx.capacity // 4, ctx.capacity // 2])
@@ -34,18 +35,18 @@ class TwoQ(Eviction):
         if s.q.where[e] == AM:
             put(s.q, pool, AM, e)
         elif s.q.where[e] == A1OUT:
-            s.back[pool.pool_of[e]] = 1
+            s.back[pool_of(pool, e)] = 1
             drop(s.q, pool, e)
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         put(s.q, pool, AM if s.back[p] == 1 else A1IN, e)
         s.back[p] = 0
 
     @staticmethod
     def on_evict(s, pool, e):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         if s.q.where[e] == AM:
             drop(s.q, pool, e)
             return

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction
+from uvmsim.policies.base import Eviction, pool_of
 from uvmsim.policies.lists import inner
 from uvmsim.policies.queues import Queues, drop, first_free, head, new_queues, put
 
@@ -26,7 +26,7 @@ class State(NamedTuple):
 @inner
 def _uses(s, pool, e):
     """Uses of ``e``, halved once for every period that ended since they were counted."""
-    return np.int64(s.uses[e]) >> min(s.now[pool.pool_of[e]] - s.period[e], 8)
+    return np.int64(s.uses[e]) >> min(s.now[pool_of(pool, e)] - s.period[e], 8)
 
 
 class WTinyLFU(Eviction):
@@ -37,6 +37,7 @@ class WTinyLFU(Eviction):
         "Einziger, Friedman and Manes 2017 (ACM TOS); window 1 %, protected 80 % of the rest; exact "
         "4-bit counts (ids are dense) in place of the count-min sketch, halved every 10 c uses"
     )
+    reads = frozenset()
 
     def state(self, ctx):
         n, c = ctx.n_total, ctx.capacity
@@ -51,7 +52,7 @@ class WTinyLFU(Eviction):
 
     @staticmethod
     def on_access(s, pool, e, i, hit):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         s.uses[e] = min(_uses(s, pool, e) + 1, 15)
         s.period[e] = s.now[p]
         s.sample[p] += 1
@@ -66,7 +67,7 @@ class WTinyLFU(Eviction):
 
     @staticmethod
     def on_insert(s, pool, e, i):
-        p = pool.pool_of[e]
+        p = pool_of(pool, e)
         put(s.q, pool, WINDOW, e)
         if s.q.size[WINDOW, p] > s.room[WINDOW, p]:
             put(s.q, pool, PROBATION, head(s.q, pool, WINDOW, p))

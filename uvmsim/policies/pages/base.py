@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.core.read_only import writable
 from uvmsim.policies.base import Nothing, Policy
 
 PAGES = 512
@@ -131,49 +132,54 @@ class PagePolicy(Policy):
 def set_region(region: np.ndarray, first: int, outer: int) -> None:
     """Answer [first, outer), clamped to what is allowed (bpf_uvm_set_va_block_region): a region
     cannot leave its 2 MiB block."""
-    region[FIRST] = max(first, region[MAX_FIRST])
-    region[OUTER] = max(min(outer, region[MAX_OUTER]), region[FIRST])
+    answer = writable(region)
+    answer[FIRST] = max(first, region[MAX_FIRST])
+    answer[OUTER] = max(min(outer, region[MAX_OUTER]), answer[FIRST])
+
+
+def _may_move(d: Driver, chunk: int) -> bool:
+    """Whether `move_head` and `move_tail` do anything; counts what is refused."""
+    in_a_list = 0 <= chunk < len(d.block_of) and d.block_of[chunk] >= 0
+    if in_a_list and (d.n[CURRENT] < 0 or d.n[CURRENT] == chunk):
+        return True
+    writable(d.n)[REFUSED] += 1
+    return False
 
 
 def move_head(d: Driver, chunk: int) -> None:
     """Make a chunk the next to be evicted (bpf_uvm_pmm_chunk_move_head). Refused for another chunk
     than the current one, as in gpu_ext's bpf_gpu_request_reorder; `evict_prepare` may move any."""
-    if not 0 <= chunk < len(d.block_of) or d.block_of[chunk] < 0:  # in no list
-        d.n[REFUSED] += 1
+    if not _may_move(d, chunk):
         return
-    if d.n[CURRENT] >= 0 and d.n[CURRENT] != chunk:
-        d.n[REFUSED] += 1
-        return
-    end = len(d.next) - 1
-    d.next[d.prev[chunk]] = d.next[chunk]
-    d.prev[d.next[chunk]] = d.prev[chunk]
-    head = d.next[end]
-    d.next[end], d.prev[chunk] = chunk, end
-    d.next[chunk], d.prev[head] = head, chunk
+    nxt, prev = writable(d.next), writable(d.prev)
+    end = len(nxt) - 1
+    nxt[prev[chunk]] = nxt[chunk]
+    prev[nxt[chunk]] = prev[chunk]
+    head = nxt[end]
+    nxt[end], prev[chunk] = chunk, end
+    nxt[chunk], prev[head] = head, chunk
 
 
 def move_tail(d: Driver, chunk: int) -> None:
     """Make a chunk the last to be evicted (bpf_uvm_pmm_chunk_move_tail); see `move_head`."""
-    if not 0 <= chunk < len(d.block_of) or d.block_of[chunk] < 0:  # in no list
-        d.n[REFUSED] += 1
+    if not _may_move(d, chunk):
         return
-    if d.n[CURRENT] >= 0 and d.n[CURRENT] != chunk:
-        d.n[REFUSED] += 1
-        return
-    end = len(d.next) - 1
-    d.next[d.prev[chunk]] = d.next[chunk]
-    d.prev[d.next[chunk]] = d.prev[chunk]
-    tail = d.prev[end]
-    d.prev[end], d.next[chunk] = chunk, end
-    d.prev[chunk], d.next[tail] = tail, chunk
+    nxt, prev = writable(d.next), writable(d.prev)
+    end = len(nxt) - 1
+    nxt[prev[chunk]] = nxt[chunk]
+    prev[nxt[chunk]] = prev[chunk]
+    tail = prev[end]
+    prev[end], nxt[chunk] = chunk, end
+    prev[chunk], nxt[tail] = tail, chunk
 
 
 def migrate(d: Driver, block: int) -> None:
     """Ask for a whole other block, to be brought in after this batch without anybody waiting
     (bpf_gpu_migrate_range from a bpf_wq). Requests beyond the room of ``d.wanted`` are dropped."""
-    if d.n[ASKED] < len(d.wanted) and 0 <= block < len(d.chunk_of):
-        d.wanted[d.n[ASKED]] = block
-        d.n[ASKED] += 1
+    n = writable(d.n)
+    if n[ASKED] < len(d.wanted) and 0 <= block < len(d.chunk_of):
+        writable(d.wanted)[n[ASKED]] = block
+        n[ASKED] += 1
 
 
 def layer_of(boundaries: np.ndarray, block: int) -> int:

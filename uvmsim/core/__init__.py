@@ -1,0 +1,1 @@
+"""How kernels are made: compile options, call closures, hooks put into templates."""

@@ -1,0 +1,49 @@
+"""What the driver asks a program, as `uvmsim.policies.pages.base.PagePolicy` has it. These do what the
+driver does without one; `uvmsim.core.bind` puts a policy's own in their place and sets the switches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uvmsim.core.read_only import read_only
+from uvmsim.policies.pages.base import DEFAULT, Driver
+
+HAS_PREFETCH = False
+"""A policy has prefetch hooks of its own, and so on."""
+HAS_ORDER = False
+MIGRATES = False
+RECORDS = False
+"""The program is written, for a readable clock and for export."""
+
+
+def page_prefetch(s: Any, d: Driver, block: int, page: int, region: np.ndarray) -> int:
+    return DEFAULT
+
+
+def page_prefetch_iter(
+    s: Any, d: Driver, block: int, first: int, outer: int, counter: int, region: np.ndarray
+) -> int:
+    return 0
+
+
+def block_activate(s: Any, d: Driver, chunk: int) -> int:
+    return 0
+
+
+def block_access(s: Any, d: Driver, chunk: int) -> int:
+    return DEFAULT
+
+
+def evict_prepare(s: Any, d: Driver) -> int:
+    return 0
+
+
+def seen_by_hooks(d: Driver) -> Driver:
+    """The driver's tables as hooks get them: to read. The contract's actions write on their behalf."""
+    return Driver(
+        read_only(d.resident), read_only(d.n_resident), read_only(d.n_pages),
+        read_only(d.chunk_of), read_only(d.block_of), read_only(d.next), read_only(d.prev),
+        read_only(d.tenant_of), read_only(d.accessed), read_only(d.wanted), read_only(d.n),
+    )  # fmt: skip
