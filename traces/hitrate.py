@@ -7,8 +7,9 @@ that a trace can be judged with nothing but the trace package.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from traces.jit import compiled
 
 
 def slots_of(share: float, n_experts: int, k: int) -> int:
@@ -27,7 +28,7 @@ def lfu_hits(ids: np.ndarray, bounds: np.ndarray, n_experts: int, slots: int) ->
     return int(_hits(ids.astype(np.int64), bounds, n_experts, slots, True))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _hits(
     ids: np.ndarray, bounds: np.ndarray, n_experts: int, slots: int, frequency: bool
 ) -> int:  # pragma: no cover

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
+
+from traces.jit import compiled
 
 EDGE, CELLS = 6.0, 8192
 STEP = 2 * EDGE / CELLS
@@ -21,7 +22,7 @@ def _exact_gumbel(x: float) -> float:
 _TABLE = np.array([_exact_gumbel(-EDGE + i * STEP) for i in range(CELLS + 2)])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def gumbel(x: float) -> float:  # pragma: no cover
     """A standard normal turned into a standard Gumbel with the same rank.
 
@@ -32,7 +33,7 @@ def gumbel(x: float) -> float:  # pragma: no cover
     return _TABLE[i] + (at - i) * (_TABLE[i + 1] - _TABLE[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _top(z: np.ndarray, k: int, out: np.ndarray) -> None:  # pragma: no cover
     """Indices of the k largest values, largest first, by insertion."""
     n = 0
@@ -49,7 +50,7 @@ def _top(z: np.ndarray, k: int, out: np.ndarray) -> None:  # pragma: no cover
             n += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def generate_layer(
     logits: np.ndarray,
     k: int,
@@ -91,7 +92,7 @@ def generate_layer(
                 perturbed[t, j] = z[chosen[j]]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def overlap_curve(
     logits: np.ndarray, k: int, grid: np.ndarray, pairs: int, rng: np.random.Generator
 ) -> np.ndarray:  # pragma: no cover

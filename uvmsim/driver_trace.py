@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
 from traces.errors import InputError
 from traces.fault_writer import FaultWriter
+from traces.jit import compiled
 from uvmsim.hardware import Hardware
 from uvmsim.paging import tables as t
 from uvmsim.paging.layout import BLOCK, PAGE
@@ -111,7 +111,7 @@ def _append(writer, program, rows, before, after, setup: Setup, costs: t.Costs) 
     return len(codes)
 
 
-@njit(cache=True)
+@compiled()
 def row_times(kind, a, b, c, duplex, n_kernels):
     """The clock of `uvmsim.paging.driver` over a program's rows: int64 [R] the fault handler's time
     before and after each row, int64 [K] the kernels' ends, ns."""

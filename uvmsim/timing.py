@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from traces.errors import InputError
+from traces.jit import compiled
 from uvmsim.hardware import Hardware
 from uvmsim.memory.plan import Plan
 from uvmsim.model import Model
@@ -82,7 +82,7 @@ def expert_times(
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _wave_ns(
     wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_rate, launch, tile, rows
 ):  # fmt: skip

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from traces.errors import InputError
+from traces.jit import compiled
 from traces.routing import RoutingTrace
 
 
@@ -172,7 +172,7 @@ def _attended(pos, step_row, per_step) -> np.ndarray:
     return total[step_row + per_step] - total[step_row]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _events(experts, bounds, group_layer, n_experts, n_total):
     """Distinct ids of each run of rows, in order of first appearance."""
     rows, k = experts.shape
@@ -209,7 +209,7 @@ def _events(experts, bounds, group_layer, n_experts, n_total):
     return ids[:a].copy(), counts[:a].copy(), lo, tokens, row_lo
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def next_uses(ids, n_total, lo, hi, out, first):
     """Fill ``out[lo:hi]`` with the number of each id's next access before ``hi`` (NEVER if none)
     and ``first`` with each id's first access in the range."""

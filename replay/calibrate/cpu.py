@@ -6,14 +6,15 @@ import time
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from replay.calibrate.stats import Row, repeat, row
+from traces.jit import compiled
 
 WIDTH = 2048
 
 
-@njit(parallel=True, fastmath=True, nogil=True, cache=True)
+@compiled(parallel=True, fastmath=True, nogil=True)
 def _gemv(matrix: Any, vector: Any, out: Any) -> None:
     for i in prange(matrix.shape[0]):
         total = np.float32(0)

@@ -9,8 +9,8 @@ the event, and all of the event's experts move to the front after it.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from traces.jit import compiled
 from uvmsim.core.jit import inner
 
 
@@ -23,7 +23,7 @@ def _ones(x):
     return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def stack_histogram(ids, event_lo, n_total, count_from=0):
     """Histogram of LRU stack distances.
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from traces.jit import compiled
 from uvmsim.core.jit import inner
 from uvmsim.hardware import Hardware
 from uvmsim.model import Model
@@ -297,7 +297,7 @@ def _tiles(out, n, write, offset, each, row, ids, counts, a, b, n_experts, token
         _end_wave(out, n, write, 0, 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _emit(
     ids, counts, event_lo, event_layer, event_step, step_tokens, kv_len, n_experts, pre, expert,
     tail, dense, dense_lo, banks, bank_lo, blocks, sms, window, kv_page, kv_layer, kv_token,
