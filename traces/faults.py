@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from traces.errors import InputError
-from traces.fault_writer import FaultWriter, hash_input, in_time_order
+from traces.fault_writer import WORDS, FaultWriter, hash_input, in_time_order
 from traces.ipc import HEADER, IpcFile, content_hash, read_ipc, require_file
 from traces.schema import (
     FAULT_COLUMNS,
@@ -144,13 +144,19 @@ def _as_words(column: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int8()), column.dictionary)
 
 
-def open_faults(path: str | Path) -> FaultTrace:
-    """Open a fault trace, whole or cut off. Raises `InputError` where it is not one."""
+def open_faults(path: str | Path, *, checked: bool = True) -> FaultTrace:
+    """Open a fault trace, whole or cut off. Raises `InputError` where it is not one.
+
+    ``checked=False`` lets words pass that are not in their list, as missing ones: it is for
+    `traces.check_faults`, which finds that the rows are not those recorded.
+    """
     content = _read(Path(path))
     try:
         meta = json.loads((content.schema.metadata or {}).get(META_KEY, b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: its metadata is damaged; copy or record it again") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("version", 0), int):
+        raise InputError(f"{path}: its metadata is damaged; copy or record it again")
     if meta.get("schema") != FAULTS_SCHEMA:
         what = meta.get("schema") or "no uvmsim"
         raise InputError(f"{path}: holds {what} records, not faults; name a fault trace")
@@ -162,7 +168,12 @@ def open_faults(path: str | Path) -> FaultTrace:
     _check_columns(content.schema, meta.get("version", 0), Path(path))
     if not content.batches:
         raise InputError(f"{path}: holds no events; record it again")
-    table = pa.Table.from_batches(content.batches)
+    if checked:
+        _check_words(content.batches, Path(path))
+        batches = content.batches
+    else:
+        batches = [_without_wrong_words(b) for b in content.batches]
+    table = pa.Table.from_batches(batches)
     if not content.complete:  # sorting is the last thing a writer does
         table = in_time_order(table.unify_dictionaries())
     recorded = (content.trailer or {}).get("sha256")
@@ -210,7 +221,7 @@ def is_fault_trace(path: str | Path) -> bool:
         else:
             return False
         meta = json.loads((schema.metadata or {}).get(META_KEY, b"{}"))
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
         return False
     return isinstance(meta, dict) and meta.get("schema") == FAULTS_SCHEMA
 
@@ -226,3 +237,47 @@ def _check_columns(schema: pa.Schema, version: int, p: Path) -> None:
             raise InputError(
                 f"{p}: column {name!r} is {schema.field(name).type}, not {type_}; make it again"
             )
+
+
+def _check_words(batches: list[pa.RecordBatch], p: Path) -> None:
+    """Raise `InputError` where a word's code is no index of the words, which Arrow would follow out
+    of its memory, or where the time or the kind of an event is missing."""
+    rows = 0
+    for batch in batches:
+        for name in (n for n in FAULT_COLUMNS if n in batch.schema.names):
+            column = batch.column(name)
+            bad = ~_in_dictionary(column) if name in WORDS else np.zeros(0, bool)
+            what = f"{name} is no word of its list"
+            if name in ("time_ns", "kind") and column.null_count:
+                bad, what = column.is_null().to_numpy(zero_copy_only=False), f"{name} is empty"
+            if bad.any():
+                row = rows + int(np.argmax(bad))
+                raise InputError(f"{p}, row {row}: {what} (damaged?); see `uvmsim trace check`")
+        rows += batch.num_rows
+
+
+def _without_wrong_words(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same events, words missing where their code is no index of the words."""
+    for i, name in enumerate(batch.schema.names):
+        if name in WORDS:
+            column = batch.column(name)
+            codes = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            codes = np.where(_in_dictionary(column), codes, 0).astype(np.int8)
+            missing = ~_in_dictionary(column) | ~column.is_valid().to_numpy(zero_copy_only=False)
+            mended = pa.DictionaryArray.from_arrays(
+                pa.array(codes, mask=missing), column.dictionary
+            )
+            batch = batch.set_column(i, batch.schema.field(i), mended)
+    return batch
+
+
+def _in_dictionary(column: pa.DictionaryArray) -> np.ndarray:
+    """bool [rows]: whether a code is one of a word; true where the word is missing."""
+    codes = column.indices
+    if codes.null_count:
+        codes = codes.fill_null(0)
+    values = codes.to_numpy(zero_copy_only=False)
+    inside = (values >= 0) & (values < len(column.dictionary))
+    if column.null_count:
+        inside |= column.is_null().to_numpy(zero_copy_only=False)
+    return inside

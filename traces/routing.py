@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from traces.bounds import check_meta, check_values
 from traces.columns import DTYPES, LISTS, REQUIRED, to_numpy
 from traces.dense import DenseRouting, dense_routing, token_index
 from traces.errors import InputError
@@ -138,10 +139,12 @@ class RoutingTrace:
             raise
 
 
-def open_routing(path: str | Path) -> RoutingTrace:
+def open_routing(path: str | Path, *, checked: bool = True) -> RoutingTrace:
     """Open a routing trace: Arrow IPC (memory-mapped) or Parquet, whole or cut off.
 
-    Raises `InputError` where the file is missing, not a routing trace, or holds no row.
+    Raises `InputError` where the file is missing, not a routing trace, holds no row, or holds what
+    no trace can (`traces.bounds`). ``checked=False`` lets impossible rows pass: it is for
+    `traces.check`, which lists them; nothing else may be given such a trace.
     """
     p = Path(path)
     require_file(p)
@@ -154,10 +157,11 @@ def open_routing(path: str | Path) -> RoutingTrace:
         batches, schema, mark = content.batches, content.schema, content.trailer or {}
     try:
         meta = parse_routing_meta(schema, str(p))
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise InputError(
             f"{p}: its metadata is damaged ({type(e).__name__}); copy or record it again"
         ) from None
+    check_meta(meta, p)
     _check_columns(schema, meta, p)
     if not batches:
         raise InputError(f"{p}: holds no rows (stopped before the first flush?); record it again")
@@ -167,13 +171,16 @@ def open_routing(path: str | Path) -> RoutingTrace:
             raise InputError(f"{p}: column {name!r} has empty values; make the trace again")
         chunks = [to_numpy(b, name) for b in batches]
         columns[name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-    return RoutingTrace(
+    trace = RoutingTrace(
         columns,
         meta,
         path=p,
         complete=bool(mark.get("complete")),
         recorded_sha256=mark.get("sha256"),
     )
+    if checked:
+        check_values(trace)
+    return trace
 
 
 def _check_columns(schema: pa.Schema, meta: RoutingMeta, p: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from traces.bounds import MAX_EXPERTS, MAX_LAYERS
 from traces.errors import InputError
 from traces.known_models import KNOWN, find
 from traces.model_info import ModelInfo
@@ -109,6 +110,9 @@ def _shape(
             "nothing to make: give --like TRACE, --shuffle TRACE, --shape MODEL, or all of "
             "--layers, --experts and --top-k"
         )
+    for option, n, most in (("--experts", experts, MAX_EXPERTS), ("--layers", layers, MAX_LAYERS)):
+        if n > most:
+            raise InputError(f"{option} {n:,}: a trace holds at most {most:,}")
     if top_k > experts:
         raise InputError(f"--top-k {top_k}: more than --experts {experts}; lower it")
     every = tuple(int(x) for x in np.arange(layers))

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from traces.bounds import check_values
 from traces.errors import InputError
 from traces.jit import compiled
 from traces.routing import RoutingTrace
@@ -78,7 +79,11 @@ class Workload:
 
 
 def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
-    """The event stream of a routing trace; ``unit`` is ``event`` or ``access``."""
+    """The event stream of a routing trace; ``unit`` is ``event`` or ``access``.
+
+    Raises `InputError` where the trace holds values that no trace can (`traces.bounds`).
+    """
+    check_values(trace)  # traces made in memory come here unseen
     layers = np.asarray(trace.layers)
     n_layers, n_experts, k = len(layers), trace.n_experts, trace.top_k
     step, layer = np.asarray(trace.step), np.asarray(trace.layer)
@@ -93,12 +98,6 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
     new_group[1:] = (np.diff(step) != 0) | (np.diff(layer) != 0)
     groups = np.flatnonzero(new_group)
     _check_order(trace, step[groups], layer[groups], groups)
-    if experts.size and (experts.max() >= n_experts or experts.min() < -1):
-        bad = int(np.flatnonzero(((experts >= n_experts) | (experts < -1)).any(axis=1))[0])
-        raise InputError(
-            f"{trace.path}, row {bad}: expert {experts[bad].tolist()} is outside 0..{n_experts - 1}; "
-            "see `uvmsim trace check`"
-        )
     if not (experts[:, 0] >= 0).any():
         raise InputError(f"{trace.path}: no row has a known routing; record it again")
     step_new = np.empty(n, bool)

@@ -106,12 +106,12 @@ def check(file: str, as_json: bool) -> None:
     if is_fault_trace(file):
         from traces.check_faults import check_faults
 
-        findings = check_faults(open_faults(file))
+        findings = check_faults(open_faults(file, checked=False))
     else:
         from traces.check import check as find
         from traces.routing import open_routing
 
-        findings = find(open_routing(file))
+        findings = find(open_routing(file, checked=False))
     if as_json:
         _json({"file": file, "findings": [f.to_json() for f in findings]})
     else:

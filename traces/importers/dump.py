@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from traces.bounds import MAX_EXPERTS
 from traces.errors import InputError
 from traces.importers import loader, sniff
 from traces.ipc import require_file
@@ -15,8 +16,6 @@ from traces.known_models import COMMON_EXPERT_COUNTS, KNOWN, find
 from traces.model_info import ModelInfo
 from traces.routing import RoutingTrace
 from traces.schema import DECODE, PREFILL, RoutingMeta
-
-MAX_EXPERTS = 32767  # ids are stored as int16
 
 
 @dataclass(frozen=True)
