@@ -120,3 +120,72 @@ def test_nothing_to_draw_is_one_line(tmp_path):
         draw(folder, tmp_path / "p.png")
     with pytest.raises(InputError, match=r"ends in \.png"):
         draw(folder, tmp_path / "p.txt")
+
+
+def paged(policy="default", vram=1, speed=10.0, **more) -> dict:
+    """A row of the mechanism uvm: policies of pages, no slots."""
+    own = {"mechanism": "uvm", "slots": None, "slots_asked": None, "threshold": 51}
+    return row(policy, vram, speed=speed, **own | more)
+
+
+def test_policies_of_pages_have_no_slots_and_are_drawn(tmp_path):
+    rows = [paged(p, v, speed=v * f) for p, f in (("default", 1), ("other", 2)) for v in (1, 2)]
+    folder = dataset(tmp_path / "d", rows)
+    grid = load(folder)
+    assert (grid.x_is, grid.x.tolist(), grid.fits_at) == ("memory", [1, 2], None)
+    assert {k: z.tolist() for k, z in grid.speed.items()} == {
+        "default": [[1, 2]], "other": [[2, 4]],
+    }  # fmt: skip
+    assert draw(folder, tmp_path / "p.png")["kind"] == "lines"
+
+
+def test_pages_beside_pools_are_a_level_line_of_one_memory_size(tmp_path):
+    pools = [row(slots=s, slots_asked=str(s), vram=v, speed=s) for s in (8, 16) for v in (1, 2)]
+    grid = load(dataset(tmp_path, [*pools, paged(vram=1, speed=3.0), paged(vram=2, speed=5.0)]))
+    assert grid.x_is_slots and grid.x.tolist() == [8, 16]
+    assert grid.speed["default"].tolist() == [[3.0, 3.0]]
+    assert grid.left_out == [f"vram_bytes {GIB} (1 of 2)"]
+
+
+def test_thresholds_are_not_averaged(tmp_path):
+    rows = [paged(vram=v, threshold=t, speed=t) for v in (1, 2) for t in (25, 51)]
+    grid = load(dataset(tmp_path, rows))
+    assert grid.speed["default"].tolist() == [[25, 25]]
+    assert grid.left_out == ["threshold 25 (1 of 2)"]
+
+
+def offloaded(ncmoe, vram=4, fits=True, **more) -> dict:
+    own = {"mechanism": "cpu-offload", "ncmoe": ncmoe, "slots": 0, "seed": None}
+    if not fits:
+        own |= {"status": "out-of-memory", "decode_tokens": None, "decode_tokens_per_s": None}
+    return row(None, vram, speed=100.0 - ncmoe, **own | more)
+
+
+def test_layers_on_the_cpu_are_an_axis_where_they_vary(tmp_path):
+    rows = [offloaded(n, fits=n >= 3) for n in range(6)]
+    rows.append(row("lru", speed=7.0))  # no layers on the CPU: the same at any number of them
+    folder = dataset(tmp_path / "d", rows)
+    grid = load(folder)
+    assert (grid.x_is, grid.x.tolist(), grid.left_out) == ("ncmoe", [0, 1, 2, 3, 4, 5], [])
+    assert grid.speed["cpu-offload"][0, 3:].tolist() == [97, 96, 95]
+    assert np.isnan(grid.speed["cpu-offload"][0, :3]).all()
+    assert grid.too_big["cpu-offload"].tolist() == [[True] * 3 + [False] * 3]
+    assert grid.speed["lru"].tolist() == [[7.0] * 6]
+    told = draw(folder, tmp_path / "p.png")
+    assert told["ncmoe"] == [0, 1, 2, 3, 4, 5] and "memory" not in told
+
+
+def test_what_is_drawn_is_chosen_among_the_finished(tmp_path):
+    """Of the commonest machine and number of layers nothing fits: the others are drawn."""
+    rows = [offloaded(n, v, fits=False, hardware="small") for n in range(4) for v in (1, 2)]
+    rows += [offloaded(n, v, fits=n > 2, hardware="big") for n in (2, 3) for v in (3, 4)]
+    grid = load(dataset(tmp_path, rows))
+    assert grid.about["hardware"] == "big"
+    assert grid.speed["cpu-offload"].tolist() == [[97, 97]]
+    assert grid.left_out == ["hardware big (1 of 2)", "ncmoe 3 (1 of 2)"]
+
+
+def test_nothing_finished_says_so(tmp_path):
+    folder = dataset(tmp_path, [offloaded(n, fits=False) for n in range(3)])
+    with pytest.raises(InputError, match="no finished cell to draw"):
+        load(folder)

@@ -16,9 +16,14 @@ from uvmsim.sweep.store import read
 
 FIXED = (
     "trace_sha256", "limit", "unit", "model", "quantisation", "expert_bytes", "hardware", "pool",
-    "reset", "write_back", "pageable", "ncmoe", "profile_sha256",
+    "reset", "write_back", "pageable", "ncmoe", "threshold", "profile_sha256",
 )  # fmt: skip
-"""What one picture has one value of; where rows have several, the commonest is drawn."""
+"""What one picture has one value of; where rows have several, the commonest of the finished ones is
+drawn. (Of ``ncmoe`` several, where it is the axis.)"""
+
+
+AXES = {"slots": "slots", "memory": "vram_bytes", "ncmoe": "ncmoe"}
+"""What X can be, and its column. Runs that have no such value do as well at any."""
 
 
 @dataclass
@@ -26,10 +31,11 @@ class Grid:
     """Tokens/s over memory (X values) and link (Y values)."""
 
     x: np.ndarray
-    """float64 [X]: GiB of VRAM, or slots."""
+    """float64 [X]: GiB of VRAM, slots, or layers on the CPU."""
     y: np.ndarray
     """float64 [Y]: GB/s."""
-    x_is_slots: bool
+    x_is: str
+    """A key of `AXES`."""
     speed: dict[str, np.ndarray]
     """By policy (or mechanism), bounds last: float64 [Y, X], NaN where there is none."""
     too_big: dict[str, np.ndarray]
@@ -43,6 +49,10 @@ class Grid:
     about: dict[str, Any]
     left_out: list[str] = field(default_factory=list)
     """One phrase for each parameter of which other values exist and are not drawn."""
+
+    @property
+    def x_is_slots(self) -> bool:
+        return self.x_is == "slots"
 
     @property
     def real(self) -> list[str]:
@@ -63,19 +73,15 @@ def load(
     for condition in where:
         rows = _filtered(rows, condition)
     rows = [r for r in rows if r["status"] in (OK, OUT_OF_MEMORY)]
-    rows, left_out = _one_of_each(rows)
-    done = [r for r in rows if r["status"] == OK]
-    if not done:
+    if not any(r["status"] == OK for r in rows):
         raise InputError(f"{dataset}: no finished cell to draw; see its column 'error'")
-    pooled = [r for r in rows if r["policy"] is not None]
-    by_slots = len({r["slots_asked"] for r in pooled}) > 1
-    if by_slots:
+    rows, x_is, left_out = _one_of_each(rows)
+    if x_is == "slots":
         rows = [r for r in rows if r["status"] == OK]
+    done = [r for r in rows if r["status"] == OK]
     decode = any(r["decode_tokens"] for r in done)
     measure = "decode_tokens_per_s" if decode else "tokens_per_s"
-    xs = sorted(
-        {_x(r, by_slots) for r in (pooled if by_slots else rows) if _x(r, by_slots) is not None}
-    )
+    xs = sorted({_x(r, x_is) for r in rows} - {None})
     ys = sorted({r["link_bytes_per_s"] for r in rows})
     x_at, y_at = {v: i for i, v in enumerate(xs)}, {v: i for i, v in enumerate(ys)}
     sums: dict[str, np.ndarray] = {}
@@ -87,9 +93,8 @@ def load(
         for store in (sums, counts):
             store.setdefault(label, np.zeros(shape))
         big = too_big.setdefault(label, np.zeros(shape, bool))
-        # A run without a pool does as well whatever the pool's size.
-        free = by_slots and r["policy"] is None
-        at = (y_at[r["link_bytes_per_s"]], slice(None) if free else x_at[_x(r, by_slots)])
+        x = _x(r, x_is)
+        at = (y_at[r["link_bytes_per_s"]], slice(None) if x is None else x_at[x])
         if r["status"] == OUT_OF_MEMORY:
             big[at] = True
         elif r[measure] is not None:
@@ -98,22 +103,30 @@ def load(
     speed = {k: np.where(counts[k] > 0, sums[k] / np.maximum(counts[k], 1), np.nan) for k in sums}
     bounds = frozenset(k for k in speed if _sees_future(k))
     # What can be built first, what is a mechanism's own and what is only a bound after it.
-    named = {r["policy"] for r in pooled}
+    named = {r["policy"] for r in rows}
     order = sorted(speed, key=lambda k: (k in bounds, k not in named, "+" in k))
-    full = [_x(r, by_slots) for r in done if r["policy"] and r["slots"] >= r["experts"]]
-    scale_x = 1.0 if by_slots else 2.0**30
+    full = [_x(r, x_is) for r in done if _pooled(r) and r["slots"] >= r["experts"]]
+    scale_x = 2.0**30 if x_is == "memory" else 1.0
     first = done[0]
     return Grid(
-        np.array(xs, float) / scale_x, np.array(ys, float) / 1e9, by_slots,
+        np.array(xs, float) / scale_x, np.array(ys, float) / 1e9, x_is,
         {k: speed[k] for k in order}, too_big, bounds, "decode" if decode else "all",
-        min(full) / scale_x if full and min(full) > xs[0] else None,
+        min(full) / scale_x if full and x_is != "ncmoe" and min(full) > xs[0] else None,
         {k: first[k] for k in ("model", "hardware", "trace", "tokens", "expert_bytes", "experts")},
         left_out,
     )  # fmt: skip
 
 
-def _x(row: dict[str, Any], by_slots: bool) -> Any:
-    return row["slots"] if by_slots else row["vram_bytes"]
+def _pooled(row: dict[str, Any]) -> bool:
+    """Whether a run had slots for experts. Policies of pages have a threshold and no slots."""
+    return row["policy"] is not None and row["threshold"] is None
+
+
+def _x(row: dict[str, Any], x_is: str) -> Any:
+    """None for a run that does as well whatever X is."""
+    if x_is == "slots" and not _pooled(row):
+        return None
+    return row[AXES[x_is]]
 
 
 def _filtered(rows: list[dict[str, Any]], condition: str) -> list[dict[str, Any]]:
@@ -130,17 +143,44 @@ def _filtered(rows: list[dict[str, Any]], condition: str) -> list[dict[str, Any]
     return kept
 
 
-def _one_of_each(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows that agree in `FIXED`; nulls (options that do not apply) agree with everything."""
-    left_out = []
+def _one_of_each(
+    rows: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], str, list[str]]:
+    """Rows that agree in `FIXED`; nulls (options that do not apply) agree with everything. Then what
+    X is, and what is left out."""
+    left_out: list[str] = []
+    x_is = "memory"
     for column in FIXED:
-        count = Counter(r[column] for r in rows if r[column] is not None)
-        if len(count) > 1:
-            value = count.most_common(1)[0][0]
-            rows = [r for r in rows if r[column] in (value, None)]
-            shown = str(value)[:12]
-            left_out.append(f"{column} {shown} (1 of {len(count)})")
-    return rows, left_out
+        if column == "ncmoe" and _over_ncmoe(rows):
+            x_is = "ncmoe"
+        else:
+            rows = _commonest(rows, column, left_out)
+    if len({r["slots_asked"] for r in rows if _pooled(r)}) > 1:
+        x_is = "slots"
+        # Pages are held in all of the memory, whose size then is no axis.
+        paged = _commonest([r for r in rows if r["threshold"] is not None], "vram_bytes", left_out)
+        rows = [r for r in rows if r["threshold"] is None] + paged
+    return rows, x_is, left_out
+
+
+def _over_ncmoe(rows: list[dict[str, Any]]) -> bool:
+    """Whether layers on the CPU are what varies, and neither memory nor slots."""
+    finished = {r["ncmoe"] for r in rows if r["status"] == OK} - {None}
+    asked = {r["slots_asked"] for r in rows if _pooled(r)}
+    return len(finished) > 1 and len({r["vram_bytes"] for r in rows}) == 1 and len(asked) < 2
+
+
+def _commonest(
+    rows: list[dict[str, Any]], column: str, left_out: list[str]
+) -> list[dict[str, Any]]:
+    """The rows with the value of a column that most finished ones have, or with none."""
+    count = Counter(r[column] for r in rows if r[column] is not None)
+    if len(count) < 2:
+        return rows
+    finished = Counter(r[column] for r in rows if r[column] is not None and r["status"] == OK)
+    value = (finished or count).most_common(1)[0][0]
+    left_out.append(f"{column} {str(value)[:12]} (1 of {len(count)})")
+    return [r for r in rows if r[column] in (value, None)]
 
 
 def _sees_future(label: str) -> bool:

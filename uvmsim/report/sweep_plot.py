@@ -23,6 +23,10 @@ COLOURS = {
 }  # fmt: skip
 """One colour a policy in every picture (Okabe & Ito's, which colour-blind people can tell apart)."""
 MORE = ("#56B4E9", "#D55E00", "#B8A600", "#7B5EA7", "#8C564B", "#17A398", "#C44E52", "#6B8E23")
+X_NAMES = {
+    "slots": "expert slots", "memory": "device memory, GiB",
+    "ncmoe": "layers whose experts stay on the CPU (-ncmoe)",
+}  # fmt: skip
 SAME = 0.01
 """Policies within this share of the fastest count as equally fast."""
 STYLE: Any = {
@@ -72,7 +76,7 @@ def draw(
     return {
         "kind": "maps" if maps else "lines",
         "policies": list(grid.speed),
-        "memory": grid.x.tolist(),
+        grid.x_is if grid.x_is == "ncmoe" else "memory": grid.x.tolist(),
         "link_gb_per_s": grid.y.tolist(),
         "left_out": grid.left_out,
     }
@@ -303,6 +307,8 @@ def _lines(grid: Grid) -> Figure:
         ax.grid(axis="y", color="#dddddd", lw=0.8)
         ax.set_axisbelow(True)
         ax.set_xlabel("link, GB/s" if over_link else _x_name(grid))
+        if grid.x_is == "ncmoe" and not over_link:
+            ax.xaxis.get_major_locator().set_params(integer=True)  # no half layers
         if panel is not None and len(grid.y) > 1:
             ax.set_title(f"link {grid.y[panel]:g} GB/s")
     for ax in list(axes.flat)[len(panels) :]:
@@ -359,7 +365,7 @@ def _heading(figure: Figure, grid: Grid, title: str | None) -> None:
 
 
 def _x_name(grid: Grid) -> str:
-    return "expert slots" if grid.x_is_slots else "device memory, GiB"
+    return X_NAMES[grid.x_is]
 
 
 def _speed_name(grid: Grid) -> str:
