@@ -196,6 +196,15 @@ def test_a_mistake_in_a_process_of_its_own(trace):
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("command", [[], ["trace"], ["capture"]])
+def test_a_group_alone_shows_its_help_as_it_is(command):
+    done = uvmsim(*command)
+    told = uvmsim(*command, "--help")
+    assert told.returncode == 0 and len(told.stdout.splitlines()) > 8
+    assert "error" not in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told.stdout)
+
+
 def test_help_answers_at_once():
     times = []
     for _ in range(3):

@@ -12,6 +12,10 @@ import click
 from traces.errors import InputError
 
 GROUP = "uvmsim.commands"
+NO_ARGUMENTS: type[click.ClickException] | tuple[()] = getattr(
+    click.exceptions, "NoArgsIsHelpError", ()
+)
+"""A group called with nothing. Click before 8.2 shows the help itself and exits with 0."""
 
 
 class Commands(click.Group):
@@ -49,6 +53,9 @@ def main() -> None:
         sys.stdout.flush()
     except InputError as err:
         _fail(str(err))
+    except NO_ARGUMENTS as err:
+        click.echo(err.format_message(), err=True)  # the help, which is no line
+        sys.exit(2)
     except click.UsageError as err:
         where = f" (see `{err.ctx.command_path} --help`)" if err.ctx else ""
         _fail(err.format_message().rstrip(".") + where)
