@@ -63,7 +63,7 @@ class Study:
             "trace": trace_json(self.trace, self.workload),
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": {k: v for k, v in vars(self.options).items() if v is not None},
+            "options": self.options.to_json(),
             "how": {k: v for k, v in vars(self.how).items() if v is not None},
             "notes": self.notes,
             "runs": [r.to_json() for r in self.runs],
@@ -84,7 +84,7 @@ def study(
     for mode in options.mechanisms:
         if mode not in MODES:
             raise InputError(f"--mode {mode}: must be one of {', '.join(MODES)}")
-    specs = [parse(p) for p in options.policies]
+    specs = [parse(p) for p in options.named]
     notes: list[str] = []
     device = backend_named(backend) if isinstance(backend, str) else backend
     trace = load_trace(options.trace, options.limit)

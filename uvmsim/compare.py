@@ -41,7 +41,8 @@ class Options:
     link: str | None = None
     slots: tuple[str, ...] = ()
     mechanisms: tuple[str, ...] = ("expert-cache",)
-    policies: tuple[str, ...] = DEFAULT_POLICIES
+    policies: tuple[str, ...] | None = None
+    """None: the defaults of each mechanism's grain (`Options.named`)."""
     pool: str = "global"
     unit: str = "event"
     reset: str = "never"
@@ -53,6 +54,16 @@ class Options:
     seed: int = 0
     threshold: int = 51
     engine: str = "fast"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The policies of expert grain that are meant, where the mechanisms take such."""
+        return DEFAULT_POLICIES if self.policies is None else self.policies
+
+    def to_json(self) -> dict[str, Any]:
+        """What was asked for; options that were not given and have no default are left out."""
+        asked = vars(self) | {"policies": self.named}
+        return {k: v for k, v in asked.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Comparison:
             "trace": trace_json(self.trace, self.workload),
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": {k: v for k, v in self.options.__dict__.items() if v is not None},
+            "options": self.options.to_json(),
             "notes": self.notes,
             "runs": runs,
         }
@@ -136,9 +147,9 @@ def policies_of(options: Options) -> tuple[list[PolicySpec], list[PhasedPolicy]]
     grains = {mechanism_named(m).grain for m in options.mechanisms}
     takers = {m.grain for m in map(mechanism_named, options.mechanisms) if m.takes_policy}
     if "page" not in grains:
-        return [parse(p) for p in options.policies], []
-    if options.policies is DEFAULT_POLICIES:
-        named = DEFAULT_POLICIES if "expert" in takers else ()
+        return [parse(p) for p in options.named], []
+    if options.policies is None:
+        named = options.named if "expert" in takers else ()
         return [parse(p) for p in named], [parse_phased(p) for p in DEFAULT_PAGE_POLICIES]
     experts: list[PolicySpec] = []
     pages: list[PhasedPolicy] = []
