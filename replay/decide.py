@@ -16,11 +16,8 @@ from numba.core.errors import NumbaError
 
 from traces.errors import InputError
 from uvmsim.core.bind import explain, is_refusal
-from uvmsim.engine.bind import NoPrefetch, bind
-from uvmsim.memory.base import Job, capacities, counters_without_pool
-from uvmsim.memory.expert_cache import ExpertCache, context, with_future
-from uvmsim.memory.plan import DEMAND, WRITEBACK, Counters
-from uvmsim.memory.pool import (
+from uvmsim.experts.bind import NoPrefetch, bind
+from uvmsim.experts.pool import (
     BYPASSED,
     BYPASSED_HITS,
     COPIES,
@@ -37,7 +34,10 @@ from uvmsim.memory.pool import (
     new_pool,
     new_tally,
 )
+from uvmsim.mechanisms.expert_cache import ExpertCache, context, with_future
 from uvmsim.policies.base import EVENT, Eviction
+from uvmsim.runs.job import Job, capacities, counters_without_pool
+from uvmsim.runs.plan import DEMAND, WRITEBACK, Counters
 
 Move = tuple[int, int]
 """An expert and a slot."""
@@ -144,7 +144,7 @@ class OneByOne(Decisions):
 
 
 class CachePolicy(Decisions):
-    """The expert cache of `uvmsim.memory.expert_cache`, stepwise."""
+    """The expert cache of `uvmsim.mechanisms.expert_cache`, stepwise."""
 
     def __init__(self, job: Job):
         super().__init__(job)

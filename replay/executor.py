@@ -32,10 +32,10 @@ from replay.backend.base import (
 )
 from replay.bank import Bank
 from replay.decide import Decisions, Move, Wave
-from replay.dense import DenseReads
+from replay.dense_reads import DenseReads
 from replay.meter import Measured, Meter
 from replay.places import Places
-from uvmsim.memory.base import Job
+from uvmsim.runs.job import Job
 
 ROWS = 4096
 """Token rows of one expert call, unless one expert alone has more."""

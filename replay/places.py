@@ -8,7 +8,7 @@ import numpy as np
 from replay.backend.base import ADVICE, BACK, COMPUTE, DEMAND, PREFETCH, Backend
 from replay.bank import Bank, stride
 from traces.errors import InputError
-from uvmsim.memory.base import Job
+from uvmsim.runs.job import Job
 
 
 class Places:

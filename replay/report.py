@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.study import Study
+from uvmsim.core.units import format_bytes
 from uvmsim.report.progress import wide
-from uvmsim.units import format_bytes
 
 
 def print_study(s: Study, console: Console | None = None) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from replay.backend.base import BACK, DEMAND, PREFETCH
 from replay.meter import Measured
-from traces.schema import DECODE, PREFILL
-from uvmsim.memory.base import DoesNotFit, Job
-from uvmsim.memory.plan import Counters
-from uvmsim.results import PERCENTILES
+from traces.files.schema import DECODE, PREFILL
+from uvmsim.runs.job import DoesNotFit, Job
+from uvmsim.runs.outcome import PERCENTILES
+from uvmsim.runs.plan import Counters
 
 
 @dataclass
@@ -64,7 +64,7 @@ class ReplayResult:
         return {"demand": busy[DEMAND], "prefetch": busy[PREFETCH], "back": busy[BACK]}
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of `uvmsim.results.Result.to_json`, and what only a measurement has."""
+        """The fields of `uvmsim.runs.outcome.Result.to_json`, and what only a measurement has."""
         job = self.job
         head: dict[str, Any] = {
             "policy": self.policy,

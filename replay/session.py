@@ -12,15 +12,15 @@ import numpy as np
 from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
 from replay.bank import DEFAULT_LIMIT, Bank
 from replay.decide import AllResident, CachePolicy, Decisions, OneByOne
-from replay.dense import DenseReads
+from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.places import Managed, Places, Remote, Slots
 from replay.results import Moved, ReplayResult
 from traces.errors import InputError
-from uvmsim.memory import mechanism as mechanism_named
-from uvmsim.memory.base import DoesNotFit, Job
-from uvmsim.model import Model
+from uvmsim.machine.model import Model
+from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.runs.job import DoesNotFit, Job
 
 MODES = ("expert-cache", "resident", "stream", "zero-copy", "uvm")
 MANAGED_CAP = 8 << 30

@@ -13,7 +13,11 @@ from replay.results import ReplayResult
 from replay.session import MODES, How, Session
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from uvmsim.compare import (
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.policies.registry import parse
+from uvmsim.runs.job import Job
+from uvmsim.studies.compare import (
     Options,
     load_trace,
     model_json,
@@ -22,11 +26,7 @@ from uvmsim.compare import (
     trace_json,
     workloads_of,
 )
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
-from uvmsim.policies.registry import parse
-from uvmsim.simulate import check_needs, simulate
+from uvmsim.studies.simulate import check_needs, simulate
 from uvmsim.workload import Workload
 
 POLICIES = ("lru",)
@@ -79,7 +79,7 @@ def study(
     """Replay every mode (``options.mechanisms``) and policy at every pool size.
 
     The counters of each run are compared with the simulator's; a difference voids the run, as a
-    wrong output does. Raises `InputError`; ``progress`` as in `uvmsim.compare.compare`.
+    wrong output does. Raises `InputError`; ``progress`` as in `uvmsim.studies.compare.compare`.
     """
     for mode in options.mechanisms:
         if mode not in MODES:

@@ -143,7 +143,7 @@ def found(kind: str, folder: Path | None, odd: bool = False) -> object:
     from routing import generate, plan_of
 
     import uvmsim
-    from uvmsim.microbench.run import Options, run
+    from uvmsim.studies.microbench.table import Options, run
 
     def named(cls: str, even: str, odd_one: str) -> str:
         return f"{folder / 'policy.py'}:{cls}" if folder else odd_one if odd else even

@@ -10,15 +10,15 @@ import naive
 import numpy as np
 from hypothesis import strategies as st
 
-from traces.model_info import ModelInfo
+from traces.files.schema import RoutingMeta
+from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
-from traces.schema import RoutingMeta
-from uvmsim.hardware import Hardware
-from uvmsim.memory import mechanism
-from uvmsim.memory.base import Job
-from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Plan
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.mechanisms import mechanism
 from uvmsim.policies.registry import parse
+from uvmsim.runs.job import Job
+from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.workload import Workload, build_workload
 
 KINDS = {DEMAND: "demand", PREFETCH: "prefetch", WRITEBACK: "writeback"}

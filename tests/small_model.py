@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from uvmsim.hardware import Hardware, UvmCosts
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware, UvmCosts
+from uvmsim.machine.model import Model
 
 TOML = """
 name = "small"

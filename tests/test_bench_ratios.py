@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import uvmsim
-from uvmsim.compare import Options, load_trace, resolve_model
-from uvmsim.engine import des, fast
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.memory.expert_cache import ExpertCache
+from uvmsim.clocks import des, fast
+from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms.expert_cache import ExpertCache
 from uvmsim.policies.registry import parse
+from uvmsim.runs.job import Job
+from uvmsim.studies.compare import Options, load_trace, resolve_model
 from uvmsim.workload import build_workload
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from replay.calibrate import run as run_module
+from replay.calibrate import calibration as run_module
+from replay.calibrate.calibration import calibrate, write
 from replay.calibrate.profile import ORDER, Measurements, quantities, to_toml
-from replay.calibrate.run import calibrate, write
 from replay.commands.calibrate import calibrate as command
 from traces.errors import InputError
-from uvmsim.hardware import Hardware
+from uvmsim.machine.hardware import Hardware
 
 
 @pytest.fixture(scope="module")

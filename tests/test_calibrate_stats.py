@@ -13,8 +13,8 @@ from replay.calibrate import synthetic
 from replay.calibrate.engine_fit import TERMS, fit, shapes, terms
 from replay.calibrate.profile import Measurements
 from replay.calibrate.stats import fit_copies, non_negative, repeat, row
-from uvmsim.hardware import Hardware
-from uvmsim.simulate import simulate
+from uvmsim.machine.hardware import Hardware
+from uvmsim.studies.simulate import simulate
 
 
 def test_row_has_median_spread_and_rate():

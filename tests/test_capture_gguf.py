@@ -11,8 +11,8 @@ import pytest
 from tiny_gguf import ARCHITECTURES, N_VOCAB, write_tiny
 
 from traces.errors import InputError
-from traces.gguf_header import read_header
-from traces.gguf_model import describe
+from traces.models.gguf import describe
+from traces.models.gguf_header import read_header
 
 
 @pytest.mark.parametrize("half", [False, True])

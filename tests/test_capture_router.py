@@ -16,7 +16,7 @@ from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.llama_cpp import capture
 from traces.capture.options import CaptureOptions, Prompt
 from traces.capture.routing_callback import MicroBatch, RoutingCallback
-from traces.gguf_model import describe
+from traces.models.gguf import describe
 from traces.routing import open_routing
 
 pytestmark = pytest.mark.llama

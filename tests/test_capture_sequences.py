@@ -12,8 +12,8 @@ pytest.importorskip("xllamacpp", reason="the capture extra is not installed")
 
 from traces.capture.llama_cpp import capture
 from traces.capture.options import CaptureOptions, Prompt
+from traces.files.schema import DECODE, PREFILL
 from traces.routing import RoutingTrace, open_routing
-from traces.schema import DECODE, PREFILL
 
 pytestmark = pytest.mark.llama
 

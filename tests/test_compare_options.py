@@ -9,7 +9,13 @@ from click.testing import CliRunner
 
 from traces.errors import InputError
 from uvmsim.commands.compare import compare as command
-from uvmsim.compare import DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES, Options, compare, policies_of
+from uvmsim.studies.compare import (
+    DEFAULT_PAGE_POLICIES,
+    DEFAULT_POLICIES,
+    Options,
+    compare,
+    policies_of,
+)
 
 UVM = Options(mechanisms=("uvm",))
 

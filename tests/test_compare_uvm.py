@@ -7,13 +7,19 @@ from click.testing import CliRunner
 
 from traces.errors import InputError
 from uvmsim.commands.compare import compare as command
-from uvmsim.compare import DEFAULT_PAGE_POLICIES, Options, compare, page_grained, policies_of
-from uvmsim.memory.uvm import setup_of
-from uvmsim.sweep.cells import expand
-from uvmsim.sweep.config import SweepConfig, check
-from uvmsim.sweep.rows import to_table
-from uvmsim.sweep.runner import Runner
-from uvmsim.sweep.source import facts_of
+from uvmsim.mechanisms.uvm import setup_of
+from uvmsim.studies.compare import (
+    DEFAULT_PAGE_POLICIES,
+    Options,
+    compare,
+    page_grained,
+    policies_of,
+)
+from uvmsim.studies.sweep.cells import expand
+from uvmsim.studies.sweep.config import SweepConfig, check
+from uvmsim.studies.sweep.rows import to_table
+from uvmsim.studies.sweep.runner import Runner
+from uvmsim.studies.sweep.source import facts_of
 
 SMALL = {"vram": "1GiB", "limit": 64, "mechanisms": ("uvm",)}
 

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from traces.errors import InputError
 from uvmsim.commands.lists import hardware, models
-from uvmsim.hardware import Hardware
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
 
 
 def run(command, *args):

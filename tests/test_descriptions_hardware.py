@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traces.errors import InputError
-from uvmsim.descriptions import preset_paths
-from uvmsim.hardware import Hardware, HardwareSpec, duration_ns
-from uvmsim.llamabench.run import Options, run
-from uvmsim.model import Model
+from uvmsim.machine.descriptions import preset_paths
+from uvmsim.machine.hardware import Hardware, HardwareSpec, duration_ns
+from uvmsim.machine.model import Model
+from uvmsim.studies.llamabench.table import Options, run
 
 NAMES = ("a100", "a30", "h100", "h200", "rtx4090", "rtx5090")
 # Datasheets: device memory GB/s, dense FP16 tensor TFLOPS, GB of memory, PCIe GB/s one way.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from traces.errors import InputError
-from traces.model_info import ModelInfo
-from uvmsim.descriptions import preset_paths, read
-from uvmsim.model import Model
-from uvmsim.model_spec import TYPES, ModelSpec, tensors_of
+from traces.models.info import ModelInfo
+from uvmsim.machine.descriptions import preset_paths, read
+from uvmsim.machine.model import Model
+from uvmsim.machine.model_spec import TYPES, ModelSpec, tensors_of
 
 # Published parameter totals (model cards; safetensors metadata where exact) and those per token.
 PUBLISHED = {

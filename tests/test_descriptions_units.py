@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traces.errors import InputError
-from uvmsim.units import (
+from uvmsim.core.units import (
     format_bytes,
     format_flops,
     format_ns,

@@ -18,13 +18,13 @@ from test_sim_clock_reference import same
 from test_sim_engines import machines
 
 from traces.errors import InputError
-from uvmsim.engine import des, fast
-from uvmsim.hardware import Hardware
-from uvmsim.memory import mechanism
-from uvmsim.memory.base import Job
-from uvmsim.memory.plan import WRITEBACK
+from uvmsim.clocks import des, fast
+from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms import mechanism
 from uvmsim.policies.registry import parse
-from uvmsim.simulate import simulate
+from uvmsim.runs.job import Job
+from uvmsim.runs.plan import WRITEBACK
+from uvmsim.studies.simulate import simulate
 
 FOLDER = ROOT / "experiments" / "rtx4090_ufm"
 sys.path.insert(0, str(FOLDER))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traces import InputError
-from traces.export_faults import export_faults
+from traces.export.faults import export_faults
 from traces.faults import FaultTrace, FaultWriter, fault_table, is_fault_trace, open_faults
 from traces.samples import BUNDLED_FAULTS
 

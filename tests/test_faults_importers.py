@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from traces import InputError
 from traces.commands.trace import trace
-from traces.export_faults import export_faults
+from traces.export.faults import export_faults
 from traces.faults import FaultTrace, FaultWriter, fault_table, open_faults
 from traces.importers import FAULT_FORMATS, import_faults, sniff
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.check_faults import check_faults
-from traces.fault_stats import STEP_NAMES, fault_statistics
 from traces.faults import FaultTrace, FaultWriter, fault_table, open_faults
+from traces.faults.check import check_faults
+from traces.faults.stats import STEP_NAMES, fault_statistics
 
 BASE = 0x7F0000000000
 BLOCK = 2 << 20

@@ -6,9 +6,9 @@ from routing import generate, plan_of
 
 import uvmsim
 from traces.errors import InputError
-from uvmsim.compare import Options, compare
-from uvmsim.microbench.run import Options as Microbench
-from uvmsim.microbench.run import run as microbench
+from uvmsim.studies.compare import Options, compare
+from uvmsim.studies.microbench.table import Options as Microbench
+from uvmsim.studies.microbench.table import run as microbench
 
 POLICY = """
 from typing import NamedTuple

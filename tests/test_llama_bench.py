@@ -12,18 +12,18 @@ import pytest
 from click.testing import CliRunner
 from small_model import small_hardware, small_model_file
 
-import uvmsim.hardware
+import uvmsim.machine.hardware
 from traces.errors import InputError
-from traces.schema import DECODE, PREFILL
+from traces.files.schema import DECODE, PREFILL
 from uvmsim.commands.llama_bench import llama_bench
-from uvmsim.llamabench.run import Options, run
-from uvmsim.llamabench.workload import bench
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
+from uvmsim.machine.model import Model
 from uvmsim.paging import tables as t
 from uvmsim.paging.layout import PAGE
-from uvmsim.paging.phases import parse_phased
-from uvmsim.simulate import simulate
+from uvmsim.policies.pages.phases import parse_phased
+from uvmsim.runs.job import Job
+from uvmsim.studies.llamabench.table import Options, run
+from uvmsim.studies.llamabench.workload import bench
+from uvmsim.studies.simulate import simulate
 
 KEYS = {
     "mechanism", "policy", "test", "status", "tokens_per_s", "sd", "chunks_in", "chunks_out",
@@ -35,10 +35,10 @@ ENTRY = "import sys; from uvmsim.cli import main; sys.argv[0] = 'uvmsim'; main()
 @pytest.fixture
 def words(tmp_path, monkeypatch) -> list[str]:
     """A small model on a machine of 140 chunks that no preset describes."""
-    load = uvmsim.hardware.Hardware.load
+    load = uvmsim.machine.hardware.Hardware.load
     small = small_hardware(140)
     monkeypatch.setattr(
-        uvmsim.hardware.Hardware, "load",
+        uvmsim.machine.hardware.Hardware, "load",
         classmethod(lambda cls, spec: small if spec == "small" else load(spec)),
     )  # fmt: skip
     model = str(small_model_file(tmp_path))

@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from traces.errors import InputError
 from uvmsim.commands.microbench import microbench
-from uvmsim.hardware import Hardware
-from uvmsim.microbench import patterns
-from uvmsim.microbench.run import Options, run
+from uvmsim.machine.hardware import Hardware
+from uvmsim.studies.microbench import patterns
+from uvmsim.studies.microbench.table import Options, run
 
 SMALL = "256MiB"
 

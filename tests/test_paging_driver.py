@@ -14,12 +14,12 @@ from naive_driver import PAGES, Driver, Kernel, Machine, Space, Wave
 from naive_pages import Twin
 from naive_pages_moe import TWINS
 
-from traces.schema import DECODE, PREFILL
-from uvmsim.engine import des_paging
-from uvmsim.hardware import Hardware, UvmCosts
+from traces.files.schema import DECODE, PREFILL
+from uvmsim.clocks import des_paging
+from uvmsim.machine.hardware import Hardware, UvmCosts
 from uvmsim.paging import tables as t
+from uvmsim.paging.drive import Setup, run_paging
 from uvmsim.paging.kernels import Kernels
-from uvmsim.paging.run import Setup, run_paging
 from uvmsim.policies.pages.registry import parse_pages
 
 POLICIES = (

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from traces.check_faults import check_faults
 from traces.commands.trace import trace
-from traces.fault_stats import fault_statistics
 from traces.faults import open_faults
+from traces.faults.check import check_faults
+from traces.faults.stats import fault_statistics
 from uvmsim.commands.llama_bench import llama_bench
 from uvmsim.commands.microbench import microbench
 

@@ -12,11 +12,11 @@ from naive_driver import PAGES, Kernel, Wave
 from test_paging_driver import hardware, setup_for
 from test_paging_mechanics import MACHINE, space_of, whole
 
-from traces.schema import PREFILL
-from uvmsim.engine import des_paging
+from traces.files.schema import PREFILL
+from uvmsim.clocks import des_paging
 from uvmsim.paging import tables as t
+from uvmsim.paging.drive import run_paging
 from uvmsim.paging.hints import with_prefetch
-from uvmsim.paging.run import run_paging
 from uvmsim.policies.pages.registry import parse_pages
 
 BLOCKS = 8

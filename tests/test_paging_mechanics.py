@@ -13,18 +13,18 @@ from small_model import COSTS, pages_of, small_hardware, small_model
 from test_paging_driver import bits, hardware, setup_for, used_list
 
 from traces.errors import InputError
-from traces.schema import DECODE, PREFILL
-from uvmsim.hardware import Hardware
-from uvmsim.llamabench.workload import bench
-from uvmsim.memory.base import Job
-from uvmsim.memory.uvm import co_locate, setup_of
-from uvmsim.model import Model
+from traces.files.schema import DECODE, PREFILL
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.mechanisms.uvm import co_locate, setup_of
 from uvmsim.paging import tables as t
+from uvmsim.paging.drive import run_paging
 from uvmsim.paging.layout import PAGE, layout
-from uvmsim.paging.phases import parse_phased
-from uvmsim.paging.run import run_paging
+from uvmsim.policies.pages.phases import parse_phased
 from uvmsim.policies.pages.registry import parse_pages
-from uvmsim.simulate import simulate
+from uvmsim.runs.job import Job
+from uvmsim.studies.llamabench.workload import bench
+from uvmsim.studies.simulate import simulate
 
 MACHINE = Machine(5000, 300, 700, 100, 900, 4000, 600, *[2 * 10**10] * 4, True, 800, 24, 51)
 CPU, READ_MOSTLY, GPU, ACCESSED_BY = 1, 2, 4, 8
@@ -380,7 +380,7 @@ def test_one_policy_for_both_phases_is_that_policy(tmp_path):
 
 
 def test_unknown_paging_constants_are_refused(tmp_path):
-    from uvmsim.descriptions import preset_paths
+    from uvmsim.machine.descriptions import preset_paths
 
     text = preset_paths("hardware")["rtx5090"].read_text()
     path = tmp_path / "mine.toml"

@@ -14,9 +14,9 @@ from replay.backend.host import HostBackend
 from replay.decide import CachePolicy
 from replay.session import How, Session
 from replay.study import COMPARED
-from uvmsim.memory import mechanism
-from uvmsim.memory.plan import DEMAND, PREFETCH
-from uvmsim.simulate import simulate
+from uvmsim.mechanisms import mechanism
+from uvmsim.runs.plan import DEMAND, PREFETCH
+from uvmsim.studies.simulate import simulate
 
 POLICIES = ("lru", "lfu", "fifo", "belady", "lru+next-layer", "lfu+previous-token",
             "belady+oracle", "llama-cpp-lru", "random")  # fmt: skip

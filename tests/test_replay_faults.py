@@ -75,7 +75,7 @@ def test_a_bad_link_is_noticed_before_the_run():
 
 def test_a_model_that_does_not_fit_is_a_row_not_an_error():
     case = generate(4)
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
 
     job = case.job(hardware=Hardware.load("rtx5090").with_(vram="8kB"))
     run, _ = replay(Faults(), job, "resident")
@@ -141,7 +141,7 @@ def test_the_command_prints_rows_like_compare_and_says_verified(command):
     d = json.loads(out)
     assert [r["policy"] for r in d["runs"]] == ["lru", "belady", None]
     assert all(r["verified"] is True and r["status"] == "ok" for r in d["runs"])
-    from uvmsim.compare import Options, compare
+    from uvmsim.studies.compare import Options, compare
 
     simulated = compare(Options(limit=4, slots=("25%",), policies=("lru",))).to_json()
     row = simulated["runs"][0]

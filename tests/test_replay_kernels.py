@@ -89,7 +89,7 @@ def test_a_layout_has_exactly_the_bytes_asked_for(nbytes, dtype, n_embd, n_ff):
 
 
 def test_gpt_oss_keeps_its_own_shape():
-    from uvmsim.model import Model
+    from uvmsim.machine.model import Model
 
     m = Model.load("gpt-oss-20b")
     layout = layout_for(m.expert_bytes[0], "mxfp4", m.n_embd, m.n_ff_expert)
@@ -224,7 +224,7 @@ def test_a_cuda_run_is_verified(mode):
 
     from replay.backend.cuda import CudaBackend
     from replay.session import How, Session
-    from uvmsim.simulate import simulate
+    from uvmsim.studies.simulate import simulate
 
     case = generate(3, decode=12)
     job = case.job("lru+previous-token" if mode in ("expert-cache", "uvm") else None, slots=6,

@@ -131,7 +131,7 @@ def test_mapped_file_is_read_in_place(tmp_path):
     ids = np.random.default_rng(4).integers(0, 50, 1000).astype(np.uint32)
     np.save(tmp_path / "ids.npy", ids)
     mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
-    from uvmsim.cache import _dense
+    from uvmsim.experts.cache_misses import _dense
 
     assert np.shares_memory(_dense(mapped)[0], mapped)
     assert uvmsim.cache_misses(mapped, 10) == uvmsim.cache_misses(ids, 10)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uvmsim.engine import des, fast
-from uvmsim.engine.timeline import Timeline
-from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK, Counters, Plan
+from uvmsim.clocks import des, fast
+from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Counters, Plan
+from uvmsim.runs.timeline import Timeline
 
 ENGINES = pytest.mark.parametrize("engine", [des, fast], ids=["des", "fast"])
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from routing import cases, generate, settings_for
 from test_sim_clock_reference import same, tick
 
-from uvmsim.engine import des, fast
-from uvmsim.hardware import Hardware
-from uvmsim.memory import mechanism
-from uvmsim.memory.base import DoesNotFit
-from uvmsim.simulate import simulate
+from uvmsim.clocks import des, fast
+from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms import mechanism
+from uvmsim.runs.job import DoesNotFit
+from uvmsim.studies.simulate import simulate
 
 POLICIES = ("lru", "lru+previous-token", "lru+next-layer", "lru+oracle", "belady+oracle:horizon=3")
 FIXED = ("resident", "stream", "zero-copy", "cpu-offload")

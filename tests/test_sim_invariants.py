@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from routing import cases, generate, naive_of, plan_of, settings_for
 
 from traces.errors import InputError
-from uvmsim.engine import fast
-from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK
+from uvmsim.clocks import fast
 from uvmsim.policies.registry import parse
-from uvmsim.simulate import check_needs, simulate
+from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK
+from uvmsim.studies.simulate import check_needs, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 # llama-cpp-lru passes large batches by, which no policy that must insert can match.

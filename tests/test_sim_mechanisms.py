@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, cases
 
-from uvmsim.hardware import Hardware
-from uvmsim.simulate import simulate
+from uvmsim.machine.hardware import Hardware
+from uvmsim.studies.simulate import simulate
 
 # Round numbers: 1 byte = 1 ns of device memory, 2 ns of link, 4 ns of a CPU, 3 ns of zero-copy;
 # arithmetic is free.

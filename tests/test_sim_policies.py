@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, assert_same, cases, generate, naive_of, plan_of, settings_for
 
-from uvmsim.memory import expert_cache
+from uvmsim.mechanisms import expert_cache
 
 HERE = Path(__file__).parent
 

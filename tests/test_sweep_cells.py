@@ -8,12 +8,12 @@ import pytest
 
 from traces.errors import InputError
 from traces.samples import BUNDLED
-from uvmsim.compare import Options, compare
-from uvmsim.sweep.cells import chunks, expand
-from uvmsim.sweep.config import SweepConfig, load
-from uvmsim.sweep.rows import COLUMNS, MEASURES, PARAMETERS, flatten
-from uvmsim.sweep.runner import Runner
-from uvmsim.sweep.source import facts_of, traces_of
+from uvmsim.studies.compare import Options, compare
+from uvmsim.studies.sweep.cells import chunks, expand
+from uvmsim.studies.sweep.config import SweepConfig, load
+from uvmsim.studies.sweep.rows import COLUMNS, MEASURES, PARAMETERS, flatten
+from uvmsim.studies.sweep.runner import Runner
+from uvmsim.studies.sweep.source import facts_of, traces_of
 
 SIZE = "13.2MB"
 
@@ -202,7 +202,7 @@ def test_what_goes_wrong_in_a_cell_is_its_row():
 
 
 def test_an_exception_is_a_row_with_its_place(monkeypatch):
-    import uvmsim.engine.fast as fast
+    import uvmsim.clocks.fast as fast
 
     def broken(plan):
         raise RuntimeError("boom")

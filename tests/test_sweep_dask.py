@@ -11,10 +11,10 @@ import pytest
 
 from traces.errors import InputError
 from traces.samples import BUNDLED
-from uvmsim.sweep import cluster as cluster_module
-from uvmsim.sweep.config import SweepConfig
-from uvmsim.sweep.run import sweep
-from uvmsim.sweep.store import read
+from uvmsim.studies.sweep import cluster as cluster_module
+from uvmsim.studies.sweep.config import SweepConfig
+from uvmsim.studies.sweep.execute import sweep
+from uvmsim.studies.sweep.store import read
 
 distributed = pytest.importorskip("distributed", reason="needs the dask extra")
 
@@ -64,7 +64,7 @@ def test_a_worker_killed_in_the_middle_costs_no_row_and_doubles_none(
             os.kill(pids[0], signal.SIGKILL)
             killed.append(done)
 
-    monkeypatch.setattr("uvmsim.sweep.run.FLUSH", 0.0)
+    monkeypatch.setattr("uvmsim.studies.sweep.execute.FLUSH", 0.0)
     address = dask_cluster.scheduler_address
     done = sweep(config(trace=served), tmp_path / "dask", dask=address, progress=kill_one)
     assert killed

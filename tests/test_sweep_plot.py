@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from traces.errors import InputError
-from uvmsim.sweep.store import Store
+from uvmsim.studies.sweep.store import Store
 
 pytest.importorskip("matplotlib", reason="needs the plot extra")
 

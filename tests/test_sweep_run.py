@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from uvmsim.sweep.config import SweepConfig, load
-from uvmsim.sweep.run import sweep
-from uvmsim.sweep.store import read
+from uvmsim.studies.sweep.config import SweepConfig, load
+from uvmsim.studies.sweep.execute import sweep
+from uvmsim.studies.sweep.store import read
 
 UVMSIM = [sys.executable, "-c", "from uvmsim.cli import main; main()"]
 SIZE = "13.2MB"

@@ -6,9 +6,9 @@ import pyarrow.dataset as ds
 import pytest
 
 from traces.errors import InputError
-from uvmsim.sweep import store as store_module
-from uvmsim.sweep.rows import SCHEMA
-from uvmsim.sweep.store import Store, export, read
+from uvmsim.studies.sweep import store as store_module
+from uvmsim.studies.sweep.rows import SCHEMA
+from uvmsim.studies.sweep.store import Store, export, read
 
 
 def row(i: int, status: str = "ok") -> dict:

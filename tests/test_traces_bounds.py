@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from traces_naive import decode_trace, random_ids
 
-from traces.bounds import MAX_EXPERTS, check_values
 from traces.errors import InputError
 from traces.faults import FaultWriter, open_faults
+from traces.files.schema import RoutingMeta
 from traces.routing import RoutingTrace, open_routing
-from traces.schema import RoutingMeta
+from traces.routing.bounds import MAX_EXPERTS, check_values
 from uvmsim.workload import build_workload
 
 L, N, K = 3, 16, 4
@@ -97,7 +97,7 @@ def test_an_expert_out_of_range_is_refused(tmp_path, value, words):
 
 
 def test_a_parquet_file_is_held_to_the_same(tmp_path):
-    from traces.export import export_routing
+    from traces.export.routing import export_routing
 
     t = edited("phase", 9)
     export_routing(t, tmp_path / "t.parquet")

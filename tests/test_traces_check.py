@@ -8,10 +8,10 @@ import pytest
 from traces_naive import decode_trace, make_meta, random_ids
 
 from traces import open_routing
-from traces.check import CHECKS, Finding, check
-from traces.check_sequences import loop_period
 from traces.importers.dump import import_routing
 from traces.routing import RoutingTrace
+from traces.routing.check import CHECKS, Finding, check
+from traces.routing.check_sequences import loop_period
 
 L, N, K = 3, 16, 4
 

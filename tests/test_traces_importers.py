@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from traces_naive import decode_trace, random_ids
 
 from traces import InputError
-from traces.export import export_routing
+from traces.export.routing import export_routing
+from traces.files.schema import DECODE, PREFILL
 from traces.importers.dump import ImportOptions, import_routing
-from traces.schema import DECODE, PREFILL
 
 IDS = random_ids(np.random.default_rng(0), 10, 3, 16, 4)
 WEIGHTS = -np.sort(-np.random.default_rng(1).random((10, 3, 4)).astype(np.float32), axis=2)

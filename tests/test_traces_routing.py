@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from traces_naive import decode_trace, make_meta, random_ids
 
 from traces import InputError, RoutingWriter, open_routing
-from traces.export import export_routing
-from traces.schema import DECODE, PREFILL
+from traces.export.routing import export_routing
+from traces.files.schema import DECODE, PREFILL
 
 
 def write_steps(path: Path, n: int = 12, flush: int = 3, **kw: int) -> dict[str, np.ndarray]:

@@ -15,9 +15,8 @@ from traces_naive import (
     random_ids,
 )
 
-from traces.hitrate import lru_hits
 from traces.importers.dump import import_routing
-from traces.stats import (
+from traces.routing.stats import (
     batch_union,
     expert_counts,
     expert_sets,
@@ -28,6 +27,7 @@ from traces.stats import (
     step_union,
     window_distinct,
 )
+from traces.synth.hitrate import lru_hits
 
 
 @st.composite

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from traces_naive import decode_trace, random_ids
 
 from traces import InputError
-from traces.check import check
+from traces.files.schema import DECODE, PREFILL
 from traces.importers.dump import import_routing
-from traces.model_info import ModelInfo
+from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
-from traces.schema import DECODE, PREFILL
-from traces.stats import expert_counts, statistics
-from traces.synth import fit, independent, popularity_logits, zipf_logits
-from traces.synth_kernels import gumbel
-from traces.synth_trace import from_numbers, like, llama_bench, shuffle
+from traces.routing.check import check
+from traces.routing.stats import expert_counts, statistics
+from traces.synth.generate import fit, independent, popularity_logits, zipf_logits
+from traces.synth.kernels import gumbel
+from traces.synth.whole import from_numbers, like, llama_bench, shuffle
 
 MODEL = ModelInfo("toy", 4, (0, 1, 2, 3), 32, 4)
 

@@ -23,11 +23,11 @@ from replay.validate.grid import build
 from replay.validate.uvm import KEYS, FaultCosts, load
 from traces.capture import cuda_driver
 from traces.errors import InputError
-from traces.schema import DECODE
-from uvmsim.hardware import Hardware
-from uvmsim.memory import mechanism
-from uvmsim.memory.plan import DEMAND
-from uvmsim.simulate import simulate
+from traces.files.schema import DECODE
+from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms import mechanism
+from uvmsim.runs.plan import DEMAND
+from uvmsim.studies.simulate import simulate
 
 FAULT = (0, 1_100_000, 1_600_000, 2_300_000, 2_800_000)
 """ns that the paging device needs for 0 ... 4 experts faulted in by one kernel."""

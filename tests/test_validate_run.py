@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from routing import generate
 
-import replay.validate.run as run_module
+import replay.validate.validation as run_module
 from replay.commands.validate import validate as command
 from replay.validate import config as config_module
 from replay.validate.bounds import bounds
 from replay.validate.measure import Runner
 from replay.validate.score import compare_cell, overall
 from traces.errors import InputError
-from uvmsim.hardware import Hardware
+from uvmsim.machine.hardware import Hardware
 
 GRID = """
 hardware = "h100"

@@ -19,11 +19,11 @@ from replay.calibrate.stats import row
 from replay.calibrate.synthetic import job as synthetic_job
 from replay.session import How, Session
 from replay.validate.grid import as_replayed
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
-from uvmsim.simulate import simulate
+from uvmsim.runs.job import Job
+from uvmsim.studies.simulate import simulate
 from uvmsim.workload import build_workload
 
 DTYPE = "fp32"

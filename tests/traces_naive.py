@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from traces.model_info import ModelInfo
+from traces.files.schema import DECODE, RoutingMeta
+from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
-from traces.schema import DECODE, RoutingMeta
 
 
 def make_meta(n_layers: int, n_experts: int, k: int, **kw: Any) -> RoutingMeta:

@@ -7,7 +7,7 @@ __all__ = ["__version__", "cache_misses"]
 
 def __getattr__(name: str):
     if name == "cache_misses":  # imported when asked for: the compiler takes half a second to load
-        from uvmsim.cache import cache_misses
+        from uvmsim.experts.cache_misses import cache_misses
 
         return cache_misses
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from traces.bounds import check_values
 from traces.errors import InputError
 from traces.jit import compiled
 from traces.routing import RoutingTrace
+from traces.routing.bounds import check_values
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Workload:
 def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
     """The event stream of a routing trace; ``unit`` is ``event`` or ``access``.
 
-    Raises `InputError` where the trace holds values that no trace can (`traces.bounds`).
+    Raises `InputError` where the trace holds values that no trace can (`traces.routing.bounds`).
     """
     check_values(trace)  # traces made in memory come here unseen
     layers = np.asarray(trace.layers)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from uvmsim.microbench.run import Options, run
+from uvmsim.studies.microbench.table import Options, run
 
 HERE = Path(__file__).resolve().parent
 VRAM = "8GiB"

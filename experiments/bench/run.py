@@ -174,9 +174,9 @@ def against_policylang(routing: str | None, repeats: int) -> dict[str, Any] | No
 
 def sample_job(trace: str | None = None) -> Any:
     """The default comparison's job, on the bundled trace or one given."""
-    from uvmsim.compare import Options, load_trace, resolve_model
-    from uvmsim.hardware import Hardware
-    from uvmsim.memory.base import Job
+    from uvmsim.machine.hardware import Hardware
+    from uvmsim.runs.job import Job
+    from uvmsim.studies.compare import Options, load_trace, resolve_model
     from uvmsim.workload import build_workload
 
     options = Options(trace=trace)
@@ -186,8 +186,8 @@ def sample_job(trace: str | None = None) -> Any:
 
 def timed_simulation(trace: str | None, repeats: int) -> dict[str, Any]:
     """Decisions and clock of a run with and without prefetch, compiled and SimPy."""
-    from uvmsim.engine import des, fast
-    from uvmsim.memory.expert_cache import ExpertCache
+    from uvmsim.clocks import des, fast
+    from uvmsim.mechanisms.expert_cache import ExpertCache
     from uvmsim.policies.registry import parse
 
     base = sample_job(trace)
@@ -220,7 +220,7 @@ def timed_simulation(trace: str | None, repeats: int) -> dict[str, Any]:
 
 def curve(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     """The exact LRU curve for all capacities in one pass."""
-    from uvmsim.mrc.stack import stack_histogram
+    from uvmsim.studies.mrc.stack import stack_histogram
 
     out = {}
     for name in ("zipf1_4608", "moe_36x128_top4"):

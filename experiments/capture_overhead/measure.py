@@ -30,9 +30,9 @@ from traces.capture.provenance import machine
 from traces.capture.recording import Recording
 from traces.capture.routing_callback import RoutingCallback
 from traces.capture.row_order import Row
-from traces.gguf_model import describe
+from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.models.gguf import describe
 from traces.routing import RoutingWriter
-from traces.schema import DECODE, PREFILL, RoutingMeta
 
 PROMPT = 512
 

@@ -73,8 +73,8 @@ def rewrite(out: Path) -> None:
     """The reports and the summary in ``out``, from what was measured; needs no GPU."""
     from summary import summarise
 
-    from replay.validate.run import REPORT
-    from replay.validate.run import rewrite as again
+    from replay.validate.validation import REPORT
+    from replay.validate.validation import rewrite as again
 
     for part in ("grid", "modes", "uvm"):
         if (out / part / REPORT).exists():
@@ -113,8 +113,8 @@ def write(path: Path, content: Any) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> None:
-    from replay.calibrate.run import calibrate as measure
-    from replay.calibrate.run import write as write_profile
+    from replay.calibrate.calibration import calibrate as measure
+    from replay.calibrate.calibration import write as write_profile
 
     found = measure(args.backend, quick=args.quick or None, say=say)
     write_profile(found, args.out / PROFILE, "h100")
@@ -126,7 +126,7 @@ def validation(config: str) -> Callable[[argparse.Namespace], None]:
     def stage(args: argparse.Namespace) -> None:
         from replay.validate.config import load
         from replay.validate.report import headline, to_markdown
-        from replay.validate.run import validate, write_report
+        from replay.validate.validation import validate, write_report
 
         loaded = load(HERE / f"{config}.toml")
         for entry in loaded.trace:

@@ -25,9 +25,9 @@ POLICIES = ("lru", "mru", "belady")
 def jobs(n: int, hardware: Any, quick: bool) -> dict[str, tuple[str, Any]]:
     """Name -> (mode, job) of what is run with ``n`` experts."""
     from replay.validate.grid import as_replayed
-    from uvmsim.memory.base import Job
-    from uvmsim.model import Model
+    from uvmsim.machine.model import Model
     from uvmsim.policies.registry import parse
+    from uvmsim.runs.job import Job
     from uvmsim.workload import build_workload
 
     info = ufm_model.info(n)
@@ -64,8 +64,8 @@ def study(backend: str, profile: Path, quick: bool, say: Callable[[str], None]) 
 
     from replay.backend import backend as open_backend
     from replay.session import How, Session
-    from uvmsim.hardware import Hardware
-    from uvmsim.simulate import simulate
+    from uvmsim.machine.hardware import Hardware
+    from uvmsim.studies.simulate import simulate
 
     hardware = Hardware.load(str(profile))
     rate = fp32_rate(profile)

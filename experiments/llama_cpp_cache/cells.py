@@ -48,7 +48,7 @@ class Runner:
     """A loaded model and what all runs share."""
 
     def __init__(self, library: Any, model: Any, path: Path, threads: int) -> None:
-        from traces.gguf_model import describe
+        from traces.models.gguf import describe
 
         self.library, self.model, self.info = library, model, describe(path)
         self.threads = threads
@@ -73,8 +73,8 @@ class Runner:
         from traces.capture.options import CaptureOptions, CaptureResult
         from traces.capture.recording import Recording
         from traces.capture.routing_callback import RoutingCallback
+        from traces.files.schema import RoutingMeta
         from traces.routing import RoutingWriter
-        from traces.schema import RoutingMeta
 
         callback = RoutingCallback(self.library, self.info.moe_layers)
         meta = RoutingMeta(model=self.info, ids_order="ranked")
@@ -108,7 +108,7 @@ class Runner:
     def turns(self, mib: int, prompt: list[int], tokens: list[int], trace: Path) -> dict[str, Any]:
         """The same tokens through both contexts; who goes first changes with every token."""
         from traces.capture.row_order import Row
-        from traces.schema import DECODE, PREFILL
+        from traces.files.schema import DECODE, PREFILL
 
         n = len(prompt)
         work = [[Row(0, i, t, PREFILL, i == n - 1) for i, t in enumerate(prompt)]]
@@ -145,7 +145,7 @@ class Runner:
     def mixed(self, mib: int, prompt: list[int], late: list[int], trace: Path) -> dict[str, Any]:
         """Four sequences, small micro-batches, and a large one in the middle."""
         from traces.capture.row_order import Row
-        from traces.schema import DECODE, PREFILL
+        from traces.files.schema import DECODE, PREFILL
 
         with self.capturing(mib, trace, n_seq=4, n_ctx=4096, n_ubatch=128) as (context, run):
 

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from make_model import TENSOR_BYTES  # also makes the repository importable
 
+from traces.files.schema import DECODE
 from traces.routing import open_routing
-from traces.schema import DECODE
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.memory.plan import DEMAND
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
-from uvmsim.simulate import simulate
+from uvmsim.runs.job import Job
+from uvmsim.runs.plan import DEMAND
+from uvmsim.studies.simulate import simulate
 from uvmsim.workload import build_workload
 
 WARM = 8

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from uvmsim.compare import Options, compare
 from uvmsim.report.plots import COLOURS, figure, save
+from uvmsim.studies.compare import Options, compare
 
 POLICIES = {
     "lru": "lru",

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from traces.model_info import ModelInfo
+from traces.files.schema import PREFILL, RoutingMeta
+from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
-from traces.schema import PREFILL, RoutingMeta
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
-from uvmsim.results import Result
-from uvmsim.simulate import simulate
+from uvmsim.runs.job import Job
+from uvmsim.runs.outcome import Result
+from uvmsim.studies.simulate import simulate
 from uvmsim.workload import Workload, build_workload
 
 COUNTS = (48, 96, 144, 192)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from uvmsim.llamabench.run import Options, run
+from uvmsim.studies.llamabench.table import Options, run
 
 HERE = Path(__file__).parent
 WHAT_IF = (

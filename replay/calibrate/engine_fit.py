@@ -16,7 +16,7 @@ from replay.calibrate.profile import Measurements
 from replay.calibrate.stats import Row, non_negative, row
 from replay.calibrate.synthetic import Shape, job
 from traces.errors import InputError
-from uvmsim.hardware import HardwareSpec
+from uvmsim.machine.hardware import HardwareSpec
 
 GPT_OSS = 13_219_200
 COLD = 5
@@ -85,7 +85,7 @@ def engine_runs(backend: str, quick: bool) -> list[Row]:
     """One row a shape: duration of a step, the host's share of it, and the shape."""
     from replay.backend import backend as open_backend
     from replay.session import How, Session
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
 
     hardware = Hardware.load("h100")  # what the engine does is no business of it
     rows = []

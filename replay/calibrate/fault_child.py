@@ -118,7 +118,7 @@ def _calibrate(request: dict[str, Any], clock: Clock, windows: list[Window]) -> 
     from replay.backend import backend
     from replay.calibrate.uvm_mode import TOP_K, job, moves, plains
     from replay.session import How, Session
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
 
     quick = request.get("backend") == "host"
     plain = next(p for p in plains(quick) if p.run == "random" and p.slots == TOP_K)
@@ -140,7 +140,7 @@ def _validate(request: dict[str, Any], clock: Clock, windows: list[Window]) -> N
     from replay.session import How, Session
     from replay.validate.config import ValidationConfig
     from replay.validate.grid import build
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
 
     begin = time.monotonic()
     config = ValidationConfig.model_validate(request["config"])

@@ -9,8 +9,8 @@ from typing import Any
 
 from replay.calibrate.probe import HANDOVER
 from replay.calibrate.stats import Row, fit_copies
-from uvmsim.hardware import Hardware, HardwareSpec
-from uvmsim.units import format_ns, format_rate
+from uvmsim.core.units import format_ns, format_rate
+from uvmsim.machine.hardware import Hardware, HardwareSpec
 
 ORDER = tuple(k for k in HardwareSpec.model_fields if k not in ("name", "gpu", "summary", "uvm"))
 """Quantities of a profile, in file order."""

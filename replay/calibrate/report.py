@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.calibrate.profile import Measurements
-from uvmsim.hardware import Hardware
+from uvmsim.core.units import format_bytes, format_ns, format_rate
+from uvmsim.machine.hardware import Hardware
 from uvmsim.report.progress import wide
-from uvmsim.units import format_bytes, format_ns, format_rate
 
 DEFAULT_BASE = "h100"
 

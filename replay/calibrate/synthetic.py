@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.layout import layout_for
-from traces.schema import DECODE
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
+from traces.files.schema import DECODE
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
+from uvmsim.runs.job import Job
 from uvmsim.workload import Workload
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from replay.calibrate.stats import Row, non_negative, row
 from replay.calibrate.synthetic import Shape, from_ids, model
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
+from uvmsim.machine.hardware import Hardware
+from uvmsim.runs.job import Job
 
 GPT_OSS, SMALL = 13_219_200, 4 << 20
 TOP_K = 4
@@ -110,8 +110,8 @@ class Moves:
 
 def moves(job: Job) -> Moves:
     """From the expert cache's plan. Raises `DoesNotFit`."""
-    from uvmsim.memory import mechanism
-    from uvmsim.memory.plan import DEMAND, PREFETCH, WRITEBACK
+    from uvmsim.mechanisms import mechanism
+    from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK
 
     plan = mechanism("expert-cache").plan(replace(job, write_back=True))
     n = len(plan.wave_event)

@@ -40,11 +40,11 @@ def calibrate(
       uvmsim compare T.arrow --hardware ./mine.toml
       uvmsim calibrate --backend host -o host.toml
     """
+    from replay.calibrate.calibration import calibrate as measure
+    from replay.calibrate.calibration import write
     from replay.calibrate.report import closest_preset, print_calibration
-    from replay.calibrate.run import calibrate as measure
-    from replay.calibrate.run import write
     from traces.errors import InputError
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
     from uvmsim.report.progress import bar
 
     target = Path(output)

@@ -79,9 +79,9 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     from replay.session import DEFAULT_LIMIT, How
     from replay.study import HARDWARE, POLICIES, study
     from uvmsim.commands.compare import choose
-    from uvmsim.compare import Options, policy_list
+    from uvmsim.core.units import parse_bytes
     from uvmsim.report.progress import bar
-    from uvmsim.units import parse_bytes
+    from uvmsim.studies.compare import Options, policy_list
 
     choose("--backend", backend, NAMES)
     choose("--pool", given["pool"], ("global", "per-layer"))

@@ -38,8 +38,8 @@ def validate(
     """
     from replay.validate.config import load
     from replay.validate.report import print_report, to_markdown
-    from replay.validate.run import validate as run
-    from replay.validate.run import write_report
+    from replay.validate.validation import validate as run
+    from replay.validate.validation import write_report
     from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
 

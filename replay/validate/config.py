@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from traces.errors import InputError
-from uvmsim.sweep.config import beside, flag, one_of, pool_size, text, values, whole
-from uvmsim.units import parse_bytes
+from uvmsim.core.units import parse_bytes
+from uvmsim.studies.sweep.config import beside, flag, one_of, pool_size, text, values, whole
 
 DTYPES = ("fp32", "fp16", "bf16", "mxfp4")
 MODES = ("resident", "stream", "expert-cache", "zero-copy", "uvm")
@@ -98,7 +98,7 @@ class ValidationConfig(BaseModel):
 
 def load(path: str | Path) -> ValidationConfig:
     """The config at ``path``; paths in it are relative to its folder. Raises `InputError`."""
-    from uvmsim.descriptions import read
+    from uvmsim.machine.descriptions import read
 
     file = Path(path)
     if not file.is_file():

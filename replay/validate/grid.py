@@ -11,13 +11,20 @@ from replay.session import layouts_of
 from replay.validate.config import BUNDLED, TraceEntry, ValidationConfig
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from uvmsim.compare import Options, load_trace, model_json, resolve_model, slots_of, trace_json
-from uvmsim.hardware import Hardware
-from uvmsim.memory import mechanism as mechanism_named
-from uvmsim.memory.base import Job
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.registry import parse
-from uvmsim.simulate import check_needs
+from uvmsim.runs.job import Job
+from uvmsim.studies.compare import (
+    Options,
+    load_trace,
+    model_json,
+    resolve_model,
+    slots_of,
+    trace_json,
+)
+from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from replay.validate.grid import Cell
 from replay.validate.uvm import FaultCosts
-from traces.schema import DECODE, PREFILL
-from uvmsim.simulate import simulate
+from traces.files.schema import DECODE, PREFILL
+from uvmsim.studies.simulate import simulate
 
 COUNTERS = ("accesses", "hits", "misses", "bytes_h2d", "bytes_d2h", "evictions")
 """What prediction and measurement must agree on exactly."""

@@ -16,8 +16,8 @@ import numpy as np
 
 from replay.calibrate.uvm_mode import UVM, Moves, moves
 from traces.errors import InputError
-from uvmsim.hardware import Hardware
-from uvmsim.memory.base import Job
+from uvmsim.machine.hardware import Hardware
+from uvmsim.runs.job import Job
 
 FREE = 10**18
 """Bytes a second of a link that costs nothing."""

@@ -19,10 +19,10 @@ from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.errors import InputError
-from traces.gguf_model import describe
-from traces.model_info import ModelInfo
+from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.models.gguf import describe
+from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
-from traces.schema import DECODE, PREFILL, RoutingMeta
 
 
 def capture(

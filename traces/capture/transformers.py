@@ -20,9 +20,9 @@ from traces.capture.provenance import machine, prompt_source, tool
 from traces.capture.recording import Recording
 from traces.capture.sampling import Sampler
 from traces.errors import InputError
-from traces.model_info import ModelInfo
+from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
-from traces.schema import DECODE, PREFILL, RoutingMeta
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _ROUTED = re.compile(r"\.experts\.")

@@ -71,9 +71,9 @@ def import_(
     from pathlib import Path
 
     from traces.errors import InputError
+    from traces.files.ipc import require_file
     from traces.importers import import_faults, is_fault_format, sniff
     from traces.importers.dump import ImportOptions, import_routing
-    from traces.ipc import require_file
 
     options = ImportOptions(model_name, n_experts, ids_order, _ranges(sequences))
     require_file(Path(file))
@@ -104,18 +104,18 @@ def check(file: str, as_json: bool) -> None:
     from traces.faults import is_fault_trace, open_faults
 
     if is_fault_trace(file):
-        from traces.check_faults import check_faults
+        from traces.faults.check import check_faults
 
         findings = check_faults(open_faults(file, checked=False))
     else:
-        from traces.check import check as find
         from traces.routing import open_routing
+        from traces.routing.check import check as find
 
         findings = find(open_routing(file, checked=False))
     if as_json:
         _json({"file": file, "findings": [f.to_json() for f in findings]})
     else:
-        from traces.tables import print_findings
+        from traces.routing.tables import print_findings
 
         print_findings(findings, file)
     if any(f.severity == "error" for f in findings):
@@ -137,9 +137,9 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
 
     from traces.errors import InputError
     from traces.faults import is_fault_trace
+    from traces.files.schema import PHASES
     from traces.routing import open_routing
-    from traces.schema import PHASES
-    from traces.stats import statistics
+    from traces.routing.stats import statistics
 
     if all(is_fault_trace(file) for file in files):
         _fault_stats(files, phase, as_json)
@@ -160,7 +160,7 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     if as_json:
         _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
     else:
-        from traces.tables import print_statistics
+        from traces.routing.tables import print_statistics
 
         print_statistics(named)
 
@@ -206,10 +206,10 @@ def synth(as_json: bool, out: str, **options: Any) -> None:
     """
     from dataclasses import replace
 
-    from traces.describe import describe, print_description
     from traces.routing import open_routing
-    from traces.stats import statistics
-    from traces.synth_command import make
+    from traces.routing.describe import describe, print_description
+    from traces.routing.stats import statistics
+    from traces.synth.options import make
 
     with _working("making the trace"):
         made, real = make(**options)
@@ -220,7 +220,7 @@ def synth(as_json: bool, out: str, **options: Any) -> None:
     if as_json:
         _json({"trace": describe(t), "stats": dict(named)})
         return
-    from traces.tables import print_statistics
+    from traces.routing.tables import print_statistics
 
     print_description(describe(t))
     print_statistics(named)
@@ -244,13 +244,13 @@ def export(file: str, out: str, format_: str | None, as_json: bool) -> None:
     from traces.faults import is_fault_trace
 
     if is_fault_trace(file):
-        from traces.export_faults import export_faults
+        from traces.export.faults import export_faults
 
         with _working("exporting"):
             result = export_faults(_undamaged(file), out, format_)
     else:
         from traces.errors import InputError
-        from traces.export import export_routing
+        from traces.export.routing import export_routing
         from traces.routing import open_routing
 
         t = open_routing(file)
@@ -270,13 +270,13 @@ def _describe(file: str, as_json: bool) -> None:
     from traces.faults import is_fault_trace, open_faults
 
     if is_fault_trace(file):
-        from traces.fault_tables import describe_faults, print_fault_description
+        from traces.faults.tables import describe_faults, print_fault_description
 
         d = describe_faults(open_faults(file))
         _json(d) if as_json else print_fault_description(d)
         return
-    from traces.describe import describe, print_description
     from traces.routing import open_routing
+    from traces.routing.describe import describe, print_description
 
     d = describe(open_routing(file))
     _json(d) if as_json else print_description(d)
@@ -286,8 +286,8 @@ def _fault_stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     from pathlib import Path
 
     from traces.errors import InputError
-    from traces.fault_stats import fault_statistics
-    from traces.fault_tables import print_fault_statistics
+    from traces.faults.stats import fault_statistics
+    from traces.faults.tables import print_fault_statistics
 
     if phase != "all":
         raise InputError(f"--phase {phase}: fault traces have no phases; leave it out")

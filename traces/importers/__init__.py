@@ -93,7 +93,7 @@ def import_faults(path: Path, name: str) -> FaultTrace:
 
     What the importer left out or changed is in ``meta["notes"]``.
     """
-    from traces.ipc import require_file
+    from traces.files.ipc import require_file
 
     require_file(path)
     if not path.stat().st_size:

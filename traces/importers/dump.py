@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from traces.bounds import MAX_EXPERTS
 from traces.errors import InputError
+from traces.files.ipc import require_file
+from traces.files.schema import DECODE, PREFILL, RoutingMeta
 from traces.importers import loader, sniff
-from traces.ipc import require_file
-from traces.known_models import COMMON_EXPERT_COUNTS, KNOWN, find
-from traces.model_info import ModelInfo
+from traces.models.info import ModelInfo
+from traces.models.known import COMMON_EXPERT_COUNTS, KNOWN, find
 from traces.routing import RoutingTrace
-from traces.schema import DECODE, PREFILL, RoutingMeta
+from traces.routing.bounds import MAX_EXPERTS
 
 
 @dataclass(frozen=True)

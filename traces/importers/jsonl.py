@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
+from traces.files.schema import DECODE, PHASES, PREFILL
 from traces.importers.dump import Dump, ImportOptions
-from traces.schema import DECODE, PHASES, PREFILL
 
 
 def load(path: Path, options: ImportOptions) -> Dump:

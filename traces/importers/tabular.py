@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from traces.errors import InputError
+from traces.files.schema import META_KEY, PHASES
 from traces.importers.dump import Dump, ImportOptions
-from traces.schema import META_KEY, PHASES
 
 
 def load_csv(path: Path, options: ImportOptions) -> Dump:

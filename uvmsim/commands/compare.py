@@ -67,10 +67,10 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
-    from uvmsim.compare import Options, policy_list
-    from uvmsim.compare import compare as run
     from uvmsim.report.progress import bar
     from uvmsim.report.table import print_comparison
+    from uvmsim.studies.compare import Options, policy_list
+    from uvmsim.studies.compare import compare as run
 
     choose("--pool", given["pool"], ("global", "per-layer"))
     choose("--unit", given["unit"], ("event", "access"))

@@ -41,7 +41,7 @@ def models(name: str | None, as_json: bool) -> None:
     NAME is a preset, a .toml description or a .gguf file: its layers, experts, bytes, and the
     source of each number.
     """
-    from uvmsim.model import Model
+    from uvmsim.machine.model import Model
 
     if name is not None:
         model = Model.load(name)
@@ -52,7 +52,7 @@ def models(name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json({"models": {key: m.to_json() for key, m in loaded.items()}})
         return
-    from uvmsim.units import format_bytes
+    from uvmsim.core.units import format_bytes
 
     table = _table("Models (uvmsim models NAME for sizes and sources)",
                    "name", "weights", "one expert", "read a token", "what it is")  # fmt: skip
@@ -63,7 +63,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 def _show_model(m: Any) -> None:
-    from uvmsim.units import format_bytes
+    from uvmsim.core.units import format_bytes
 
     def exact(n: int) -> str:
         return f"{format_bytes(n)} ({n:,} B)" if n else "none"
@@ -106,7 +106,7 @@ def hardware(name: str | None, as_json: bool) -> None:
     NAME is a preset or a .toml file: memory, link, CPU and overheads, each with its source.
     Sources that begin with "estimate:" mark numbers that nobody measured.
     """
-    from uvmsim.hardware import Hardware
+    from uvmsim.machine.hardware import Hardware
 
     if name is not None:
         h = Hardware.load(name)
@@ -123,7 +123,7 @@ def hardware(name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json({"hardware": {key: h.to_json() for key, h in loaded.items()}})
         return
-    from uvmsim.units import format_bytes, format_rate
+    from uvmsim.core.units import format_bytes, format_rate
 
     table = _table("Hardware (uvmsim hardware NAME for every number and its source)",
                    "name", "VRAM", "memory", "link (to GPU)", "what it is")  # fmt: skip

@@ -52,10 +52,10 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim llama-bench --mechanism cpu-offload --ncmoe 32
       uvmsim llama-bench --policy phase:copy-used,prefetch_always_max
     """
-    from uvmsim.compare import policy_list
-    from uvmsim.llamabench.run import Options, run
     from uvmsim.report.llama_bench_table import print_table
     from uvmsim.report.progress import bar
+    from uvmsim.studies.compare import policy_list
+    from uvmsim.studies.llamabench.table import Options, run
 
     for name in ("mechanisms", "policies"):
         given[name] = policy_list(given[name])

@@ -47,10 +47,10 @@ def microbench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim microbench --tenants 2 --ratio 0.6 --vram 8GiB --policy default,prefetch_pid_tree
       uvmsim microbench --ratio 1.05 --vram 8GiB --trace-out T.arrow
     """
-    from uvmsim.compare import policy_list
-    from uvmsim.microbench.run import Options, run
     from uvmsim.report.microbench_table import print_table
     from uvmsim.report.progress import bar
+    from uvmsim.studies.compare import policy_list
+    from uvmsim.studies.microbench.table import Options, run
 
     given["policies"] = policy_list(given["policies"])
     given["ratios"] = tuple(_number(x) for x in policy_list(given["ratios"]))

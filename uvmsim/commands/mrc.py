@@ -40,9 +40,9 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
       uvmsim mrc LONG.arrow --sample 0.05
     """
     from uvmsim.commands.compare import choose
-    from uvmsim.compare import policy_list
-    from uvmsim.mrc.study import Study, study
     from uvmsim.report.progress import bar
+    from uvmsim.studies.compare import policy_list
+    from uvmsim.studies.mrc.study import Study, study
 
     choose("--pool", given["pool"], ("global", "per-layer", "both"))
     choose("--unit", given["unit"], ("event", "access"))

@@ -47,10 +47,10 @@ def sweep(
 
     from uvmsim.report.progress import bar
     from uvmsim.report.sweep_plot import check_target
-    from uvmsim.sweep.config import load
-    from uvmsim.sweep.run import default_folder
-    from uvmsim.sweep.run import sweep as run
-    from uvmsim.sweep.store import export
+    from uvmsim.studies.sweep.config import load
+    from uvmsim.studies.sweep.execute import default_folder
+    from uvmsim.studies.sweep.execute import sweep as run
+    from uvmsim.studies.sweep.store import export
 
     if plot:
         check_target(plot)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from uvmsim.core.read_only import read_only
+from uvmsim.policies.base import Number
 from uvmsim.policies.pages.base import DEFAULT, Driver
 
 HAS_PREFETCH = False
@@ -18,25 +19,31 @@ RECORDS = False
 """The program is written, for a readable clock and for export."""
 
 
-def page_prefetch(s: Any, d: Driver, block: int, page: int, region: np.ndarray) -> int:
+def page_prefetch(s: Any, d: Driver, block: Number, page: Number, region: np.ndarray) -> Number:
     return DEFAULT
 
 
 def page_prefetch_iter(
-    s: Any, d: Driver, block: int, first: int, outer: int, counter: int, region: np.ndarray
-) -> int:
+    s: Any,
+    d: Driver,
+    block: Number,
+    first: Number,
+    outer: Number,
+    counter: Number,
+    region: np.ndarray,
+) -> Number:
     return 0
 
 
-def block_activate(s: Any, d: Driver, chunk: int) -> int:
+def block_activate(s: Any, d: Driver, chunk: Number) -> Number:
     return 0
 
 
-def block_access(s: Any, d: Driver, chunk: int) -> int:
+def block_access(s: Any, d: Driver, chunk: Number) -> Number:
     return DEFAULT
 
 
-def evict_prepare(s: Any, d: Driver) -> int:
+def evict_prepare(s: Any, d: Driver) -> Number:
     return 0
 
 

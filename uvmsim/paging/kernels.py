@@ -25,10 +25,10 @@ import numpy as np
 
 from traces.jit import compiled
 from uvmsim.core.jit import inner
-from uvmsim.hardware import Hardware
-from uvmsim.model import Model
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.machine.timing import dense_times, expert_times
 from uvmsim.paging.layout import BLOCK, PAGE, Layout, Placed, layout
-from uvmsim.timing import dense_times, expert_times
 from uvmsim.workload import Workload
 
 MMVQ_TOKENS = 8

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uvmsim.model import Model
-from uvmsim.model_spec import TYPES, role_of
+from uvmsim.machine.model import Model
+from uvmsim.machine.model_spec import TYPES, role_of
 
 PAGE = 4096
 BLOCK = 2 << 20

@@ -31,10 +31,10 @@ def prefetch_mask(sp, d, p, x, b, faulted, threshold):
             bits &= bits - np.uint64(1)
             region[MAX_FIRST], region[MAX_OUTER] = 0, n_pages
             region[FIRST] = region[OUTER] = 0
-            action = 0
+            action = np.int64(0)
             if HAS_PREFETCH:
                 seen, allowed = seen_by_hooks(d), read_only(region)
-                action = page_prefetch(sp, seen, np.int64(b), page, allowed)
+                action = np.int64(page_prefetch(sp, seen, np.int64(b), page, allowed))
                 if action == ENTER_LOOP:
                     size = np.int64(1)
                     while True:

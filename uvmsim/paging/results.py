@@ -1,4 +1,4 @@
-"""What a run of the paging driver returns, in the words of `uvmsim.results`."""
+"""What a run of the paging driver returns, in the words of `uvmsim.runs.outcome`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from traces.schema import DECODE, PREFILL
+from traces.files.schema import DECODE, PREFILL
 from uvmsim.paging import tables as t
+from uvmsim.paging.drive import PagedRun, Setup
 from uvmsim.paging.kernels import Space
 from uvmsim.paging.layout import PAGE
-from uvmsim.paging.run import PagedRun, Setup
-from uvmsim.results import Result, phase_measures, share, token_latency
+from uvmsim.runs.outcome import Result, phase_measures, share, token_latency
 
 
 @dataclass
@@ -37,14 +37,14 @@ class PagedResult(Result):
 
     @property
     def step_copied(self) -> np.ndarray:
-        """int64 [S]: bytes copied explicitly, beside the paging (`uvmsim.paging.phases.COPY_USED`)."""
+        """int64 [S]: bytes copied explicitly, beside the paging (`phases.COPY_USED`)."""
         assert self.setup is not None
         copied = np.zeros(len(self.setup.phase), np.int64)
         np.add.at(copied, self.setup.kernels.step, self.setup.kernels.copy_bytes)
         return copied
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; the keys of `uvmsim.results.measures` where they have a meaning here,
+        """Plain JSON types; the keys of `uvmsim.runs.outcome.measures` where they have a meaning here,
         and the driver's counters."""
         assert self.paged is not None and self.setup is not None
         job, counts = self.job, self.paged.counts

@@ -80,7 +80,7 @@ class Scratch(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """The driver's constants, int64; see `uvmsim.hardware.UvmCosts`."""
+    """The driver's constants, int64; see `uvmsim.machine.hardware.UvmCosts`."""
 
     batch_ns: int
     page_ns: int

@@ -52,13 +52,17 @@ class Pool(NamedTuple):
     n_experts: int
 
 
+Number = int | np.integer[Any]
+"""A whole number, as Python's or as NumPy's."""
+
+
 class Event(NamedTuple):
     """One layer of one forward pass: what the router just chose."""
 
-    layer: int
+    layer: Number
     """MoE layer index."""
-    step: int
-    tokens: int
+    step: Number
+    tokens: Number
     """Tokens of the micro-batch with a known row."""
     experts: np.ndarray
     """int32 [distinct]: dense ids in order of first appearance (token by token, rank by rank)."""

@@ -32,7 +32,7 @@ class Oracle(Prefetch):
         return min(ctx.n_total, self.horizon * ctx.n_experts)
 
     def state(self, ctx):
-        from uvmsim.units import parse_bytes
+        from uvmsim.core.units import parse_bytes
 
         limits = np.array([self.horizon, parse_bytes(self.budget), self.limit(ctx)], np.int64)
         return State(ctx.future_ids, ctx.event_lo, ctx.expert_bytes, limits)

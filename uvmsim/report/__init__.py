@@ -1,1 +1,1 @@
-"""What people look at: tables and progress. Numbers come from `uvmsim.results`, never from here."""
+"""What people look at: tables and progress. Numbers come from `uvmsim.runs`, never from here."""

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from uvmsim.llamabench.run import Table
+from uvmsim.core.units import format_bytes
 from uvmsim.report.progress import wide
-from uvmsim.units import format_bytes
+from uvmsim.studies.llamabench.table import Table
 
 GIB = 2**30
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from uvmsim.microbench.run import Table
+from uvmsim.core.units import format_bytes
 from uvmsim.report.progress import wide
-from uvmsim.units import format_bytes
+from uvmsim.studies.microbench.table import Table
 
 
 def print_table(t: Table, console: Console | None = None) -> None:

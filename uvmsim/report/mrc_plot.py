@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uvmsim.mrc.study import Curves
 from uvmsim.report.plots import COLOURS, figure, save
+from uvmsim.studies.mrc.study import Curves
 
 
 def draw(c: Curves, path: str) -> None:

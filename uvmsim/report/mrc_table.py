@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from uvmsim.mrc.study import Curves, at
 from uvmsim.report.progress import wide
+from uvmsim.studies.mrc.study import Curves, at
 
 
 def print_curves(c: Curves, console: Console | None = None) -> None:

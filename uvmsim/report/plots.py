@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
-from traces.files import check_target as writable
+from traces.files.target import check_target as writable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette: distinct for colour-blind readers."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
-from uvmsim.sweep.rows import COLUMNS, OK, OUT_OF_MEMORY
-from uvmsim.sweep.store import read
+from uvmsim.studies.sweep.rows import COLUMNS, OK, OUT_OF_MEMORY
+from uvmsim.studies.sweep.store import read
 
 FIXED = (
     "trace_sha256", "limit", "unit", "model", "quantisation", "expert_bytes", "hardware", "pool",

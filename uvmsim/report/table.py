@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from uvmsim.compare import Comparison
+from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.paging.layout import BLOCK
 from uvmsim.paging.results import PagedResult
 from uvmsim.report.progress import wide
-from uvmsim.results import Result
-from uvmsim.units import format_bytes, format_rate
+from uvmsim.runs.outcome import Result
+from uvmsim.studies.compare import Comparison
 
 PARTS = (
     ("compute", "\u2588", "green"),

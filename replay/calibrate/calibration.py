@@ -1,0 +1,174 @@
+"""The whole calibration: every stage in turn, none of which may stop the others."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replay.calibrate.cpu import cpu_reads
+from replay.calibrate.engine_fit import engine_runs, fit
+from replay.calibrate.kernels import kernel_rows
+from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
+from replay.calibrate.profile import Measurements
+from replay.calibrate.uvm_mode import UVM, uvm_runs
+from replay.calibrate.uvm_mode import fit as fit_uvm
+from traces.errors import InputError
+
+BACKENDS = ("cuda", "host")
+Progress = Callable[[int, int, str], None]
+
+
+def open_probe(backend: str, effort: Effort) -> Probe:
+    """The probe of that name. Raises `InputError`."""
+    if backend == "cuda":
+        from replay.calibrate.cuda import CudaProbe
+
+        return CudaProbe(effort)
+    if backend == "host":
+        from replay.calibrate.host import HostProbe
+
+        return HostProbe(effort)
+    raise InputError(f"--backend {backend}: must be {' or '.join(BACKENDS)}")
+
+
+def calibrate(
+    backend: str = "cuda",
+    *,
+    quick: bool | None = None,
+    engine: bool = True,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Measurements:
+    """Measure this machine. A stage that fails leaves its reason in `Measurements.errors`.
+
+    ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
+    the replay engine on synthetic routing and fits the constants of the time model to it.
+    Raises `InputError` where there is nothing to measure.
+    """
+    quick = backend == "host" if quick is None else quick
+    effort = QUICK if quick else FULL
+    probe = open_probe(backend, effort)
+    machine = probe.machine()
+    machine["vram_bytes"] = probe.vram_bytes()
+    machine["host_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    found = Measurements(backend, machine, today)
+    todo = stages(probe, effort)
+    last = len(todo) + 4 * int(engine)
+    try:
+        for i, (name, measure) in enumerate(todo):
+            if progress:
+                progress(i, last, name)
+            _stage(found, name, measure, say)
+    finally:
+        probe.close()
+    after = [
+        ("kernels", lambda: kernel_rows(backend, quick)),
+        ("engine", lambda: engine_runs(backend, quick)),
+        ("uvm_mode", lambda: uvm_runs(backend, quick)),
+        ("fault_groups", lambda: _fault_groups(backend)),
+    ]
+    for i, (name, measure) in enumerate(after if engine else []):
+        if progress:
+            progress(len(todo) + i, last, name)
+        _stage(found, name, measure, say)
+    if engine:
+        _fit(found)
+    if progress:
+        progress(last, last, "")
+    return found
+
+
+def stages(probe: Probe, effort: Effort) -> list[tuple[str, Callable[[], list[dict[str, Any]]]]]:
+    """Name of a table and what fills it, in the order they are run."""
+    cpu_bytes = min(effort.big, GiB) // 2 if effort.big > 64 * MiB else effort.big
+    return [
+        ("copies_h2d", lambda: probe.copies("h2d")),
+        ("copies_d2h", lambda: probe.copies("d2h")),
+        ("single_h2d", lambda: probe.single_copies("h2d")),
+        ("single_d2h", lambda: probe.single_copies("d2h")),
+        ("both_ways", probe.both_ways),
+        ("pageable_h2d", lambda: probe.copies("h2d", pinned=False)),
+        ("pageable_d2h", lambda: probe.copies("d2h", pinned=False)),
+        ("launches", probe.launches),
+        ("pinned_alloc", probe.pinned_alloc),
+        ("reads", probe.reads),
+        ("zero_copy", probe.zero_copy),
+        ("cpu", lambda: cpu_reads(cpu_bytes, effort.repetitions)),
+        ("faults", probe.faults),
+        ("migrations", probe.migrations),
+    ]
+
+
+def _stage(
+    found: Measurements,
+    name: str,
+    measure: Callable[[], list[dict[str, Any]]],
+    say: Callable[[str], None] | None,
+) -> None:
+    begin = time.monotonic()
+    try:
+        found.tables[name] = measure()
+    except NotHere as err:
+        found.errors[name] = str(err)
+    except KeyboardInterrupt:
+        raise
+    except Exception as err:  # a broken stage is a line in the report, not the end of it
+        found.errors[name] = f"{type(err).__name__}: {err}"
+    found.seconds[name] = round(time.monotonic() - begin, 3)
+    if say:
+        outcome = found.errors.get(name) or f"{len(found.tables[name])} rows"
+        say(f"{name}: {outcome} ({found.seconds[name]:.1f} s)")
+
+
+def _fit(found: Measurements) -> None:
+    try:
+        found.fitted.update(fit(found.tables["engine"], found))
+    except (KeyError, ValueError, np.linalg.LinAlgError) as err:
+        found.errors["fit"] = f"{type(err).__name__}: {err}"
+    if UVM not in found.tables:
+        return
+    try:
+        found.fitted.update(fit_uvm(found.tables[UVM]))
+    except (KeyError, ValueError, np.linalg.LinAlgError) as err:
+        found.errors[f"{UVM} fit"] = f"{type(err).__name__}: {err}"
+
+
+def _fault_groups(backend: str) -> list[dict[str, Any]]:
+    if backend != "cuda":
+        raise NotHere("page faults need a GPU")
+    from replay.calibrate.fault_count import count
+
+    found = count({"what": "calibrate"}, 45)
+    if not found["windows"]:
+        seen = ", ".join(f"{k} {v}" for k, v in found["recording"].items())
+        raise NotHere(found["why"] + (f" ({seen})" if seen else ""))
+    return [found["windows"][0] | {"recording": found["recording"]}]
+
+
+def write(found: Measurements, path: str | Path, base: str) -> tuple[Path, Path]:
+    """The profile at ``path`` and its raw tables beside it, both under temporary names first.
+
+    Returns both paths. ``base`` names the profile that stands in for what was not measured.
+    """
+    import json
+
+    from replay.calibrate.profile import to_toml
+    from uvmsim.machine.hardware import Hardware
+
+    target = Path(path)
+    tables = target.with_suffix(".measurements.json")
+    text = to_toml(found, Hardware.load(base), target.stem)
+    raw = json.dumps(found.to_json(), indent=1, sort_keys=True) + "\n"
+    for file, content in ((tables, raw), (target, text)):
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(file)
+    Hardware.load(str(target))  # what we wrote must be what the simulator reads
+    return target, tables

@@ -1,0 +1,1 @@
+"""Arrow files that survive a kill: schemas, reading, writing."""

@@ -1,0 +1,1 @@
+"""Routing that nobody recorded, with measured skew and locality."""

@@ -1,0 +1,1 @@
+"""Time: engines give a plan (`uvmsim.runs.plan`) a clock."""

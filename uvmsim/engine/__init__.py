@@ -1,1 +1,0 @@
-"""Time: engines give a plan (`uvmsim.memory.plan`) a clock."""

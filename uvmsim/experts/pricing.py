@@ -1,0 +1,53 @@
+"""Durations of an expert pool's plan: the same decisions, priced for a machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.timing import copy_times, dense_times, expert_times, finish, write_back_times
+from uvmsim.runs.job import Job
+from uvmsim.runs.plan import WRITEBACK, Plan
+
+LINK_FIELDS = (
+    "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",
+    "duplex_factor", "zero_copy_bytes_per_s", "pageable_h2d_bytes_per_s",
+    "pageable_d2h_bytes_per_s", "pinned_alloc_bytes_per_s", "sources",
+)  # fmt: skip
+"""Fields of a machine that do not bear on what its GPU computes."""
+
+
+def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
+    """``plan`` with the durations it has on the job's machine.
+
+    ``before`` is the machine the plan was priced for, if it was: where only the link differs, the
+    GPU's own times are kept. Decisions do not depend on any of this, so a sweep over links and GPUs
+    decides once and prices many times.
+    """
+    w, hw = job.workload, job.hardware
+    back = plan.copy_kind == WRITEBACK
+    writes = bool(back.any())
+    both = writes and not job.write_back_alloc
+    copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
+    if writes:
+        copy_ns[back] = write_back_times(
+            plan.copy_bytes[back], hw, job.pinned, both, job.write_back_alloc
+        )
+    if before is not None and _gpu(hw) == _gpu(before):
+        return replace(plan, copy_ns=copy_ns)
+    pre, tail = dense_times(w, job.model, hw)
+    first_wave = np.concatenate(([True], np.diff(plan.wave_event) != 0))
+    priced = replace(
+        plan,
+        copy_ns=copy_ns,
+        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.decision_ns, 0),
+        compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
+    )
+    return finish(priced, w, tail)
+
+
+def _gpu(hw: Hardware) -> dict[str, Any]:
+    return {k: v for k, v in vars(hw).items() if k not in LINK_FIELDS}

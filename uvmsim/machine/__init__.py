@@ -1,0 +1,1 @@
+"""What runs: models, hardware, and how long a machine's own work takes."""

@@ -1,0 +1,147 @@
+"""How long the GPU's own work takes: rooflines over bytes and flops, as int64 nanoseconds.
+
+Everything an engine adds is waiting; every duration is fixed here, so all engines agree on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from traces.errors import InputError
+from traces.jit import compiled
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.runs.plan import Plan
+from uvmsim.workload import Workload
+
+ROW_KERNEL_TOKENS = 8
+"""Tokens up to which llama.cpp multiplies row by row, without tiles (ggml-cuda, mmvq)."""
+
+
+def to_ns(seconds: np.ndarray | float) -> np.ndarray:
+    """Rounded to whole nanoseconds, as `uvmsim.machine.hardware.duration_ns` does."""
+    return np.rint(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
+
+
+def roofline_s(
+    hw: Hardware, nbytes: Any, flops: Any, bytes_per_s: float | None = None
+) -> np.ndarray:
+    """Seconds to read ``nbytes`` and do ``flops``, whichever takes longer (Williams et al. 2009).
+
+    ``bytes_per_s`` replaces the device memory's speed, for weights that lie elsewhere.
+    """
+    return np.maximum(nbytes / (bytes_per_s or hw.memory_bytes_per_s), flops / hw.compute_flops)
+
+
+def dense_times(
+    w: Workload, model: Model, hw: Hardware, bytes_per_s: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Work outside the routed experts; ``bytes_per_s`` as in `expert_times`.
+
+    Returns int64 [E], the blocks up to and including an event's attention, charged to the first
+    event of a (step, layer), and int64 [S], what follows a step's last MoE layer.
+    """
+    tokens = w.step_tokens.astype(np.float64)
+    own = hw.dense_bytes_per_s or hw.memory_bytes_per_s
+    bytes_per_s = bytes_per_s or own
+    kv = w.step_kv * (model.kv_bytes_per_token / model.n_layers)
+    before = np.zeros((w.n_layers, w.n_steps), np.int64)
+    tail = np.zeros(w.n_steps, np.int64)
+    moe = list(model.moe_layers)
+    for block in range(model.n_layers):
+        flops = 2.0 * model.dense_params[block] * tokens
+        seconds = roofline_s(hw, model.dense_bytes[block], flops, bytes_per_s)
+        seconds += kv / own
+        ns = to_ns(seconds) + hw.dense_launch_ns
+        home = int(np.searchsorted(moe, block))
+        if home < len(moe):
+            before[home] += ns
+        else:
+            tail += ns
+    head = roofline_s(hw, np.float64(model.output_bytes), 2.0 * model.output_params, bytes_per_s)
+    tail += to_ns(head)
+    tail += hw.dense_launch_ns
+    pre = np.where(w.event_first, before[w.event_layer, w.event_step], 0)
+    return pre, tail
+
+
+def expert_times(
+    w: Workload, model: Model, hw: Hardware, wave_hi: np.ndarray, bytes_per_s: float | None = None
+) -> np.ndarray:
+    """int64 [W]: computing the experts of each wave of accesses; empty waves take no time.
+
+    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads).
+    """
+    return _wave_ns(
+        wave_hi, w.ids, w.counts, w.n_experts,
+        np.asarray(model.expert_bytes, np.float64), np.asarray(model.expert_params, np.float64),
+        float(bytes_per_s or hw.memory_bytes_per_s), float(hw.compute_flops), hw.expert_launch_ns,
+        hw.expert_tile_tokens or 1, ROW_KERNEL_TOKENS * w.top_k,
+    )  # fmt: skip
+
+
+@compiled(nogil=True)
+def _wave_ns(
+    wave_hi, ids, counts, n_experts, nbytes, params, read_rate, flop_rate, launch, tile, rows
+):  # fmt: skip
+    """`roofline_s` of each wave's experts and one launch; one pass, since every run pays for it.
+    Beyond ``rows`` token-expert pairs, tokens are computed in tiles of ``tile`` an expert."""
+    out = np.empty(len(wave_hi), np.int64)
+    a = 0
+    for w in range(len(wave_hi)):
+        end = wave_hi[w]
+        if a == end:
+            out[w] = 0
+            continue
+        layer = ids[a] // n_experts  # a wave is of one layer
+        tokens = np.int64(0)
+        tiled = np.int64(0)
+        for i in range(a, end):
+            tokens += counts[i]
+            tiled += (counts[i] + tile - 1) // tile * tile
+        if tokens > rows:
+            tokens = tiled
+        read = (end - a) * nbytes[layer]
+        seconds = max(read / read_rate, 2.0 * params[layer] * tokens / flop_rate)
+        out[w] = np.int64(np.rint(seconds * 1e9)) + launch
+        a = end
+    return out
+
+
+def copy_times(
+    nbytes: np.ndarray, hw: Hardware, direction: str, pinned: bool, both: bool
+) -> np.ndarray:
+    """int64 [C]: time on the link of copies of ``nbytes``; ``both`` = the other way is busy too."""
+    speed = hw.link_bytes_per_s(direction, pinned=pinned, both_ways=both)
+    return np.maximum(to_ns(nbytes / speed) + hw.copy_latency_ns, 1)
+
+
+def write_back_times(
+    nbytes: np.ndarray, hw: Hardware, pinned: bool, both: bool, fresh: bool
+) -> np.ndarray:
+    """int64 [C]: `copy_times` to the host; ``fresh``: into memory that is allocated and pinned first.
+
+    Raises `InputError` where the machine's description does not know what that takes.
+    """
+    ns = copy_times(nbytes, hw, "d2h", pinned, both)
+    if not fresh:
+        return ns
+    if not pinned:
+        raise InputError(
+            "write_back_alloc is about pinned memory; the pageable rates include allocation"
+        )
+    if hw.pinned_alloc_bytes_per_s is None:
+        raise InputError(
+            f"{hw.name}: pinned_alloc_bytes_per_s is not known; add it to the hardware description"
+        )
+    return ns + to_ns(nbytes / hw.pinned_alloc_bytes_per_s)
+
+
+def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:
+    """Charge what follows a step's last MoE layer to its last wave; set `Plan.step_wave_hi`."""
+    step = w.event_step[plan.wave_event]
+    plan.step_wave_hi = np.searchsorted(step, np.arange(w.n_steps), side="right").astype(np.int64)
+    plan.compute_ns[plan.step_wave_hi - 1] += tail
+    return plan

@@ -1,0 +1,37 @@
+"""Mechanisms: how a missing byte is served. One file each; found by looking, not by a list."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from uvmsim.runs.job import Mechanism
+
+
+@functools.cache
+def mechanisms() -> dict[str, type[Mechanism]]:
+    """All mechanisms by name."""
+    from uvmsim.runs.job import Mechanism
+
+    found: dict[str, type[Mechanism]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        for cls in vars(importlib.import_module(f"{__name__}.{info.name}")).values():
+            if isinstance(cls, type) and issubclass(cls, Mechanism) and cls.name:
+                found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def mechanism(name: str) -> Mechanism:
+    """A new mechanism of that name; raises `InputError` with the nearest one that exists."""
+    known = mechanisms()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--mechanism {name}: not known{hint} (there are: {', '.join(known)})")
+    return known[name]()

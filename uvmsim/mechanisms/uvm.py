@@ -1,0 +1,154 @@
+"""Managed memory paged by the NVIDIA driver, with gpu_ext's eBPF hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from traces.errors import InputError
+from uvmsim.paging import tables as t
+from uvmsim.paging.drive import Setup, run_paging, uvm_of
+from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
+from uvmsim.paging.layout import BLOCK
+from uvmsim.paging.results import PagedResult
+from uvmsim.policies.pages.phases import parse_phased
+from uvmsim.runs.job import Job, Mechanism
+from uvmsim.runs.plan import Plan
+
+COMPUTE_BYTES = 420 << 20
+"""llama.cpp's compute buffer for micro-batches of 512: logits of 201,088 words and activations; what
+a run touches of it is little (`uvmsim.paging.kernels`)."""
+LEAST_CHUNKS = 64
+
+
+class Uvm(Mechanism):
+    """Managed memory: page faults, prefetch and eviction by the driver, policies as eBPF hooks.
+
+    Weights are in host memory at first, with preferred location GPU (what gpu_ext's llama.cpp fork
+    sets at the first computation). KV cache and compute buffer are managed too, and share the list.
+    """
+
+    name: ClassVar[str] = "uvm"
+    takes_policy: ClassVar[bool] = True
+    grain: ClassVar[str] = "page"
+
+    def plan(self, job: Job) -> Plan:
+        """Paging has a clock of its own: see `run`."""
+        raise InputError("--mechanism uvm writes no plan of expert copies; use simulate()")
+
+    def run(self, job: Job, engine: str, record: bool = False) -> PagedResult:
+        """The job's outcome. Raises `InputError`."""
+        w, hw = job.workload, job.hardware
+        uvm_of(hw)
+        if w.unit != "event":
+            raise InputError(f"--mechanism uvm pages whole layers; leave out --unit {w.unit}")
+        policy = job.page_policy or parse_phased("default")
+        setup, space = setup_of(job, policy.copies)
+        record = record or engine == "des"
+        paged = run_paging(setup, hw, policy.prefill or policy.decode, policy.decode, record=record)
+        if engine == "des":
+            from uvmsim.clocks import des_paging
+
+            assert paged.program is not None
+            paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
+        return PagedResult(job, self.name, None, None, None, paged=paged, setup=setup, space=space)
+
+
+def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
+    """Address space, kernels and memory of one process."""
+    w, hw, m = job.workload, job.hardware, job.model
+    u = uvm_of(hw)
+    space = space_of(m, context_of(job), COMPUTE_BYTES)
+    kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, u.fault_sharing, copies)
+    vram = hw.vram_bytes
+    if copies:  # scratch for the experts of a layer
+        vram -= max(m.expert_bytes) * m.n_experts
+    n_chunks = vram // BLOCK
+    if n_chunks < LEAST_CHUNKS:
+        raise InputError(
+            f"--vram: {hw.vram_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
+            f"give at least {LEAST_CHUNKS * BLOCK >> 20}MiB"
+        )
+    advice = np.zeros(space.n_blocks, np.uint8)
+    advice[: space.kv_block] = t.PREFER_GPU
+    populated = np.zeros(space.n_blocks, np.uint8)
+    populated[: space.kv_block] = 1
+    setup = Setup(
+        kernels, space.n_pages, np.zeros(space.n_blocks, np.int8), advice, populated, n_chunks,
+        w.step_phase, space.layout.boundaries(m.n_layers), job.threshold, job.seed,
+    )  # fmt: skip
+    return setup, space
+
+
+def context_of(job: Job) -> int:
+    """Tokens the KV cache has room for: the longest context of the run, at least one."""
+    return max(int(context_lengths(job.workload).max(initial=0)), 1)
+
+
+def co_locate(setups: list[Setup]) -> Setup:
+    """Several processes on one GPU, kernels in turn: process i is tenant i. One memory, the first
+    one's, and one list for all."""
+    first = setups[0]
+    blocks = np.cumsum([0, *(len(s.n_pages) for s in setups)])
+    steps = np.cumsum([0, *(len(s.phase) for s in setups)])
+    kernels = [
+        s.kernels._replace(
+            step=s.kernels.step + steps[i],
+            tenant=np.full(len(s.kernels.step), i, np.int8),
+            first=s.kernels.first + blocks[i] * (BLOCK // 4096),
+            last=s.kernels.last + blocks[i] * (BLOCK // 4096),
+        )
+        for i, s in enumerate(setups)
+    ]
+    return dataclasses.replace(
+        first,
+        kernels=in_turn(kernels),
+        n_pages=np.concatenate([s.n_pages for s in setups]),
+        tenant_of=np.concatenate(
+            [np.full(len(s.n_pages), i, np.int8) for i, s in enumerate(setups)]
+        ),
+        advice=np.concatenate([s.advice for s in setups]),
+        populated=np.concatenate([s.populated for s in setups]),
+        phase=np.concatenate([s.phase for s in setups]),
+    )
+
+
+def in_turn(parts: list[Kernels]) -> Kernels:
+    """The kernels of several processes, one of each in turn."""
+    turn = np.concatenate([np.arange(len(k.step)) for k in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(k.step) for k in parts])
+    order = np.lexsort((owner, turn))
+    waves = np.concatenate([np.diff(k.wave_hi, prepend=0) for k in parts])
+    touches = np.concatenate([np.diff(k.touch_hi, prepend=0) for k in parts])
+    wave_order = _spans(waves, order)
+    touch_order = _spans(touches, wave_order)
+
+    def pick(name: str, by: np.ndarray) -> np.ndarray:
+        return np.concatenate([getattr(k, name) for k in parts])[by]
+
+    per_kernel = ("step", "compute_ns", "copy_bytes", "tenant", "tail_ns")
+    per_wave = ("entries", "burst", "limit")
+    return parts[0]._replace(
+        **{name: pick(name, order) for name in per_kernel},
+        **{name: pick(name, wave_order) for name in per_wave},
+        **{name: pick(name, touch_order) for name in ("first", "last")},
+        wave_hi=np.cumsum(waves[order]),
+        touch_hi=np.cumsum(touches[wave_order]),
+        action=_actions(parts)[order],
+    )
+
+
+def _actions(parts: list[Kernels]) -> np.ndarray:
+    return np.concatenate(
+        [k.action if len(k.action) else np.zeros(len(k.step), np.int8) for k in parts]
+    )
+
+
+def _spans(counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Positions of the children of parents taken in ``order``, where parent i has counts[i]."""
+    start = np.concatenate(([0], np.cumsum(counts)))[:-1]
+    n = counts[order]
+    offset = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    return np.repeat(start[order], n) + offset

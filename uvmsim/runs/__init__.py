@@ -1,0 +1,1 @@
+"""The words every room uses of a run: job, plan, timeline, outcome."""

@@ -1,0 +1,137 @@
+"""What every mechanism gets and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from traces.errors import InputError
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.policies.registry import PolicySpec
+from uvmsim.runs.plan import Counters, Plan
+from uvmsim.workload import Workload
+
+if TYPE_CHECKING:
+    from uvmsim.policies.pages.phases import PhasedPolicy
+    from uvmsim.runs.outcome import Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: everything that decides its outcome."""
+
+    workload: Workload
+    model: Model
+    hardware: Hardware
+    policy: PolicySpec | None = None
+    slots: int | None = None
+    """Expert slots; None = as many as fit in VRAM beside the rest of the model."""
+    pool: str = "global"
+    reset: str = "never"
+    write_back: bool = False
+    """Copy evicted experts back to the host, as if their weights had changed."""
+    write_back_alloc: bool = False
+    """Every write-back allocates and pins its host memory anew instead of keeping a place for it.
+    Such an allocation stops the device, so the two directions of the link never run together."""
+    pinned: bool = True
+    """Host memory is page-locked."""
+    ncmoe: int = 0
+    """`cpu-offload`: layers, from the first, whose experts stay with the CPU."""
+    seed: int = 0
+    profile: Workload | None = None
+    """What policies that need a profile learn from."""
+    page_policy: PhasedPolicy | None = None
+    """`uvm`: what pages; None is the driver as it comes."""
+    threshold: int = 51
+    """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
+
+
+class DoesNotFit(Exception):
+    """The run needs more device memory than there is: a result, not a mistake."""
+
+    def __init__(self, needed: int, available: int, what: str):
+        super().__init__(what)
+        self.needed, self.available = needed, available
+
+
+@dataclass
+class Mechanism:
+    """How a missing byte is served: turns a job into a `Plan`."""
+
+    name: ClassVar[str] = ""
+    takes_policy: ClassVar[bool] = False
+    """Whether its outcome depends on the policy."""
+    grain: ClassVar[str] = "expert"
+    """What its policies decide about: ``expert`` or ``page``."""
+    notes: list[str] = field(default_factory=list)
+
+    def plan(self, job: Job) -> Plan:
+        """What is copied and computed, in order. Raises `DoesNotFit`, `InputError`."""
+        raise NotImplementedError
+
+    def run(self, job: Job, engine: str, record: bool = False) -> Result | None:
+        """The whole outcome, of a mechanism whose clock is its own; None: it writes a plan."""
+        return None
+
+
+def fixed_bytes(job: Job) -> int:
+    """Device bytes that are not routed experts: dense weights, output layer, KV cache."""
+    m = job.model
+    kv = int(job.workload.step_kv.max(initial=0)) if job.workload.n_steps else 0
+    longest = int(np.ceil(kv / max(int(job.workload.step_tokens.max(initial=1)), 1)))
+    return sum(m.dense_bytes) + m.output_bytes + longest * m.kv_bytes_per_token
+
+
+def expert_slots(job: Job) -> int:
+    """Slots of the pool: the number asked for, or what VRAM holds beside the rest of the model."""
+    total = job.workload.n_layers * job.workload.n_experts
+    if job.slots is not None:
+        return min(job.slots, total)
+    slot = max(job.model.expert_bytes)
+    free = job.hardware.vram_bytes - fixed_bytes(job)
+    if free < slot:
+        raise DoesNotFit(
+            fixed_bytes(job) + slot, job.hardware.vram_bytes, "dense weights and one expert"
+        )
+    return min(free // slot, total)
+
+
+def capacities(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [pools] slots of each pool, int32 [experts] the pool of each expert."""
+    w = job.workload
+    slots = expert_slots(job)
+    if job.pool == "global":
+        capacity = np.array([slots], np.int64)
+        pool_of = np.zeros(w.n_layers * w.n_experts, np.int32)
+    elif job.pool == "per-layer":
+        capacity = np.full(w.n_layers, min(slots // w.n_layers, w.n_experts), np.int64)
+        pool_of = np.repeat(np.arange(w.n_layers, dtype=np.int32), w.n_experts)
+    else:
+        raise InputError(f"--pool {job.pool}: must be global or per-layer")
+    least = w.top_k if w.unit == "event" else 1
+    if capacity.min() < least:
+        a_layer = " a layer" if job.pool == "per-layer" else ""
+        raise InputError(
+            f"a pool of {capacity.min()} slots{a_layer} is smaller than the {least} experts a token "
+            f"uses in a layer; give at least {least * len(capacity)} slots"
+        )
+    return capacity, pool_of
+
+
+def counters_without_pool(job: Job, hit: np.ndarray) -> Counters:
+    """Counters of a mechanism whose residency is fixed; ``hit`` uint8 [accesses]."""
+    w = job.workload
+    event_of = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+    layer = w.event_layer[event_of]
+    phase = w.step_phase[w.event_step[event_of]]
+    key = phase.astype(np.int64) * w.n_layers + layer
+    size = 2 * w.n_layers
+    return Counters(
+        accesses=len(w.ids),
+        hits=int(hit.sum()),
+        layer_hits=np.bincount(key[hit > 0], minlength=size).reshape(2, -1),
+        layer_accesses=np.bincount(key, minlength=size).reshape(2, -1),
+    )
