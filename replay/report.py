@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from replay.study import Study
 from uvmsim.core.units import format_bytes
+from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 
 
@@ -29,9 +28,7 @@ def print_study(s: Study, console: Console | None = None) -> None:
     )
     for key, text in lines:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(HEADINGS):
-        table.add_column(name, justify="left" if i in (0, len(HEADINGS) - 1) else "right")
+    table: list[Row] = []
     for row in rows:
         name = row["mechanism"] if row["policy"] is None else row["policy"]
         if row["mechanism"] == "uvm" and row["policy"]:
@@ -41,17 +38,26 @@ def print_study(s: Study, console: Console | None = None) -> None:
                                                                      "available_bytes"))  # fmt: skip
             console.print(f"{name}: out of memory: {row['what']}: {need} needed, VRAM has {have}")
             continue
-        table.add_row(name, *_cells(row))
-    if table.row_count:
-        console.print(table)
+        table.append(Row([Text(name), *_cells(row)]))
+    if table:
+        show(console, COLUMNS, table, header_style="bold", padding=(0, 1, 0, 0))
     for note in dict.fromkeys([*s.notes, *(n for r in rows for n in r["notes"])]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 
-HEADINGS = (
-    "policy", "slots", "decode t/s", "prefill t/s", "hit rate", "GB in", "GB out", "waiting",
-    "p50 ms", "p99 ms", "verified",
-)  # fmt: skip
+COLUMNS = (
+    Column("policy", "left", name=True),
+    Column("slots", leaves=4),
+    Column("decode t/s"),
+    Column("prefill t/s", leaves=1),
+    Column("hit rate", leaves=2),
+    Column("GB in", leaves=3),
+    Column("GB out", leaves=8),
+    Column("waiting", leaves=6),
+    Column("p50 ms", leaves=7),
+    Column("p99 ms", leaves=5),
+    Column("verified", "left"),
+)
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

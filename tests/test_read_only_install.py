@@ -52,10 +52,7 @@ COMMANDS = {
     "command",
     [
         "stats",
-        pytest.param(
-            "compare",
-            marks=pytest.mark.xfail(reason="some kernels still ask for a disk cache themselves"),
-        ),
+        "compare",
     ],
 )
 def test_results_are_the_same_and_one_note_says_why_it_is_slow(copy, command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -55,7 +56,9 @@ def _table(title: str, *columns: str) -> Table:
         title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for i, name in enumerate(columns):
-        last = name in ("source", "what", "quantity")
-        made.add_column(name, justify="left" if last else "right", no_wrap=i == 0)
+    for name in columns:
+        words = name in ("source", "what", "quantity")
+        justify: Literal["left", "right"] = "left" if words else "right"
+        # Numbers are never cut: on a narrow terminal words fold.
+        made.add_column(name, justify=justify, no_wrap=not words, overflow="fold")
     return made

@@ -169,6 +169,8 @@ SPEEDS = (
     ("prefill error", lambda r: _percent(r.get("prefill_error"))),
     ("counters and outputs", _state),
 )
+LEAVING = ("hit rate", "prefill error", "host busy", "spread of runs")
+"""Columns that a narrow terminal has no room for, the last one first."""
 LATENCY = (*CELL, *((p, _latency(p)) for p in ("p10", "p50", "p90", "p99")))
 STALLS = (*CELL, *((s, _stall(s)) for s in SPLIT))
 BOUNDS = (
@@ -216,25 +218,29 @@ def _md_table(columns: Any, rows: list[dict[str, Any]]) -> list[str]:
 
 def print_report(report: dict[str, Any]) -> None:
     """The table of cells and the verdict on standard output."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
+    from uvmsim.report.fit import Column, Row, show
     from uvmsim.report.progress import wide
 
     console = wide()
-    table = Table(
-        title=f"predicted from {report['hardware']['file']}, measured with {report['backend']}",
-        title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
-        pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for i, (name, _) in enumerate(SPEEDS):
-        table.add_column(name, justify="left" if i < 4 else "right")
-    for r in report["rows"]:
-        table.add_row(
-            *(Text(make(r)) for _, make in SPEEDS), style="" if r["status"] == "ok" else "red"
+    last = len(SPEEDS) - 1
+    columns = [
+        Column(
+            name, "left" if i < 4 else "right",
+            leaves=LEAVING.index(name) + 1 if name in LEAVING else 0, name=i < 4 or i == last,
         )
-    console.print(table)
+        for i, (name, _) in enumerate(SPEEDS)
+    ]  # fmt: skip
+    rows = [
+        Row([Text(make(r)) for _, make in SPEEDS], "" if r["status"] == "ok" else "red")
+        for r in report["rows"]
+    ]
+    show(
+        console, columns, rows,
+        title=f"predicted from {report['hardware']['file']}, measured with {report['backend']}",
+        title_justify="left", title_style="bold", header_style="bold", padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for name, wanted, found, reached in verdicts(report):
         console.print(
             Text(f"  {name}: {found} (wanted: {wanted})", style="red" if reached == "NO" else "")

@@ -9,8 +9,8 @@ them; prefetches that nobody waits for yet stay queued, since a later demand cop
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from traces.jit import compiled
 from uvmsim.core.jit import inner
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
@@ -47,7 +47,7 @@ def _skip(order_kind, kind, at, end):
     return at
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wave_hi):
     n_copies = len(kind)
     queued = np.empty(n_copies, np.int64)

@@ -70,7 +70,7 @@ def policies(as_json: bool) -> None:
             if row["kind"] == kind:
                 settings = _settings(row["parameters"])
                 table.add_row(row["name"], row["summary"], ", ".join(row["needs"]), settings)
-        console.print(table)
+        console.print(_folding(table))
     table = Table(
         "name",
         "what it does",
@@ -84,7 +84,14 @@ def policies(as_json: bool) -> None:
     for row in pages:
         hooks = ", ".join([*row["hooks"], *(["migrate"] if row["migrates"] else [])])
         table.add_row(row["name"], row["summary"], hooks, _settings(row["parameters"]))
-    console.print(table)
+    console.print(_folding(table))
+
+
+def _folding(table: Any) -> Any:
+    """On a narrow terminal what does not fit goes on in the next line; no number is cut."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 def _settings(parameters: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-
+from traces.jit import compiled
 from uvmsim.workload import Workload
 
 
@@ -15,7 +15,7 @@ def learn(w: Workload) -> tuple[np.ndarray, np.ndarray]:
     return uses, _transitions(w.ids, w.event_lo, w.event_layer, w.n_layers, w.n_experts)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _transitions(ids, event_lo, event_layer, n_layers, n_experts):
     counts = np.zeros((n_layers, n_experts, n_experts), np.int32)
     for i in range(len(event_layer) - 1):

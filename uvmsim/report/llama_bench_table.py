@@ -6,14 +6,24 @@ from typing import Any
 
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from uvmsim.core.units import format_bytes
+from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 from uvmsim.studies.llamabench.table import Table
 
 GIB = 2**30
+COLUMNS = (
+    Column("mechanism", "left", name=True),
+    Column("policy", "left", name=True),
+    Column("test"),
+    Column("t/s"),
+    Column("GB in", leaves=1),
+    Column("GB out", leaves=2),
+    Column("chunks in", leaves=3),
+    Column("services/chunk", leaves=4),
+)
 
 
 def print_table(t: Table, console: Console | None = None) -> None:
@@ -25,14 +35,9 @@ def print_table(t: Table, console: Console | None = None) -> None:
         f"{t.model.name}: {t.model.total_bytes / GIB:.2f} GiB, {t.model.total_params / 1e9:.2f} B",
         soft_wrap=True,
     )
-    table = RichTable(box=MARKDOWN, pad_edge=False)
-    for name in ("mechanism", "policy"):
-        table.add_column(name, overflow="fold")
-    for name in ("test", "t/s", "GB in", "GB out", "chunks in", "services/chunk"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in t.rows:
-        table.add_row(*_cells(row))
-    console.print(table)
+    # A head in two lines would be no Markdown.
+    rows = [Row([Text(cell) for cell in _cells(row)]) for row in t.rows]
+    show(console, COLUMNS, rows, break_heads=False, box=MARKDOWN)
     console.print(Text("bytes and chunks are of one repetition", style="dim"))
     for note in t.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)

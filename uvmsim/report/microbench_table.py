@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from uvmsim.core.units import format_bytes
+from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 from uvmsim.studies.microbench.table import Table
+
+COLUMNS = (
+    Column("ratio"),
+    Column("policy", "left", name=True),
+    Column("total ms"),
+    Column("median pass ms", leaves=1),
+    Column("chunks in", leaves=2),
+    Column("evictions", leaves=4),
+    Column("services/chunk", leaves=6),
+    Column("GB in", leaves=3),
+    Column("GB out", leaves=5),
+)
 
 
 def print_table(t: Table, console: Console | None = None) -> None:
@@ -21,17 +32,12 @@ def print_table(t: Table, console: Console | None = None) -> None:
     console.print(
         f"{o.pattern} on {hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}", soft_wrap=True
     )
-    table = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("ratio", justify="right")
-    table.add_column("policy", overflow="fold", min_width=20)
-    names = ("total ms", "median pass ms", "chunks in", "evictions", "services/chunk", "GB in")
-    for name in (*names, "GB out"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for row in t.rows:
-        table.add_row(f"{row['ratio']:g}x", row["policy"], *_cells(row))
+        rows.append(Row([f"{row['ratio']:g}x", Text(row["policy"]), *_cells(row)]))
         for one in row.get("tenants", ()):
-            table.add_row("", f"  process {one['tenant']}", *_cells(one), style="dim")
-    console.print(table)
+            rows.append(Row(["", f"  process {one['tenant']}", *_cells(one)], "dim"))
+    show(console, COLUMNS, rows, header_style="bold")
     for note in dict.fromkeys([*t.notes, *(n for r in t.rows for n in r["notes"])]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 

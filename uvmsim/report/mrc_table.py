@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from uvmsim.report.fit import Column, Row, show, width
 from uvmsim.report.progress import wide
 from uvmsim.studies.mrc.study import Curves, at
 
@@ -22,15 +23,10 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     name = Path(t.path or "trace").name
     console.print(f"{name}: {shape}; {len(w.ids):,} accesses", soft_wrap=True)
     sampled = f", sampled ({c.options.sample:.0%} of the trace)" if c.options.sample else ""
-    table = Table(
-        title=f"Miss ratio by experts resident{sampled}", title_justify="left", title_style="bold",
-        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    table.add_column("slots", justify="right")
-    table.add_column("share", justify="right")
+    columns = [Column("slots"), Column("share")]
     for pool, curves in c.by_pool.items():
-        for curve in curves:
-            table.add_column(f"{curve.policy}\n{pool}", justify="right")
+        columns += [Column(f"{curve.policy}\n{pool}") for curve in curves]
+    rows = []
     for n in c.sizes:
         cells = []
         for pool, curves in c.by_pool.items():
@@ -42,7 +38,25 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
                     i = int((curve.slots == n // each * each).argmax())
                     text += f" ± {curve.error[i] / curve.accesses:.2%}"
                 cells.append(text)
-        table.add_row(f"{n:,}", f"{n / total:.2%}", *cells)
-    console.print(table)
+        rows.append(Row([f"{n:,}", f"{n / total:.2%}", *cells]))
+    title = f"Miss ratio by experts resident{sampled}"
+    look: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+    for some, lines in _blocks(console, columns, rows, look):
+        show(console, some, lines, title=title, **look)
     if any("belady" in x.policy for curves in c.by_pool.values() for x in curves):
         console.print(Text("belady is a bound: it sees the future", style="dim"))
+
+
+def _blocks(
+    console: Console, columns: list[Column], rows: list[Row], look: dict[str, Any]
+) -> Iterator[tuple[list[Column], list[Row]]]:
+    """The curves beside each other; on a terminal as many at once as it has room for."""
+    first, at = 2, 2
+    while first < len(columns):
+        for at in range(len(columns), first, -1):
+            of = [0, 1, *range(first, at)]
+            block = [columns[i] for i in of], [Row([r.cells[i] for i in of]) for r in rows]
+            if not console.is_terminal or width(console, *block, **look) <= console.width:
+                break
+        yield block
+        first = at

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.paging.layout import BLOCK
 from uvmsim.paging.results import PagedResult
+from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 from uvmsim.runs.outcome import Result
 from uvmsim.studies.compare import Comparison
@@ -40,21 +39,24 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         key = row.get("slots") if run.mechanism == "expert-cache" else "other"
         key = "paged" if isinstance(run, PagedResult) else key
         groups.setdefault(key, []).append((run, row))
+    heads: set[str] = set()
     for key, group in groups.items():
-        _table(console, c, key, group)
+        heads |= _table(console, c, key, group)
     if not any(_ok(r) for _, r in rows):
         return
     drawn = {part for _, r in rows if _ok(r) for part in r["time_split_s"]}
     legend = [
         Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS if part in drawn
     ]
-    console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
+    if "time" in heads:
+        console.print(Text("  time: ", style="dim") + Text("  ").join(legend))
     shown = [r for _, r in rows]
-    if any("misses_over_belady" in r for r in shown):
+    if "x Belady" in heads and any("misses_over_belady" in r for r in shown):
         console.print(
             Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
         )
-    if any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown):
+    prefetched = any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown)
+    if "ok/late/lost" in heads and prefetched:
         console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))
     for note in dict.fromkeys([*d["notes"], *(n for _, r in rows for n in r.get("notes", []))]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
@@ -76,7 +78,8 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
 
 
-def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, dict]]) -> None:
+def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, dict]]) -> set[str]:
+    """One size's table; returns the heads that the terminal had room for."""
     total = c.workload.n_layers * c.workload.n_experts
     decode = any(r.get("decode_tokens") for _, r in group)
     main = "decode_tokens_per_s" if decode else "prefill_tokens_per_s"
@@ -91,14 +94,13 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
         title = "without an expert pool"
     best = _best(group, main)
     columns = [x for x in COLUMNS if any(x[1](run, row, c) for run, row in group if _ok(row))]
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
-        pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
     named = isinstance(key, int) or key == "paged"
-    table.add_column("policy" if named else "mechanism", no_wrap=True)
+    shown = [Column("policy" if named else "mechanism", "left", name=True)]
     for name, _ in columns:
-        table.add_column(Text(name), justify="left" if name == "time" else "right", no_wrap=True)
+        stays = name == ("decode t/s" if decode else "prefill t/s")
+        leaves = 0 if stays else 1 + LEAVING.index(name)
+        shown.append(Column(name, "left" if name == "time" else "right", leaves))
+    lines: list[Row] = []
     said: set[str] = set()
     for run, row in group:
         name = (run.policy if named else None) or run.mechanism
@@ -114,9 +116,14 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
         style = "bold cyan" if row is best else ("dim" if bound else "")
         mark = "> " if row is best else "  "
         cells = [make(run, row, c) or "-" for _, make in columns]
-        table.add_row(f"{mark}{name}{' (bound)' if bound else ''}", *cells, style=style)
-    if table.row_count:
-        console.print(table)
+        lines.append(Row([Text(f"{mark}{name}{' (bound)' if bound else ''}"), *cells], style))
+    if not lines:
+        return set()
+    left = show(
+        console, shown, lines, title=Text(title), title_justify="left", title_style="bold",
+        header_style="bold", padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    return {column.head for column in shown} - set(left)
 
 
 def _ok(row: dict[str, Any]) -> bool:
@@ -137,6 +144,11 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("ok/late/lost", lambda run, r, c: _prefetch(r.get("prefetch", NO_PREFETCH))),
 )
 """Heading and what stands under it; a column that would be empty is left out."""
+LEAVING = (
+    "decode t/s", "prefill t/s", "hit rate", "GB in", "x Belady", "chunks in", "GB out",
+    "ok/late/lost", "services/chunk", "time",
+)  # fmt: skip
+"""What a narrow terminal has room for to the last; the speed that counts always stays."""
 
 
 def _best(group: list[tuple[Result, dict]], main: str) -> dict[str, Any] | None:
