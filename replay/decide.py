@@ -1,42 +1,18 @@
 """A run's decisions, one forward pass at a time: which slot each expert is copied to and read from.
 
-The expert cache asks the policy through the simulator's own compiled kernel, so its decisions and
-counters are the simulator's by construction. The kernel reports the experts that come and go; a
-mirror of its slot table here adds the slots.
+The expert cache's are those of `uvmsim.experts.decisions`, the object the simulator asks too, so its
+counters are the simulator's by construction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numba.core.errors import NumbaError
 
-from traces.errors import InputError
-from uvmsim.core.bind import explain, is_refusal
-from uvmsim.experts.bind import NoPrefetch, bind
-from uvmsim.experts.pool import (
-    BYPASSED,
-    BYPASSED_HITS,
-    COPIES,
-    ERROR,
-    EVICTIONS,
-    HITS,
-    ISSUED,
-    USED,
-    WAITS,
-    WASTED,
-    WAVES,
-    Out,
-    Stream,
-    new_pool,
-    new_tally,
-)
-from uvmsim.mechanisms.expert_cache import ExpertCache, context, with_future
-from uvmsim.policies.base import EVENT, Eviction
-from uvmsim.runs.job import Job, capacities, counters_without_pool
+from uvmsim.experts.decisions import Decisions, Served
+from uvmsim.runs.job import Job, counters_without_pool
 from uvmsim.runs.plan import DEMAND, WRITEBACK, Counters
 
 Move = tuple[int, int]
@@ -52,7 +28,7 @@ class Wave:
     hi: int
     """Accesses lo .. hi - 1."""
     slots: np.ndarray
-    """int64 [hi - lo]: slot each access reads."""
+    """int [hi - lo]: slot each access reads."""
     first: bool
     """The event's dense work comes before this wave."""
     leaving: list[Move] = field(default_factory=list)
@@ -65,7 +41,7 @@ class Wave:
     """The pool was emptied before this wave."""
 
 
-class Decisions:
+class Waves:
     """Waves of a job, and its counters once all steps were taken."""
 
     slots: int
@@ -90,7 +66,7 @@ class Decisions:
         return np.searchsorted(w.event_step, np.arange(w.n_steps + 1)).astype(np.int64)
 
 
-class AllResident(Decisions):
+class AllResident(Waves):
     """Every expert has a slot of its own, filled before the run. ``hits``: whether that counts."""
 
     def __init__(self, job: Job, hits: bool = True):
@@ -113,7 +89,7 @@ class AllResident(Decisions):
         return counters_without_pool(self.job, hit)
 
 
-class OneByOne(Decisions):
+class OneByOne(Waves):
     """Naive offload: each expert is copied in for its call; one slot, so nothing overlaps."""
 
     def __init__(self, job: Job):
@@ -143,216 +119,58 @@ class OneByOne(Decisions):
         return counters_without_pool(self.job, np.zeros(len(self.job.workload.ids), np.uint8))
 
 
-class CachePolicy(Decisions):
-    """The expert cache of `uvmsim.mechanisms.expert_cache`, stepwise."""
+class CachePolicy(Waves):
+    """The simulator's own decisions (`uvmsim.experts.decisions`), one forward pass at a time."""
 
     def __init__(self, job: Job):
         super().__init__(job)
-        if job.policy is None:
-            raise InputError("the expert cache needs a policy; give --policy")
-        self.capacity, self.pool_of = capacities(job)
-        self.slots = int(self.capacity.sum())
-        w = job.workload
-        self.tally = new_tally(w.n_layers, w.n_experts)
-        self.hit = np.zeros(len(w.ids), np.uint8)
-        self.by_event = type(job.policy.eviction).bypasses is not Eviction.bypasses
-        """Whether events may go beside the pool; then the kernel is asked event by event."""
-        self.beside = w.widest if self.by_event else 0
-        self.resident = 0
-        self._simulator = ExpertCache()
-        ctx = context(job, self.capacity, self.pool_of)
-        prefetch = job.policy.prefetch
-        self._most = prefetch.limit(ctx) if prefetch else 0
-        if self._most < 0:
-            raise InputError(
-                f"policy {job.policy.name}: its parameters ask for {self._most} experts a layer; "
-                "give numbers from 0 up"
-            )
-        self._ctx, self._compiled = ctx, True
+        self.decisions = Decisions(job)
+        self.slots, self.beside = self.decisions.slots, self.decisions.beside
+        self.notes = self.decisions.notes
 
     def steps(self) -> Iterator[list[Wave]]:
-        w, spec = self.job.workload, self.job.policy
-        assert spec is not None
-        bounds = self._step_bounds().tolist()
-        segments = w.segments(self.job.reset)
-        stream = Stream(
-            w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
-            w.scores, w.step_phase,
-        )  # fmt: skip
-        kernel = self._kernel(stream, segments[0])
-        at = 0
-        for first, last in segments:
-            es, ps = self._states(first, last)
-            pool = new_pool(w.n_layers, w.n_experts, self.capacity, self.pool_of)
-            mirror = _Mirror(self.capacity, self.pool_of, w.n_layers * w.n_experts)
-            self.tally.n[WASTED] += self.tally.fresh.sum()
-            self.tally.fresh[:] = 0
-            fresh_pool = first > segments[0][0]
-            while at < last:
-                step = int(w.event_step[at])
-                end = min(bounds[step + 1], last)
-                waves: list[Wave] = []
-                while at < end:
-                    upto = at + 1 if self.by_event else end
-                    at = self._ask(kernel, at, upto, stream, pool, es, ps, mirror, waves)
-                self.resident = int((pool.slot_of >= 0).sum())
-                waves[0].emptied = fresh_pool
-                fresh_pool = False
+        w = self.job.workload
+        ends = self._step_bounds()[1:].tolist()
+        waves: list[Wave] = []
+        while self.decisions.at < w.n_events:
+            upto = ends[int(w.event_step[self.decisions.at])]
+            served = self.decisions.serve(upto)
+            self._follow(served, waves)
+            if self.decisions.at == upto:
                 yield waves
+                waves = []
 
     def counters(self) -> Counters:
-        n = self.tally.n
-        return Counters(
-            accesses=len(self.job.workload.ids),
-            hits=int(n[HITS]),
-            evictions=int(n[EVICTIONS]),
-            prefetch_issued=int(n[ISSUED]),
-            prefetch_used=int(n[USED]),
-            prefetch_wasted=int(n[WASTED] + self.tally.fresh.sum()),
-            layer_hits=self.tally.layer_hits,
-            layer_accesses=self.tally.layer_accesses,
-            resident_at_end=self.resident,
-            bypassed=int(n[BYPASSED]),
-            bypassed_hits=int(n[BYPASSED_HITS]),
-        )
+        return self.decisions.counters()
 
-    # ---- the kernel -----------------------------------------------------------------------------
-
-    def _kernel(self, stream: Stream, segment: tuple[int, int]) -> Any:
-        """The policy's kernel, compiled if it compiles: tried on no events at all."""
-        spec = self.job.policy
-        assert spec is not None
-        w = self.job.workload
-        es, ps = self._states(*segment)
-        kernel = bind(spec, (es, ps)).run
-        pool = new_pool(w.n_layers, w.n_experts, self.capacity, self.pool_of)
-        try:
-            kernel(0, 0, stream, pool, new_tally(w.n_layers, w.n_experts), es, ps,
-                   self._room(1), True, self._most)  # fmt: skip
-        except NumbaError as err:
-            if not spec.files:
-                raise
-            if is_refusal(err):
-                raise InputError(f"policy {spec.name}: {explain(err)}") from err
-            self.notes.append(
-                f"{spec.name} does not compile ({explain(err)}); run as plain Python, slowly"
+    def _follow(self, served: Served, waves: list[Wave]) -> None:
+        """The waves of what was served, added to those of the same pass."""
+        w, slot = self.job.workload, self.decisions.slot
+        moves = list(
+            zip(
+                served.copy_kind.tolist(), served.copy_expert.tolist(), served.copy_slot.tolist(),
+                served.copy_victim.tolist(), strict=True,
             )
-            return bind(spec, (es, ps), False).run
-        return kernel
-
-    def _states(self, first: int, last: int) -> tuple[Any, Any]:
-        spec = self.job.policy
-        assert spec is not None
-        ctx, future = self._ctx, self._ctx
-        if "next_use" in spec.needs:
-            future = with_future(ctx, self.job.workload, first, last)
-        try:
-            es, ps = (
-                policy.state(future if "next_use" in policy.needs else ctx)
-                for policy in (spec.eviction, spec.prefetch or NoPrefetch())
-            )
-        except Exception as err:
-            if not spec.files or isinstance(err, InputError):
-                raise
-            raise InputError(f"policy {spec.name}, state(): {type(err).__name__}: {err}") from err
-        return es, ps
-
-    def _room(self, events: int) -> Out:
-        w, most = self.job.workload, self._most
-        size = 2 * events * (w.widest + most) + events + 2
-        return Out(
-            np.empty(size, np.int32), np.empty(size, np.int64), np.empty(size, np.int64),
-            np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int8),
-            np.empty(size, np.int64), np.empty(size, np.int64), self.hit,
-            np.empty(most + self._ctx.n_total + 1, np.int32),
         )  # fmt: skip
-
-    def _ask(
-        self, kernel: Any, first: int, last: int, stream: Stream, pool: Any, es: Any, ps: Any,
-        mirror: _Mirror, waves: list[Wave],
-    ) -> int:  # fmt: skip
-        """Serve events from ``first`` up to ``last``; appends their waves, returns how far it got."""
-        spec, n = self.job.policy, self.tally.n
-        assert spec is not None
-        out = self._room(last - first)
-        n[[COPIES, WAVES, WAITS]] = 0
-        bypassed = int(n[BYPASSED])
-        try:
-            # With write-backs on, whatever the job says: they name the experts that leave.
-            at = int(kernel(first, last, stream, pool, self.tally, es, ps, out, True, self._most))
-        except NumbaError:
-            raise
-        except Exception as err:
-            if not spec.files:
-                raise
-            raise InputError(
-                f"policy {spec.name}, event {int(pool.clock[EVENT])}: {type(err).__name__}: {err}"
-            ) from err
-        if n[ERROR]:
-            self._simulator._complain(self.job, self.tally, at)
-        assert at > first, "there must be room for at least one event"
-        mirror.follow(
-            self.job.workload, out, int(n[WAVES]), waves, beside=int(n[BYPASSED]) > bypassed
-        )
-        return at
-
-
-class _Mirror:
-    """The kernel's slot table, rebuilt from what it reports."""
-
-    def __init__(self, capacity: np.ndarray, pool_of: np.ndarray, total: int):
-        self.next = np.concatenate(([0], np.cumsum(capacity)[:-1])).tolist()
-        self.slots = int(capacity.sum())
-        self.pool_of = pool_of.tolist()
-        self.slot_of = np.full(total, -1, np.int64)
-        self.fresh: set[int] = set()
-        """Experts prefetched and not read yet."""
-
-    def follow(self, w: Any, out: Out, n_waves: int, waves: list[Wave], beside: bool) -> None:
-        events, his = out.wave_event[:n_waves].tolist(), out.wave_hi[:n_waves].tolist()
-        copy_hi = out.wave_copy_hi[:n_waves].tolist()
-        n_copies = copy_hi[-1] if copy_hi else 0
-        experts, kinds = out.copy_expert[:n_copies].tolist(), out.copy_kind[:n_copies].tolist()
-        done, before = 0, -1
-        for event, hi, upto in zip(events, his, copy_hi, strict=True):
+        arriving = served.wait_slot.tolist()
+        copy, wait = served.copies_before, served.waits_before
+        before = -1
+        for event, hi, copy_hi, wait_hi in zip(
+            served.wave_event.tolist(), served.wave_hi.tolist(), served.wave_copy_hi.tolist(),
+            served.wave_wait_hi.tolist(), strict=True,
+        ):  # fmt: skip
             lo = waves[-1].hi if event == before else int(w.event_lo[event])
-            ids = w.ids[lo:hi]
-            wave = Wave(event, lo, hi, ids, event != before)
+            wave = Wave(event, lo, hi, slot[lo:hi], event != before)
+            wave.emptied = served.emptied and before < 0
             before = event
-            free = -1
-            side = self.slots
-            for c in range(done, upto):
-                e = experts[c]
-                if kinds[c] == WRITEBACK:
-                    free = int(self.slot_of[e])
-                    self.slot_of[e] = -1
-                    self.fresh.discard(e)
-                    wave.leaving.append((e, free))
-                elif beside:
-                    wave.demand.append((e, side))
-                    side += 1
-                else:
-                    if free < 0:
-                        free = self.next[self.pool_of[e]]
-                        self.next[self.pool_of[e]] = free + 1
-                    (wave.demand if kinds[c] == DEMAND else wave.prefetch).append((e, free))
-                    free = -1
-            done = upto
-            if self.fresh:
-                for e in ids.tolist():
-                    if e in self.fresh:
-                        self.fresh.remove(e)
-                        wave.arriving.append(int(self.slot_of[e]))
-            for e, slot in wave.demand:
-                if not beside:
-                    self.slot_of[e] = slot
-            slots = self.slot_of[ids]
-            if beside:
-                where = dict(wave.demand)
-                pairs = zip(ids.tolist(), slots.tolist(), strict=True)
-                slots = np.array([where.get(e, s) for e, s in pairs], np.int64)
-            wave.slots = slots
-            for e, slot in wave.prefetch:
-                self.slot_of[e] = slot
-                self.fresh.add(e)
+            for kind, expert, place, victim in moves[
+                copy - served.copies_before : copy_hi - served.copies_before
+            ]:
+                if kind == WRITEBACK:
+                    continue  # the copy into its slot names who leaves
+                if victim >= 0:
+                    wave.leaving.append((victim, place))
+                (wave.demand if kind == DEMAND else wave.prefetch).append((expert, place))
+            wave.arriving = arriving[wait - served.waits_before : wait_hi - served.waits_before]
+            copy, wait = copy_hi, wait_hi
             waves.append(wave)

@@ -31,7 +31,7 @@ from replay.backend.base import (
     Tasks,
 )
 from replay.bank import Bank
-from replay.decide import Decisions, Move, Wave
+from replay.decide import Move, Wave, Waves
 from replay.dense_reads import DenseReads
 from replay.meter import Measured, Meter
 from replay.places import Places
@@ -58,10 +58,10 @@ def most_rows(job: Job) -> int:
 
 
 class Executor:
-    """One run: where experts lie is `Places`' business, what happens next `Decisions`'."""
+    """One run: where experts lie is `Places`' business, what happens next `Waves`'."""
 
     def __init__(
-        self, backend: Backend, job: Job, bank: Bank, places: Places, decisions: Decisions,
+        self, backend: Backend, job: Job, bank: Bank, places: Places, decisions: Waves,
         dense: DenseReads, pace: Pace,
     ):  # fmt: skip
         self.backend, self.job, self.bank = backend, job, bank

@@ -17,7 +17,7 @@ def print_study(s: Study, console: Console | None = None) -> None:
     """Machine, table, notes."""
     console = console or wide()
     rows = [r.to_json() for r in s.runs]
-    machine = s.runs[0].machine if s.runs else {}
+    machine = s.runs[0].about["machine"] if s.runs else {}
     t, size = s.to_json()["trace"], format_bytes(max(s.model.expert_bytes))
     tokens = f"{t['prefill_tokens']:,} prefill + {t['decode_tokens']:,} decode tokens"
     shape = f"{t['layers']} MoE layers x {t['experts']} experts, top-{t['top_k']}"
@@ -31,8 +31,8 @@ def print_study(s: Study, console: Console | None = None) -> None:
     table: list[Row] = []
     for row in rows:
         name = row["mechanism"] if row["policy"] is None else row["policy"]
-        if row["mechanism"] == "uvm" and row["policy"]:
-            name = f"uvm: {name}"
+        if row["mechanism"] == "managed" and row["policy"]:
+            name = f"managed: {name}"
         if row["status"] == "out-of-memory":
             need, have = (format_bytes(row[k], binary=True) for k in ("needed_bytes",
                                                                      "available_bytes"))  # fmt: skip

@@ -11,18 +11,19 @@ import numpy as np
 
 from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
 from replay.bank import DEFAULT_LIMIT, Bank
-from replay.decide import AllResident, CachePolicy, Decisions, OneByOne
+from replay.decide import AllResident, CachePolicy, OneByOne, Waves
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
 from replay.layout import ExpertLayout, dtype_of, layout_for
+from replay.modes import mode_named
 from replay.places import Managed, Places, Remote, Slots
-from replay.results import Moved, ReplayResult
+from replay.results import Moved, Replayed, begun
 from traces.errors import InputError
 from uvmsim.machine.model import Model
-from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.mechanisms import planned
 from uvmsim.runs.job import DoesNotFit, Job
+from uvmsim.runs.outcome import Outcome
 
-MODES = ("expert-cache", "resident", "stream", "zero-copy", "uvm")
 MANAGED_CAP = 8 << 30
 """Managed bytes that are never exceeded without the explicit word of the user."""
 
@@ -40,12 +41,12 @@ class How:
     """See `replay.executor.Pace`."""
     bank_limit: int = DEFAULT_LIMIT
     """Bytes of the host bank; above it experts share images."""
-    uvm_on_demand: bool = False
-    """uvm: a miss is prefetched to the device, not faulted in."""
+    managed_on_demand: bool = False
+    """managed: a miss is prefetched to the device, not faulted in."""
     advice: str | None = None
-    """uvm: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
+    """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
     managed_at_own_risk: bool = False
-    """uvm: allocate more managed memory than is known to be safe."""
+    """managed: allocate more managed memory than is known to be safe."""
 
 
 class Session:
@@ -71,13 +72,12 @@ class Session:
         self._banks.clear()
         self.backend.close()
 
-    def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> ReplayResult:
+    def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> Outcome:
         """Replay one job and check it. Raises `InputError` for what the user can mend.
 
-        A result whose ``verified`` is False is void; its ``problems`` say why.
+        An outcome with ``problems`` is void; they say why.
         """
-        if mode not in MODES:
-            raise InputError(f"--mode {mode}: must be one of {', '.join(MODES)}")
+        mode = mode_named(mode)
         how = how or self.how
         if how.split < 1:
             raise InputError(f"--split {how.split}: give a number of parts from 1 up")
@@ -88,9 +88,9 @@ class Session:
                 f"replay, mode {mode}: the device reports {err}; the run is void"
             ) from err
 
-    def _run(self, job: Job, mode: str, how: How) -> ReplayResult:
+    def _run(self, job: Job, mode: str, how: How) -> Outcome:
         machine = self.backend.machine()
-        result = ReplayResult(job, mode, machine)
+        result = begun(job, mode, machine)
         try:
             _check_fits(job, mode)
             decisions = _decisions(job, mode)
@@ -111,33 +111,33 @@ class Session:
                     self.backend, job, bank, places, decisions, dense, Pace(how.ahead, how.detail)
                 )
                 with self.around():
-                    result.measured = executor.run()
+                    measured = executor.run()
                 result.problems = _check(self.backend, job, bank, places, used)
             finally:
                 places.release()
         finally:
             dense.release()
-        result.verified = not result.problems
         result.counters = decisions.counters()
         result.slots = decisions.slots if mode != "zero-copy" else 0
-        result.moved = _moved(job, mode, executor)
         result.notes = decisions.notes
         if bank.shared:
             result.notes.append(
                 f"{len(bank.nbytes)} experts share {len(bank.offsets)} images of bytes in host memory"
             )
         layout = bank.layouts[0]
-        result.options = {
+        options = {
             "dtype": layout.dtype, "n_embd": layout.n_embd, "n_ff": layout.n_ff,
             "split": how.split, "ahead": how.ahead, "host_memory": bank.kind,
             "bank_bytes": bank.memory.nbytes, "shared_images": bank.shared,
         }  # fmt: skip
+        result.step_ns = measured.step_ns
+        result.trail = Replayed(measured, _moved(job, mode, executor), options)
         return result
 
     # ---- parts ----------------------------------------------------------------------------------
 
     def _bank(self, job: Job, mode: str, how: How) -> Bank:
-        kind = "managed" if mode == "uvm" else "pinned" if job.pinned else "pageable"
+        kind = "managed" if mode == "managed" else "pinned" if job.pinned else "pageable"
         layouts = layouts_of(job.model, how.dtype)
         key = (kind, tuple(layouts), job.workload.n_experts, job.seed, how.bank_limit)
         if key not in self._banks:
@@ -160,7 +160,7 @@ class Session:
         safe = min(free // 2, MANAGED_CAP)
         if needed > safe and not how.managed_at_own_risk:
             raise InputError(
-                f"uvm: {needed:,} bytes of managed memory are more than the safe {safe:,} (half of "
+                f"managed: {needed:,} bytes of managed memory are more than the safe {safe:,} (half of "
                 "what the card has free, at most 8 GiB); give a smaller --expert-size, or read "
                 "about --managed-at-own-risk"
             )
@@ -176,11 +176,11 @@ class Session:
             self.backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
             self._prepared = key
 
-    def _places(self, job: Job, mode: str, how: How, bank: Bank, decisions: Decisions) -> Places:
+    def _places(self, job: Job, mode: str, how: How, bank: Bank, decisions: Waves) -> Places:
         if mode == "zero-copy":
             return Remote(bank)
-        if mode == "uvm":
-            return Managed(self.backend, bank, how.uvm_on_demand, how.advice)
+        if mode == "managed":
+            return Managed(self.backend, bank, how.managed_on_demand, how.advice)
         slots = Slots(self.backend, bank, decisions.slots + decisions.beside, job, how.split)
         if mode == "resident":
             slots.load_all()
@@ -195,7 +195,7 @@ def layouts_of(model: Model, dtype: str | None = None) -> list[ExpertLayout]:
 
 def run(
     job: Job, mode: str = "expert-cache", backend: str | Backend = "cuda", how: How | None = None
-) -> ReplayResult:
+) -> Outcome:
     """One replay with everything made for it and released after it."""
     if isinstance(backend, str):
         from replay.backend import backend as named
@@ -208,16 +208,16 @@ def run(
 def _check_fits(job: Job, mode: str) -> None:
     """`DoesNotFit` by the simulator's own rules."""
     if mode in ("resident", "stream"):
-        mechanism_named(mode).plan(job)
+        planned(mode).plan(job)
 
 
-def _decisions(job: Job, mode: str) -> Decisions:
-    made: dict[str, Callable[[Job], Decisions]] = {
+def _decisions(job: Job, mode: str) -> Waves:
+    made: dict[str, Callable[[Job], Waves]] = {
         "expert-cache": CachePolicy,
         "resident": AllResident,
         "zero-copy": lambda j: AllResident(j, hits=False),
         "stream": OneByOne,
-        "uvm": lambda j: CachePolicy(j) if j.policy else AllResident(j),
+        "managed": lambda j: CachePolicy(j) if j.policy else AllResident(j),
     }
     return made[mode](job)
 

@@ -9,14 +9,14 @@ from typing import Any
 import uvmsim
 from replay.backend import backend as backend_named
 from replay.backend.base import Backend
-from replay.results import ReplayResult
-from replay.session import MODES, How, Session
-from traces.errors import InputError
+from replay.modes import mode_named
+from replay.session import How, Session
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
+from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.compare import (
     Options,
     load_trace,
@@ -33,7 +33,7 @@ POLICIES = ("lru",)
 HARDWARE = "h100"
 SLOTS = "25%"
 """Pool where neither slots nor memory is given."""
-WITH_POLICY = ("expert-cache", "uvm")
+WITH_POLICY = ("expert-cache", "managed")
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Study:
     workload: Workload
     model: Model
     hardware: Hardware
-    runs: list[ReplayResult]
+    runs: list[Outcome]
     notes: list[str]
 
     @property
     def problems(self) -> list[str]:
         """Why runs are void, one line each."""
-        return [f"{r.policy or r.mode}: {p}" for r in self.runs for p in r.problems]
+        return [f"{r.policy or r.mechanism}: {p}" for r in self.runs for p in r.problems]
 
     def to_json(self) -> dict[str, Any]:
         """One object of plain JSON types, as `uvmsim compare --json` has it, and measured times."""
@@ -81,9 +81,7 @@ def study(
     The counters of each run are compared with the simulator's; a difference voids the run, as a
     wrong output does. Raises `InputError`; ``progress`` as in `uvmsim.studies.compare.compare`.
     """
-    for mode in options.mechanisms:
-        if mode not in MODES:
-            raise InputError(f"--mode {mode}: must be one of {', '.join(MODES)}")
+    modes = [mode_named(mode) for mode in options.mechanisms]
     specs = [parse(p) for p in options.named]
     notes: list[str] = []
     device = backend_named(backend) if isinstance(backend, str) else backend
@@ -104,7 +102,7 @@ def study(
         profile=profile,
     )  # fmt: skip
     todo: list[tuple[Job, str]] = []
-    for mode in options.mechanisms:
+    for mode in modes:
         if mode not in WITH_POLICY:
             todo.append((base, mode))
             continue
@@ -132,13 +130,13 @@ COMPARED = (
 )  # fmt: skip
 
 
-def _compare_counters(run: ReplayResult) -> None:
+def _compare_counters(run: Outcome) -> None:
     """Void a run whose counters are not the simulator's."""
     if run.does_not_fit is not None:
         return
     # A paged run keeps the expert cache's budget; its bytes are the driver's business.
-    paged = run.mode == "uvm"
-    want = simulate(run.job, "expert-cache" if paged else run.mode).to_json()
+    paged = run.mechanism == "managed"
+    want = simulate(run.job, "expert-cache" if paged else run.mechanism).to_json()
     got = run.to_json()
     keys = [k for k in COMPARED if not (paged and k.startswith("bytes"))]
     differ = [k for k in keys if got[k] != want.get(k)]
@@ -147,4 +145,3 @@ def _compare_counters(run: ReplayResult) -> None:
             differ.append(f"prefetch {key}")
     if differ:
         run.problems.append(f"counters differ from the simulator's: {', '.join(differ)}")
-        run.verified = False

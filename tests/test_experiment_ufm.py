@@ -180,7 +180,7 @@ def test_the_overshoot_passes_before_the_measured_steps(n):
     """The list overshoots in the first step only; from the second on it is LRU in 120 slots."""
     w = ufm_model.workload(n)
     got = ufm_manager.replay(w.ids.tolist(), n, 120)
-    lru = ufm_model.MODES["ufm"].run(n).plan
+    lru = ufm_model.MODES["ufm"].run(n).trail.plan
     late = w.event_step >= 1
     assert np.array(got.hits)[late].tolist() == lru.hit[late].astype(bool).tolist()
     assert len(got.resident) == lru.counters.resident_at_end == 120

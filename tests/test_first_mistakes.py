@@ -47,8 +47,8 @@ def run(spec):
 
 
 def test_the_same_policy_without_a_mistake_is_lru(tmp_path):
-    mine = run(policy(tmp_path)).runs[0].plan
-    lru = run("lru").runs[0].plan
+    mine = run(policy(tmp_path)).runs[0].trail.plan
+    lru = run("lru").runs[0].trail.plan
     assert np.array_equal(mine.hit, lru.hit)
 
 

@@ -183,7 +183,7 @@ def test_warm_ups_run_but_do_not_count(words):
         assert row["tokens_per_s"] == pytest.approx(sum(rates) / 2, rel=1e-12)
         assert row["sd"] == pytest.approx(abs(rates[0] - rates[1]) / 2**0.5, rel=1e-6, abs=1e-9)
         timed = (made.step_test == test) & (made.step_rep >= 0)
-        counts = result.paged.counts[timed].sum(axis=0)
+        counts = result.trail.run.counts[timed].sum(axis=0)
         assert row["chunks_in"] == counts[t.ACTIVATED] / 2
         assert row["bytes_h2d"] == counts[t.PAGES_IN] * PAGE / 2
         assert row["chunks_in_per_token"] == counts[t.ACTIVATED] / 2 / tokens
@@ -197,6 +197,6 @@ def test_more_memory_takes_fewer_chunks(words):
     for chunks in (80, 120, 160, 400):
         hw = small_hardware(chunks)
         done = simulate(dataclasses.replace(job, hardware=hw), "uvm")
-        moved.append(done.paged.total(t.ACTIVATED))
+        moved.append(done.trail.run.total(t.ACTIVATED))
     assert moved == sorted(moved, reverse=True)
     assert moved[-1] < moved[0]

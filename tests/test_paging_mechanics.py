@@ -349,7 +349,7 @@ def test_copy_used_copies_the_used_experts_bytes(tmp_path):
     w, m = job.workload, job.model
     policy = parse_phased("phase:copy-used,prefetch_always_max")
     result = simulate(dataclasses.replace(job, page_policy=policy), "uvm", record=True)
-    k = result.setup.kernels
+    k = result.trail.setup.kernels
     used = np.diff(w.event_lo)
     for step in range(w.n_steps):
         events = np.flatnonzero(w.event_step == step)
@@ -361,7 +361,7 @@ def test_copy_used_copies_the_used_experts_bytes(tmp_path):
         record=True,
     )  # fmt: skip
     prefill = w.step_phase == PREFILL
-    by = [r.paged.counts[prefill].sum(axis=0)[t.PAGES_IN] for r in (result, paged)]
+    by = [r.trail.run.counts[prefill].sum(axis=0)[t.PAGES_IN] for r in (result, paged)]
     assert by[0] < by[1]
 
 
@@ -372,8 +372,8 @@ def test_one_policy_for_both_phases_is_that_policy(tmp_path):
         simulate(dataclasses.replace(job, page_policy=parse_phased(n)), "uvm", record=True)
         for n in names
     ]
-    assert np.array_equal(runs[0].paged.counts, runs[1].paged.counts)
-    assert runs[0].paged.total(t.SERVICES) > runs[2].paged.total(t.SERVICES)
+    assert np.array_equal(runs[0].trail.run.counts, runs[1].trail.run.counts)
+    assert runs[0].trail.run.total(t.SERVICES) > runs[2].trail.run.total(t.SERVICES)
 
 
 # ---- descriptions ----------------------------------------------------------------------------------

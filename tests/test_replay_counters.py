@@ -12,6 +12,7 @@ from routing import cases, generate, settings_for
 
 from replay.backend.host import HostBackend
 from replay.decide import CachePolicy
+from replay.results import verified
 from replay.session import How, Session
 from replay.study import COMPARED
 from uvmsim.mechanisms import mechanism
@@ -31,7 +32,7 @@ def known(policies=POLICIES):
 
 def assert_same_row(run, mode):
     got, want = run.to_json(), simulate(run.job, mode).to_json()
-    assert run.verified, run.problems
+    assert verified(run), run.problems
     for key in COMPARED:
         assert got[key] == want[key], key
     for key in ("issued", "wasted"):
@@ -100,27 +101,27 @@ def test_every_weight_type_is_verified(dtype):
     job = dataclasses.replace(case.job("lru", slots=5), model=case.model.scaled(4000))
     with Session(HostBackend(shuffle=1), How(dtype=dtype)) as session:
         run = session.run(job)
-    assert run.verified
-    assert run.options["dtype"] == dtype
+    assert verified(run)
+    assert run.trail.options["dtype"] == dtype
 
 
 def test_paging_keeps_the_caches_budget():
     case = generate(7, layers=2)
     job = case.job("lru+previous-token", slots=5)
     with Session(HostBackend(shuffle=3), FAST) as session:
-        for how in (FAST, dataclasses.replace(FAST, uvm_on_demand=True, advice="read-mostly")):
+        for how in (FAST, dataclasses.replace(FAST, managed_on_demand=True, advice="read-mostly")):
             run = session.run(job, "uvm", how)
             want = simulate(job).to_json()
-            assert run.verified
+            assert verified(run)
             assert run.to_json()["hits"] == want["hits"]
-        assert session.run(case.job(), "uvm").verified, "no policy: faults alone"
+        assert verified(session.run(case.job(), "uvm")), "no policy: faults alone"
 
 
 def test_times_are_per_step_and_waiting_is_part_of_them():
     case = generate(11, decode=6)
     with Session(HostBackend(), FAST) as session:
         run = session.run(case.job("lru", slots=4))
-    m = run.measured
+    m = run.trail.measured
     assert len(run.step_ns) == case.workload().n_steps
     assert (run.step_ns > 0).all()
     assert (m.stall_ns <= run.step_ns).all()
@@ -148,8 +149,8 @@ def test_a_small_bank_is_shared_and_says_so():
     job = case.job("lru", slots=6)
     with Session(HostBackend(shuffle=0), dataclasses.replace(FAST, bank_limit=8000)) as session:
         run = session.run(job)
-    assert run.verified
-    assert run.options["shared_images"]
+    assert verified(run)
+    assert run.trail.options["shared_images"]
     assert any("share" in note for note in run.notes)
     assert_same_row(run, "expert-cache")
 

@@ -12,6 +12,7 @@ import pytest
 from routing import generate
 
 from replay.backend.host import Faults, HostBackend
+from replay.results import verified
 from replay.session import How, Session
 from traces.errors import InputError
 from uvmsim.cli import main
@@ -56,13 +57,13 @@ def test_every_wrong_byte_of_the_run_is_found():
     case = generate(4, decode=6)
     job = case.job("lru", slots=4, write_back=True)
     clean, backend = replay(Faults(), job)
-    assert clean.verified
+    assert verified(clean)
     learned = len(np.unique(job.workload.ids))
     run_copies = backend._copies - 2 * learned
     assert run_copies > 50
     for i in range(0, run_copies, 7):
         run, _ = replay(Faults(copy_corrupts=learned + i), job)
-        assert not run.verified, i
+        assert not verified(run), i
         assert run.problems
         assert run.to_json()["status"] == "void"
         assert all("\n" not in p for p in run.problems)
@@ -92,9 +93,9 @@ def test_managed_memory_beyond_the_safe_share_is_refused():
     room = Faults(device_bytes=2 * size + 100)
     with pytest.raises(InputError, match="managed-at-own-risk"):
         replay(Faults(device_bytes=int(1.9 * size)), job, "uvm")
-    assert replay(room, job, "uvm")[0].verified
+    assert verified(replay(room, job, "uvm")[0])
     bold = How(dtype="fp32", managed_at_own_risk=True)
-    assert replay(Faults(device_bytes=int(1.9 * size)), job, "uvm", how=bold)[0].verified
+    assert verified(replay(Faults(device_bytes=int(1.9 * size)), job, "uvm", how=bold)[0])
 
 
 def test_misuse_is_one_line():

@@ -17,6 +17,7 @@ from replay.digest import checksum, row_hash
 from replay.executor import groups
 from replay.kernels import reference
 from replay.layout import STEP, ExpertLayout, layout_for, matrix_bytes
+from replay.results import verified
 from traces.errors import InputError
 
 DTYPES = ("fp32", "fp16", "bf16", "mxfp4")
@@ -237,7 +238,7 @@ def test_a_cuda_run_is_verified(mode):
         if "no CUDA device" in str(err) or "needs CuPy" in str(err):
             pytest.skip(str(err))
         raise
-    assert run.verified, run.problems
+    assert verified(run), run.problems
     if mode != "uvm":
         want = simulate(job, mode).to_json()
         assert run.to_json()["hits"] == want["hits"]

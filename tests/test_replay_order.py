@@ -10,6 +10,7 @@ from routing import cases, generate, settings_for
 
 from replay.backend.base import COMPUTE
 from replay.backend.host import HostBackend
+from replay.results import verified
 from replay.session import How, Session
 
 
@@ -86,7 +87,7 @@ def test_copies_and_kernels_never_race(data):
     pace = How(dtype="fp32", detail=data.draw(st.booleans()), split=data.draw(st.integers(1, 2)))
     with Session(Checked(), pace) as session:
         run = session.run(case.job(policy, profile=case.workload(), **how))
-    assert run.verified
+    assert verified(run)
 
 
 @pytest.mark.parametrize("mode", ["stream", "resident", "uvm"])
@@ -95,7 +96,7 @@ def test_other_modes_never_race(mode, write_back):
     case = generate(3, decode=6)
     job = case.job("lru" if mode == "uvm" else None, slots=5, write_back=write_back)
     with Session(Checked(), How(dtype="fp32")) as session:
-        assert session.run(job, mode).verified
+        assert verified(session.run(job, mode))
 
 
 def test_the_checker_notices_a_wait_that_is_left_out():
@@ -128,6 +129,6 @@ def test_an_engine_without_waits_computes_with_wrong_bytes():
     for seed in range(5):
         with Session(Deaf(shuffle=seed), How(dtype="fp32")) as session:
             run = session.run(case.job("lru", slots=4))
-        found.append(run.verified)
-        assert run.verified == (not run.problems)
+        found.append(verified(run))
+        assert verified(run) == (not run.problems)
     assert not any(found)

@@ -100,7 +100,7 @@ def test_the_results_are_equal_too():
     case = generate(4, layers=4, experts=12, top_k=3, decode=20)
     for policy in ("lru", "lru+next-layer"):
         job = case.job(policy, slots=14, write_back=True)
-        assert simulate(job, engine="fast").to_json() == simulate(job, engine="des").to_json()
+        assert simulate(job, clock="fast").to_json() == simulate(job, clock="des").to_json()
 
 
 @pytest.mark.parametrize("unit", ["event", "access"])

@@ -93,7 +93,7 @@ def test_bytes_and_slots_are_conserved(policy):
         case = data.draw(cases())
         how = data.draw(settings_for(case)) | {"reset": "never"}
         result = simulate(case.job(policy, **how))
-        plan, row = result.plan, result.to_json()
+        plan, row = result.trail.plan, result.to_json()
         c = plan.counters
         n = {k: int((plan.copy_kind == k).sum()) for k in (DEMAND, PREFETCH, WRITEBACK)}
         assert n[DEMAND] == c.misses == c.accesses - c.hits
@@ -146,7 +146,7 @@ def test_the_clock_is_monotonic(policy):
     @given(st.data())
     def check(data):
         case = data.draw(cases())
-        plan = simulate(case.job(policy, **data.draw(settings_for(case)))).plan
+        plan = simulate(case.job(policy, **data.draw(settings_for(case)))).trail.plan
         t = fast.run(plan)
         assert (np.diff(t.step_end, prepend=0) >= 0).all()
         assert (t.wave_ready >= t.wave_open).all()

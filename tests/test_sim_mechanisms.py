@@ -55,7 +55,7 @@ def experts_ns(layer: int, rate: float = 1.0) -> int:
 def test_resident_is_the_sum_of_its_parts():
     r = run("resident")
     step = [2 * dense(s) + experts_ns(0) + experts_ns(1) + head() for s in (0, 1)]
-    assert r.timeline.step_end.tolist() == [step[0], sum(step)]
+    assert r.step_end.tolist() == [step[0], sum(step)]
     row = r.to_json()
     assert (row["hits"], row["misses"], row["bytes_h2d"], row["evictions"]) == (8, 0, 0, 0)
     assert row["decode_tokens_per_s"] == pytest.approx(2 / (sum(step) * 1e-9))
@@ -75,7 +75,7 @@ def test_resident_that_does_not_fit_is_a_row_not_an_error():
 def test_expert_cache_takes_what_vram_leaves_and_refuses_less_than_one():
     fixed = 2 * DENSE + HEAD + 2 * 64
     job = decode_case().job("lru", hardware=replace(HW, vram_bytes=fixed + 5 * 1100 + 1099))
-    assert simulate(job).plan.slots == 5
+    assert simulate(job).trail.plan.slots == 5
     job = replace(job, hardware=replace(HW, vram_bytes=fixed + 1099))
     assert simulate(job).to_json()["status"] == "out-of-memory"
 
@@ -85,7 +85,7 @@ def test_stream_copies_every_expert_before_it_computes():
     layer = [2 * (2 * b + 50 + b + HW.expert_launch_ns) for b in EXPERT]
     step = [2 * dense(s) + sum(layer) + head() for s in (0, 1)]
     r = run("stream")
-    assert r.timeline.step_end.tolist() == [step[0], sum(step)]
+    assert r.step_end.tolist() == [step[0], sum(step)]
     row = r.to_json()
     assert (row["hits"], row["misses"]) == (0, 8)
     assert (row["bytes_h2d"], row["bytes_d2h"]) == (4 * sum(EXPERT), 0)
@@ -104,7 +104,7 @@ def test_stream_with_write_back_copies_out_before_the_next_comes_in():
             now += head()
             ends.append(now)
     r = run("stream", write_back=True)
-    assert r.timeline.step_end.tolist() == ends
+    assert r.step_end.tolist() == ends
     assert r.to_json()["bytes_d2h"] == 4 * sum(EXPERT)
 
 
@@ -112,7 +112,7 @@ def test_zero_copy_reads_all_weights_across_the_link():
     """5 ns a byte for weights; the KV cache is in VRAM."""
     step = [2 * dense(s, 5) + experts_ns(0, 5) + experts_ns(1, 5) + head(5) for s in (0, 1)]
     r = run("zero-copy")
-    assert r.timeline.step_end.tolist() == [step[0], sum(step)]
+    assert r.step_end.tolist() == [step[0], sum(step)]
     row = r.to_json()
     assert (row["hits"], row["misses"]) == (0, 8)
     assert row["bytes_h2d"] == 4 * sum(EXPERT) + 2 * (2 * DENSE + HEAD)
@@ -129,7 +129,7 @@ def test_cpu_offload_in_decode(ncmoe):
         end += head()
         ends.append(end)
     r = run("cpu-offload", ncmoe=ncmoe)
-    assert r.timeline.step_end.tolist() == ends
+    assert r.step_end.tolist() == ends
     row = r.to_json()
     away = 4 * min(ncmoe, 2)
     assert (row["hits"], row["misses"], row["bytes_h2d"]) == (8 - away, away, 0)
@@ -149,7 +149,7 @@ def test_cpu_offload_copies_in_a_large_prefill(tokens):
     else:
         experts = 4 * 3 * 1000 + HW.cpu_sync_ns
     r = simulate(case.job(hardware=HW, ncmoe=1), "cpu-offload")
-    assert r.timeline.step_end.tolist() == [before + experts + head()]
+    assert r.step_end.tolist() == [before + experts + head()]
     assert r.to_json()["bytes_h2d"] == (3000 if tokens >= 32 else 0)
     assert r.to_json()["prefill_tokens_per_s"] == pytest.approx(
         tokens / (1e-9 * (before + experts + head()))
@@ -163,8 +163,8 @@ def test_expert_cache_by_hand():
     first = 2 * (dense(0) + plus) + 2 * sum(copy) + experts_ns(0) + experts_ns(1) + head()
     second = 2 * (dense(1) + plus) + sum(copy) + experts_ns(0) + experts_ns(1) + head()
     r = simulate(decode_case().job("lru", hardware=HW, slots=8))
-    assert r.plan.hit.tolist() == [0, 0, 0, 0, 1, 0, 1, 0]
-    assert r.timeline.step_end.tolist() == [first, first + second]
+    assert r.trail.plan.hit.tolist() == [0, 0, 0, 0, 1, 0, 1, 0]
+    assert r.step_end.tolist() == [first, first + second]
     row = r.to_json()
     assert row["bytes_h2d"] == 3 * sum(EXPERT)
     assert row["hit_rate_by_layer"] == [0.25, 0.25]
@@ -175,7 +175,7 @@ def test_pageable_memory_is_slower():
     fast, slow = (
         simulate(decode_case().job("lru", hardware=HW, slots=8, pinned=p)) for p in (True, False)
     )
-    gap = int(slow.timeline.step_end[-1] - fast.timeline.step_end[-1])
+    gap = int(slow.step_end[-1] - fast.step_end[-1])
     assert gap == 3 * sum(EXPERT) * (8 - 2)
 
 
@@ -184,10 +184,10 @@ def test_pageable_memory_is_slower():
 def test_an_expert_cache_that_holds_all_is_resident_after_the_first_touch(case, unit):
     """Cold misses only; with nothing left to miss it differs from `resident` by the decisions."""
     job = case.job("lru", unit=unit, hardware=HW, slots=10**6)
-    plan = simulate(job).plan
+    plan = simulate(job).trail.plan
     assert plan.counters.misses == len(set(job.workload.ids.tolist()))
     assert plan.counters.evictions == 0
-    resident = simulate(job, "resident").plan
+    resident = simulate(job, "resident").trail.plan
     assert plan.compute_ns.tolist() == resident.compute_ns.tolist()
     waves = len(plan.pre_ns)
     assert int(plan.pre_ns.sum() - resident.pre_ns.sum()) == waves * HW.decision_ns

@@ -17,6 +17,7 @@ from replay.backend.base import BACK, COMPUTE
 from replay.calibrate import fault_child
 from replay.calibrate.fault_count import count
 from replay.calibrate.uvm_mode import TOP_K, UVM, fit, job, measure, moves, plains
+from replay.results import verified
 from replay.session import How, Session
 from replay.validate import config as config_module
 from replay.validate.grid import build
@@ -87,9 +88,9 @@ def test_prediction_meets_the_paging_device(fitted, policy, slots):
     made = replace(made, hardware=replace(HW, decision_ns=0))  # decided ahead of the device
     with Session(PagingBackend(HW), How(dtype="fp32")) as session:
         done = session.run(made, "uvm")
-    assert done.verified, done.problems
+    assert verified(done), done.problems
     rest = simulate(costs.job(made), "expert-cache")
-    step_ns = np.diff(rest.timeline.step_end, prepend=0)
+    step_ns = np.diff(rest.step_end, prepend=0)
     split = rest.to_json()
     more = costs.apply(made, split, step_ns)
     decode = made.workload.step_phase == DECODE

@@ -63,6 +63,7 @@ def study(backend: str, profile: Path, quick: bool, say: Callable[[str], None]) 
     import numpy as np
 
     from replay.backend import backend as open_backend
+    from replay.results import verified
     from replay.session import How, Session
     from uvmsim.machine.hardware import Hardware
     from uvmsim.studies.simulate import simulate
@@ -82,7 +83,7 @@ def study(backend: str, profile: Path, quick: bool, say: Callable[[str], None]) 
             continue
         made = result.to_json()
         predicted.append(
-            row | {"predicted": tokens_per_s(result.timeline.step_end), "hits": made["hits"],
+            row | {"predicted": tokens_per_s(result.step_end), "hits": made["hits"],
                    "misses": made["misses"]}
         )  # fmt: skip
     say(f"predicted {len(predicted)} runs")
@@ -91,13 +92,13 @@ def study(backend: str, profile: Path, quick: bool, say: Callable[[str], None]) 
         for row, (n, name, mode, job) in zip(predicted, todo, strict=True):
             try:
                 done = session.run(job, mode)
-                machine = done.machine
-                if done.measured is None or done.counters is None:
+                machine = done.about["machine"]
+                if done.counters is None:
                     row["error"] = f"does not fit: {done.does_not_fit}"
                 else:
                     row |= {
                         "measured": tokens_per_s(np.cumsum(done.step_ns)),
-                        "verified": done.verified,
+                        "verified": verified(done),
                         "counters_equal": (done.counters.hits, done.counters.misses)
                         == (row.get("hits"), row.get("misses")),
                     }

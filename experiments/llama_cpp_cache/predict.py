@@ -54,7 +54,7 @@ def replay(trace_path: Path, slots: int, hardware: str, pinned: bool) -> dict[st
         work, model, Hardware.load(hardware), policy=parse("llama-cpp-lru"), slots=slots, pinned=pinned
     )  # fmt: skip
     result = simulate(job)
-    plan, timeline = result.plan, result.timeline
+    plan, timeline = result.trail.plan, result.trail.timeline
     assert plan is not None and timeline is not None
     c = plan.counters
     misses = c.misses - (c.bypassed - c.bypassed_hits)
@@ -62,7 +62,7 @@ def replay(trace_path: Path, slots: int, hardware: str, pinned: bool) -> dict[st
     expert = model.expert_bytes[0]
     assert plan.bytes_of(DEMAND) == expert * c.misses
     duration = np.diff(timeline.step_end, prepend=0)
-    plain_lru = simulate(replace(job, policy=parse("lru"))).plan
+    plain_lru = simulate(replace(job, policy=parse("lru"))).trail.plan
     assert plain_lru is not None
     return {
         "slots": plan.slots,
@@ -80,7 +80,7 @@ def resident(trace_path: Path, hardware: str) -> list[int]:
     trace = open_routing(trace_path)
     work = build_workload(trace)
     job = Job(work, Model.from_info(trace.meta.model), Hardware.load(hardware))
-    timeline = simulate(job, "resident").timeline
+    timeline = simulate(job, "resident").trail.timeline
     assert timeline is not None
     steps: list[int] = np.diff(timeline.step_end, prepend=0)[work.step_phase == DECODE].tolist()
     return steps

@@ -20,7 +20,7 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
-from uvmsim.runs.outcome import Result
+from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.simulate import simulate
 from uvmsim.workload import Workload, build_workload
 
@@ -125,7 +125,7 @@ class Mode:
     mechanism: str
     how: dict[str, Any]
 
-    def run(self, n_experts: int, engine: str = "fast") -> Result:
+    def run(self, n_experts: int, engine: str = "fast") -> Outcome:
         return simulate(job(n_experts, **self.how), self.mechanism, engine)
 
 
@@ -139,16 +139,15 @@ MODES = {
 }
 
 
-def tokens_per_s(r: Result) -> float:
+def tokens_per_s(r: Outcome) -> float:
     """Over the measured steps, as the benchmark counts."""
-    assert r.timeline is not None
-    end = r.timeline.step_end
+    end = r.step_end
     return TOKENS * (STEPS - WARM_UP) / (int(end[-1] - end[WARM_UP - 1]) / 1e9)
 
 
-def measured_accesses(r: Result) -> tuple[int, int]:
+def measured_accesses(r: Outcome) -> tuple[int, int]:
     """Hits and accesses of the measured steps."""
-    assert r.plan is not None
+    assert r.trail.plan is not None
     w = r.job.workload
     mine = w.event_step >= WARM_UP
-    return int(r.plan.hit[mine].sum()), int(mine.sum())
+    return int(r.trail.plan.hit[mine].sum()), int(mine.sum())

@@ -119,9 +119,9 @@ def gib(nbytes: int) -> float:
 def unrun(n: int, label: str, engine: str) -> dict[str, Any]:
     """A policy, a write-back or a target that the benchmark did not have."""
     r = m.Mode("expert-cache", UNRUN[label]).run(n, engine)
-    assert r.plan is not None and r.timeline is not None
+    assert r.trail.plan is not None and r.trail.timeline is not None
     hits, accesses = m.measured_accesses(r)
-    c = r.plan.slots
+    c = r.trail.plan.slots
     cyclic = 1.0 if c >= n else 0.0 if label_is_lru(label) else (c - 1) / (n - 1)
     return {
         "experts": n,
@@ -131,9 +131,11 @@ def unrun(n: int, label: str, engine: str) -> dict[str, Any]:
         "accesses": accesses,
         "hit_rate": hits / accesses,
         "cyclic_hit_rate": cyclic,
-        "late": late_waits(r.plan, r.timeline),
+        "late": late_waits(r.trail.plan, r.trail.timeline),
         "tokens_per_s": m.tokens_per_s(r),
-        "time_split_s": {k: round(v, 9) for k, v in time_split(r.plan, r.timeline).items()},
+        "time_split_s": {
+            k: round(v, 9) for k, v in time_split(r.trail.plan, r.trail.timeline).items()
+        },
     }
 
 

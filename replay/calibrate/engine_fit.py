@@ -84,6 +84,7 @@ def terms(s: Shape) -> list[float]:
 def engine_runs(backend: str, quick: bool) -> list[Row]:
     """One row a shape: duration of a step, the host's share of it, and the shape."""
     from replay.backend import backend as open_backend
+    from replay.results import replayed, verified
     from replay.session import How, Session
     from uvmsim.machine.hardware import Hardware
 
@@ -95,12 +96,12 @@ def engine_runs(backend: str, quick: bool) -> list[Row]:
                 done = session.run(job(shape, hardware), shape.mode, How(dtype=shape.dtype))
             except InputError:
                 continue  # too large for this card or this host; the others say enough
-            if done.measured is None:
+            if done.does_not_fit is not None:
                 continue
             about = {k: getattr(shape, k) for k in Shape.__dataclass_fields__}
-            issue = float(np.median(done.measured.issue_ns[COLD:]))
+            issue = float(np.median(replayed(done).measured.issue_ns[COLD:]))
             rows.append(
-                {**about, "verified": done.verified, "issue_ns": issue, **row(done.step_ns[COLD:])}
+                {**about, "verified": verified(done), "issue_ns": issue, **row(done.step_ns[COLD:])}
             )
     return rows
 

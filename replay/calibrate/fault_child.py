@@ -132,7 +132,7 @@ def _calibrate(request: dict[str, Any], clock: Clock, windows: list[Window]) -> 
     }  # fmt: skip
     with Session(backend(request.get("backend", "cuda"))) as session:
         session.around = lambda: timed(clock, windows, **about)
-        session.run(made, "uvm", How(dtype=plain.dtype))
+        session.run(made, "managed", How(dtype=plain.dtype))
 
 
 def _validate(request: dict[str, Any], clock: Clock, windows: list[Window]) -> None:

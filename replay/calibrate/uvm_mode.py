@@ -110,10 +110,10 @@ class Moves:
 
 def moves(job: Job) -> Moves:
     """From the expert cache's plan. Raises `DoesNotFit`."""
-    from uvmsim.mechanisms import mechanism
+    from uvmsim.mechanisms import planned
     from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK
 
-    plan = mechanism("expert-cache").plan(replace(job, write_back=True))
+    plan = planned("expert-cache").plan(replace(job, write_back=True))
     n = len(plan.wave_event)
     wave = np.searchsorted(plan.wave_copy_hi, np.arange(len(plan.copy_bytes)), side="right")
 
@@ -140,13 +140,13 @@ def uvm_runs(backend: str, quick: bool) -> list[Row]:
 
 def measure(session: Any, p: Plain) -> Row:
     """The row of one run."""
+    from replay.results import replayed, verified
     from replay.session import How
 
     made = job(p, Hardware.load("h100"))  # what the engine does is no business of it
-    done = session.run(made, "uvm", How(dtype=p.dtype))
-    m = done.measured
-    if m is None:
-        raise RuntimeError(f"{p.run}, {p.missing} missing: does not fit: {done.does_not_fit}")
+    done = session.run(made, "managed", How(dtype=p.dtype))
+    m = replayed(done).measured
+    assert m.stall_ns is not None  # `How` asks for details
     found = moves(made)
     warm = found.step >= p.cold
     steps = p.steps - p.cold
@@ -158,7 +158,7 @@ def measure(session: Any, p: Plain) -> Row:
         "step_ns": float(np.mean(done.step_ns[p.cold :])),
         "stall_ns": float(np.mean(m.stall_ns[p.cold :])),
         "issue_ns": float(np.mean(m.issue_ns[p.cold :])),
-        "verified": done.verified,
+        "verified": verified(done),
         **row(done.step_ns[p.cold :]),
     }
 

@@ -16,7 +16,7 @@ import click
 )  # fmt: skip
 @click.option(
     "--mode", "mechanisms", metavar="X", multiple=True,
-    help="expert-cache (default), resident, stream, zero-copy, uvm; repeatable.",
+    help="expert-cache (default), resident, stream, zero-copy, managed; repeatable.",
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
@@ -50,12 +50,15 @@ import click
 @click.option(
     "--steps-only", is_flag=True, help="Time forward passes alone: less to queue, no stall split."
 )
-@click.option("--advise", "advice", metavar="A", help="uvm: read-mostly, preferred-host, "
+@click.option("--advise", "advice", metavar="A", help="managed: read-mostly, preferred-host, "
               "preferred-device or accessed-by, for all experts.")  # fmt: skip
-@click.option("--uvm-prefetch", is_flag=True, help="uvm: prefetch misses instead of faulting.")
+@click.option(
+    "--managed-prefetch", is_flag=True, help="managed: prefetch misses instead of faulting."
+)
+@click.option("--uvm-prefetch", is_flag=True, hidden=True)
 @click.option(
     "--managed-at-own-risk", is_flag=True,
-    help="uvm: allow more managed memory than half of what the card has free, or than 8 GiB. "
+    help="managed: allow more managed memory than half of what the card has free, or than 8 GiB. "
     "Oversubscribed managed memory can hang the GPU until the machine is restarted.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="For contents and policies; 0.")
@@ -94,7 +97,7 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
         split=1 if given["split"] is None else given["split"],
         detail=not given.pop("steps_only"),
         bank_limit=DEFAULT_LIMIT if size is None else parse_bytes(size),
-        uvm_on_demand=given.pop("uvm_prefetch"),
+        managed_on_demand=given.pop("managed_prefetch") | given.pop("uvm_prefetch"),
         advice=given.pop("advice"),
         managed_at_own_risk=given.pop("managed_at_own_risk"),
     )

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from replay.modes import MODES, OLD_NAMES
 from traces.errors import InputError
 from uvmsim.core.units import parse_bytes
 from uvmsim.studies.sweep.config import beside, flag, one_of, pool_size, text, values, whole
 
 DTYPES = ("fp32", "fp16", "bf16", "mxfp4")
-MODES = ("resident", "stream", "expert-cache", "zero-copy", "uvm")
 BUNDLED = "bundled"
 """The name, instead of a path, of the trace that comes with uvmsim."""
 
@@ -72,6 +72,10 @@ def _traces(raw: Any) -> list[TraceEntry]:
     return made
 
 
+def _mode(value: Any) -> str:
+    return one_of(*MODES)(OLD_NAMES.get(value, value) if isinstance(value, str) else value)
+
+
 class ValidationConfig(BaseModel):
     """The grid is traces x modes x sizes x policies; modes without a pool are run once a trace."""
 
@@ -79,7 +83,7 @@ class ValidationConfig(BaseModel):
     hardware: Text | None = None
     """The calibration file every prediction is made from (or ``--hardware``)."""
     trace: Annotated[list[TraceEntry], BeforeValidator(_traces)]
-    mode: Annotated[list[str], _each(one_of(*MODES))] = ["expert-cache"]
+    mode: Annotated[list[str], _each(_mode)] = ["expert-cache"]
     policy: Annotated[list[str], _each(text)] = ["lru"]
     slots: Annotated[list[str], _each(pool_size)] = []
     vram: Annotated[list[int], _each(parse_bytes)] = []
@@ -123,7 +127,7 @@ def _check(config: ValidationConfig, where: str) -> None:
 
     if config.slots and config.vram:
         raise InputError(f"{where}: give slots or vram, not both: each says how large the pool is")
-    pooled = {"expert-cache", "uvm"} & set(config.mode)
+    pooled = {"expert-cache", "managed"} & set(config.mode)
     if pooled and not (config.slots or config.vram):
         raise InputError(f"{where}: mode {pooled.pop()} needs pool sizes: slots = ['25%'] or vram")
     for policy in config.policy:

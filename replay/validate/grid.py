@@ -119,7 +119,7 @@ def _profile(entry: TraceEntry, workload: Workload) -> Workload | None:
 def _jobs(
     config: ValidationConfig, base: Job, mode: str, trace: RoutingTrace, hardware: Hardware
 ) -> Iterator[tuple[str | None, str | None, Job]]:
-    if not (mode == "uvm" or mechanism_named(mode).takes_policy):
+    if not (mode == "managed" or mechanism_named(mode).takes_policy):
         yield None, None, base
         return
     total = base.workload.n_layers * base.workload.n_experts

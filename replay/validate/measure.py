@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from replay.backend import backend as open_backend
+from replay.results import replayed, verified
 from replay.session import How, Session
 from replay.validate.grid import Cell
 from replay.validate.predict import COUNTERS
@@ -41,16 +42,15 @@ class Runner:
         Raises whatever the engine raises, and `RuntimeError` where the model does not fit.
         """
         done = self._session.run(cell.job, cell.mode, How(dtype=cell.dtype))
-        self._machine = done.machine
-        if done.measured is None:
-            raise RuntimeError(f"does not fit: {done.does_not_fit}")
+        self._machine = done.about["machine"]
+        options = replayed(done).options
         made = done.to_json()
         return {
             "counters": {k: made[k] for k in COUNTERS if (cell.mode, k) != NOT_COUNTED},
             "step_ns": done.step_ns.tolist(),
-            "verified": done.verified,
+            "verified": verified(done),
             "problems": done.problems,
-            "options": done.options,
+            "options": options,
             "time_split_s": made["time_split_s"],
             "host_issue_s": made["host_issue_s"],
         }

@@ -19,19 +19,19 @@ PERCENTILES = (10, 25, 50, 75, 90, 99)
 def predict(cell: Cell, faults: FaultCosts | None = None) -> dict[str, Any]:
     """Counters, speeds, latencies and stalls of one cell, from its job (and so its hardware) alone.
 
-    ``faults``: what mode ``uvm`` is priced with. ``status`` is ``ok`` or ``out-of-memory``; in the
+    ``faults``: what mode ``managed`` is priced with. ``status`` is ``ok`` or ``out-of-memory``; in the
     latter case nothing else is said.
     """
     job, mechanism = cell.job, cell.mode
-    if cell.mode == "uvm":
+    if cell.mode == "managed":
         assert faults is not None
         job, mechanism = faults.job(job), "expert-cache"
     result = simulate(job, mechanism)
-    if result.timeline is None:
+    if result.does_not_fit is not None:
         return {"status": "out-of-memory", "what": str(result.does_not_fit)}
     made = result.to_json()
-    step_ns = np.diff(result.timeline.step_end, prepend=0)
-    paging = faults.apply(cell.job, made, step_ns) if cell.mode == "uvm" and faults else {}
+    step_ns = result.step_ns.copy()
+    paging = faults.apply(cell.job, made, step_ns) if cell.mode == "managed" and faults else {}
     return {
         "status": "ok",
         "counters": {k: made[k] for k in COUNTERS},

@@ -59,7 +59,7 @@ def validate(
     grid = build(config, hw)
     about = _about(config, hw, spec, grid, backend)
     begin = time.monotonic()
-    faults = load_faults(spec) if "uvm" in config.mode else None
+    faults = load_faults(spec) if "managed" in config.mode else None
     predicted = {}
     for i, cell in enumerate(grid.cells):
         if progress:
@@ -72,7 +72,7 @@ def validate(
         say(f"{len(predicted)} cells predicted in {time.monotonic() - begin:.1f} s, written to "
             f"{target / PREDICTIONS}")  # fmt: skip
     measured, machine = _measure(config, grid, predicted, backend, target, about, progress, say)
-    if "uvm" in config.mode and backend == "cuda":
+    if "managed" in config.mode and backend == "cuda":
         about["fault_recording"] = _count_faults(config, spec, measured, grid, say)
         _write(target / MEASUREMENTS, {**about, "written": _now(), "cells": measured})
     device = machine.get("device")
@@ -174,7 +174,9 @@ def _count_faults(
     """Run the cells of mode ``uvm`` once more, untimed, with the driver's page faults counted, and
     add them to what was measured; what the recording looked like."""
     begin = time.monotonic()
-    cells = [c.key for c in grid.cells if c.mode == "uvm" and "counters" in measured.get(c.key, {})]
+    cells = [
+        c.key for c in grid.cells if c.mode == "managed" and "counters" in measured.get(c.key, {})
+    ]
     found = count_faults(config, hardware, cells)
     for window in found["windows"]:
         keys = ("faults", "fault_groups", "bytes_in", "bytes_out", "by_cause")

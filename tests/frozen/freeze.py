@@ -48,8 +48,11 @@ LINKS = {
 # A key is written plainly ("bytes_h2d": wherever it occurs) or with a pattern of names of runs before
 # it ("microbench-*/chunks"). All three tables concern keys of JSON objects, at any depth.
 
-RENAMES: dict[str, str] = {}
+RENAMES: dict[str, str] = {"replay-*/uvm_on_demand": "managed_on_demand"}
 """Old key: new key. The frozen side is renamed before it is compared."""
+
+RENAMED_VALUES: dict[str, dict[str, str]] = {"replay-*/mechanism": {"uvm": "managed"}}
+"""Key: old word: new word. The replay's live paging is not the simulator's mechanism of that name."""
 
 REMOVED: tuple[str, ...] = ()
 """Keys that a result need not have any more. (A key in both tables is not compared at all.)"""
@@ -72,6 +75,7 @@ NOT_FROZEN: dict[str, str] = {
     "replay-*/time_split_s": "measured",
     "replay-*/copy_busy_s": "measured",
     "replay-*/link_utilisation": "measured",
+    "validate-*/written": "the date",
 }
 """Key: why its value is left out. That it is there, and whether it is null, stays frozen."""
 
@@ -88,7 +92,7 @@ LONG = 48
 
 def runs() -> dict[str, dict[str, Any]]:
     """The runs by name. Raises `ValueError` for a key that means nothing."""
-    known = {"fast", "first", "run", "hash", "rows", "config", "cache_misses"}
+    known = {"fast", "first", "run", "hash", "json", "rows", "config", "cache_misses"}
     found = tomllib.loads(RUNS.read_text())
     for name, run in found.items():
         if wrong := set(run) - known:
@@ -114,7 +118,7 @@ def perform(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
     for link, target in LINKS.items():
         Path(link).symlink_to(target)
     if "config" in run:
-        Path("sweep.toml").write_text(run["config"])
+        Path("config.toml").write_text(run["config"])
     for line in _lines(run.get("first")):
         code, _, err = command(line)
         if code:
@@ -128,6 +132,8 @@ def perform(name: str, run: dict[str, Any], folder: Path) -> dict[str, Any]:
         result.setdefault("out", []).append(json.loads(out))
     for file in _lines(run.get("hash")):
         result.setdefault("files", {})[file] = content(Path(file))
+    for file in _lines(run.get("json")):
+        result.setdefault("json", {})[file] = json.loads(Path(file).read_text())
     if "rows" in run:
         result["rows"] = sweep_rows(Path(run["rows"]))
     if "cache_misses" in run:
@@ -389,6 +395,8 @@ def allowed(value: Any, name: str) -> Any:
         new = {}
         for key, v in value.items():
             entry = listed(key, name, RENAMES)
+            if isinstance(v, str) and (words := listed(key, name, RENAMED_VALUES)):
+                v = RENAMED_VALUES[words].get(v, v)
             new[RENAMES[entry] if entry else key] = allowed(v, name)
         return new
     return [allowed(v, name) for v in value] if isinstance(value, list) else value

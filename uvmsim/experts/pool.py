@@ -78,8 +78,17 @@ class Out(NamedTuple):
     copy_expert: np.ndarray
     copy_kind: np.ndarray
     copy_after: np.ndarray
+    copy_slot: np.ndarray
+    """int32: slot a copy fills or (a write-back) empties; from the number of all slots up, a place
+    beside the pool."""
+    copy_victim: np.ndarray
+    """int32: expert that lost the slot for it, -1 if none."""
     waits: np.ndarray
+    wait_slot: np.ndarray
+    """int32: slot that the awaited copy fills."""
     hit: np.ndarray
+    slot: np.ndarray
+    """int32 [A]: slot an access reads."""
     wanted: np.ndarray
     """int32: scratch for `prefetch`."""
 
@@ -93,6 +102,7 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     p = pool.pool_of[e]
     n = tally.n
     after = np.int64(-1)
+    left = np.int64(-1)
     if pool.used[p] < pool.lo[p + 1] - pool.lo[p]:
         slot = pool.lo[p] + pool.used[p]
         pool.used[p] += 1
@@ -110,6 +120,7 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
             n[CULPRIT] = v
             return False
         slot = np.int64(pool.slot_of[v])
+        left = np.int64(v)
         on_evict(es, seen, v)
         pool.slot_of[v] = -1
         n[EVICTIONS] += 1
@@ -122,6 +133,8 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
             out.copy_expert[c] = v
             out.copy_kind[c] = WRITEBACK
             out.copy_after[c] = after
+            out.copy_slot[c] = slot
+            out.copy_victim[c] = -1
             after = n[BASE] + c
             n[COPIES] = c + 1
     pool.slot_of[e] = slot
@@ -131,16 +144,20 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     out.copy_expert[c] = e
     out.copy_kind[c] = kind
     out.copy_after[c] = after
+    out.copy_slot[c] = slot
+    out.copy_victim[c] = left
     n[COPIES] = c + 1
     return True
 
 
-def copy_beside(tally, out, e):
-    """Queue the copy of an expert that gets no slot."""
+def copy_beside(tally, out, e, place):
+    """Queue the copy of an expert that gets no slot, to a place beside the pool."""
     c = tally.n[COPIES]
     out.copy_expert[c] = e
     out.copy_kind[c] = DEMAND
     out.copy_after[c] = -1
+    out.copy_slot[c] = place
+    out.copy_victim[c] = -1
     tally.n[COPIES] = c + 1
 
 
@@ -203,6 +220,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
         if BYPASSES:
             kept = not bypasses(es, seen, ev)
         a = lo
+        beside = pool.expert_in.size
         while True:
             end = min(a + narrowest, hi) if kept else hi
             pool.stamp[0] += 1
@@ -225,15 +243,20 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                         tally.fresh[e] = 0
                         n[USED] += 1
                         out.waits[n[WAITS]] = tally.brought_by[e]
+                        out.wait_slot[n[WAITS]] = pool.slot_of[e]
                         n[WAITS] += 1
                 else:
                     out.hit[j] = 0
                     if not kept:
-                        copy_beside(tally, out, e)
+                        copy_beside(tally, out, e, beside)
+                        out.slot[j] = beside
+                        beside += 1
                     elif not take_slot(es, pool, seen, tally, out, e, j, DEMAND, write_back):
                         if n[ERROR] == 0:
                             n[ERROR] = NO_VICTIM
                         return i
+                if found or kept:
+                    out.slot[j] = pool.slot_of[e]
                 tally.layer_accesses[phase, layer] += 1
             if PREFETCHES and kept and end == hi:
                 asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)

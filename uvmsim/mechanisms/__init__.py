@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from uvmsim.runs.job import Mechanism
+    from uvmsim.mechanisms.base import Mechanism, Planned
 
 
 @functools.cache
 def mechanisms() -> dict[str, type[Mechanism]]:
     """All mechanisms by name."""
-    from uvmsim.runs.job import Mechanism
+    from uvmsim.mechanisms.base import Mechanism
 
     found: dict[str, type[Mechanism]] = {}
     for info in pkgutil.iter_modules(__path__):
@@ -35,3 +35,13 @@ def mechanism(name: str) -> Mechanism:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"--mechanism {name}: not known{hint} (there are: {', '.join(known)})")
     return known[name]()
+
+
+def planned(name: str) -> Planned:
+    """A new mechanism of that name that writes a plan; raises `InputError` for one that does not."""
+    from uvmsim.mechanisms.base import Planned
+
+    found = mechanism(name)
+    if not isinstance(found, Planned):
+        raise InputError(f"--mechanism {name}: writes no plan of copies; simulate() runs it")
+    return found

@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from uvmsim.machine.timing import expert_times, to_ns
+from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
-from uvmsim.runs.job import DoesNotFit, Job, Mechanism, fixed_bytes
+from uvmsim.runs.job import DoesNotFit, Job, fixed_bytes
 from uvmsim.runs.plan import Plan
 from uvmsim.workload import Workload
 
@@ -16,7 +17,7 @@ MIN_BATCH = 32
 (ggml-cuda.cu, offload of MUL_MAT_ID): fewer are computed where the weights are."""
 
 
-class CpuOffload(Mechanism):
+class CpuOffload(Planned):
     """Experts of the first N layers on the CPU: computed there in decode, copied in for a prefill."""
 
     name: ClassVar[str] = "cpu-offload"

@@ -2,12 +2,13 @@
 
 from typing import ClassVar
 
+from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
-from uvmsim.runs.job import DoesNotFit, Job, Mechanism, fixed_bytes
+from uvmsim.runs.job import DoesNotFit, Job, fixed_bytes
 from uvmsim.runs.plan import Plan
 
 
-class Resident(Mechanism):
+class Resident(Planned):
     """All experts in VRAM, or an out-of-memory row that says how much is missing."""
 
     name: ClassVar[str] = "resident"

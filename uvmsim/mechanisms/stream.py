@@ -5,11 +5,12 @@ from typing import ClassVar
 import numpy as np
 
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, finish, write_back_times
-from uvmsim.runs.job import DoesNotFit, Job, Mechanism, counters_without_pool, fixed_bytes
+from uvmsim.mechanisms.base import Planned
+from uvmsim.runs.job import DoesNotFit, Job, counters_without_pool, fixed_bytes
 from uvmsim.runs.plan import DEMAND, WRITEBACK, Plan
 
 
-class StreamExperts(Mechanism):
+class StreamExperts(Planned):
     """One expert at a time: copy in, compute, drop (with --write-back: copy out), nothing overlaps."""
 
     name: ClassVar[str] = "stream"

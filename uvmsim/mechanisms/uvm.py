@@ -8,14 +8,17 @@ from typing import ClassVar
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.clocks import clock as clock_named
+from uvmsim.clocks import des_paging
+from uvmsim.mechanisms.base import Mechanism
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import Setup, run_paging, uvm_of
 from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
 from uvmsim.paging.layout import BLOCK
-from uvmsim.paging.results import PagedResult
+from uvmsim.paging.trail import Paged
 from uvmsim.policies.pages.phases import parse_phased
-from uvmsim.runs.job import Job, Mechanism
-from uvmsim.runs.plan import Plan
+from uvmsim.runs.job import Job
+from uvmsim.runs.outcome import Outcome
 
 COMPUTE_BYTES = 420 << 20
 """llama.cpp's compute buffer for micro-batches of 512: logits of 201,088 words and activations; what
@@ -34,26 +37,31 @@ class Uvm(Mechanism):
     takes_policy: ClassVar[bool] = True
     grain: ClassVar[str] = "page"
 
-    def plan(self, job: Job) -> Plan:
-        """Paging has a clock of its own: see `run`."""
-        raise InputError("--mechanism uvm writes no plan of expert copies; use simulate()")
-
-    def run(self, job: Job, engine: str, record: bool = False) -> PagedResult:
-        """The job's outcome. Raises `InputError`."""
+    def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
+        """The driver keeps the clock itself; ``des`` plays what it did again."""
+        clock_named(clock)
         w, hw = job.workload, job.hardware
         uvm_of(hw)
         if w.unit != "event":
             raise InputError(f"--mechanism uvm pages whole layers; leave out --unit {w.unit}")
         policy = job.page_policy or parse_phased("default")
         setup, space = setup_of(job, policy.copies)
-        record = record or engine == "des"
+        record = record or clock == "des"
         paged = run_paging(setup, hw, policy.prefill or policy.decode, policy.decode, record=record)
-        if engine == "des":
-            from uvmsim.clocks import des_paging
-
+        if clock == "des":
             assert paged.program is not None
             paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
-        return PagedResult(job, self.name, None, None, None, paged=paged, setup=setup, space=space)
+        trail = Paged(paged, setup, space)
+        about = {
+            "policy": policy.name,
+            "mechanism": self.name,
+            "model": job.model.name,
+            "hardware": hw.name,
+            "vram_bytes": hw.vram_bytes,
+            "seed": job.seed,
+            "threshold": job.threshold,
+        }
+        return Outcome(job, self.name, trail.step_ns(), trail=trail, notes=paged.notes, about=about)
 
 
 def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:

@@ -8,9 +8,10 @@ import numpy as np
 
 from uvmsim.machine.model_spec import TYPES, role_of
 from uvmsim.machine.timing import to_ns
+from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
 from uvmsim.paging.kernels import MMVQ_TOKENS, TILE_TOKENS
-from uvmsim.runs.job import Job, Mechanism
+from uvmsim.runs.job import Job
 from uvmsim.runs.plan import Plan
 
 LINE = 128
@@ -19,7 +20,7 @@ STRIP = 256
 """Weights of a row a matrix kernel loads at a time (MMQ_ITER_K)."""
 
 
-class ZeroCopy(Mechanism):
+class ZeroCopy(Planned):
     """All weights stay in host memory and are read over the link on each use.
 
     What managed memory with preferred location CPU does: the driver maps the pages remotely and

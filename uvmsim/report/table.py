@@ -10,10 +10,9 @@ from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.paging.layout import BLOCK
-from uvmsim.paging.results import PagedResult
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
-from uvmsim.runs.outcome import Result
+from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.compare import Comparison
 
 PARTS = (
@@ -34,10 +33,10 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
     d = c.to_json()
     _header(console, c, d)
     rows = list(zip(c.runs, d["runs"], strict=True))
-    groups: dict[Any, list[tuple[Result, dict]]] = {}
+    groups: dict[Any, list[tuple[Outcome, dict]]] = {}
     for run, row in rows:
-        key = row.get("slots") if run.mechanism == "expert-cache" else "other"
-        key = "paged" if isinstance(run, PagedResult) else key
+        pool = row.get("slots") if run.mechanism == "expert-cache" else "other"
+        key = "paged" if "chunks" in row else pool
         groups.setdefault(key, []).append((run, row))
     heads: set[str] = set()
     for key, group in groups.items():
@@ -78,7 +77,9 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
 
 
-def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, dict]]) -> set[str]:
+def _table(
+    console: Console, c: Comparison, key: Any, group: list[tuple[Outcome, dict]]
+) -> set[str]:
     """One size's table; returns the heads that the terminal had room for."""
     total = c.workload.n_layers * c.workload.n_experts
     decode = any(r.get("decode_tokens") for _, r in group)
@@ -130,7 +131,7 @@ def _ok(row: dict[str, Any]) -> bool:
     return row["status"] == "ok"
 
 
-Cell = Callable[[Result, dict[str, Any], Comparison], Any]
+Cell = Callable[[Outcome, dict[str, Any], Comparison], Any]
 COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("decode t/s", lambda run, r, c: _rate(r["decode_tokens_per_s"])),
     ("prefill t/s", lambda run, r, c: _rate(r["prefill_tokens_per_s"])),
@@ -151,7 +152,7 @@ LEAVING = (
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
 
 
-def _best(group: list[tuple[Result, dict]], main: str) -> dict[str, Any] | None:
+def _best(group: list[tuple[Outcome, dict]], main: str) -> dict[str, Any] | None:
     """The fastest run that does not look into the future."""
     real = [
         row

@@ -1,9 +1,9 @@
-"""What every mechanism gets and gives."""
+"""What is run: one job, and what its memory holds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,12 +11,11 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import PolicySpec
-from uvmsim.runs.plan import Counters, Plan
+from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
 
 if TYPE_CHECKING:
     from uvmsim.policies.pages.phases import PhasedPolicy
-    from uvmsim.runs.outcome import Result
 
 
 @dataclass(frozen=True)
@@ -55,26 +54,6 @@ class DoesNotFit(Exception):
     def __init__(self, needed: int, available: int, what: str):
         super().__init__(what)
         self.needed, self.available = needed, available
-
-
-@dataclass
-class Mechanism:
-    """How a missing byte is served: turns a job into a `Plan`."""
-
-    name: ClassVar[str] = ""
-    takes_policy: ClassVar[bool] = False
-    """Whether its outcome depends on the policy."""
-    grain: ClassVar[str] = "expert"
-    """What its policies decide about: ``expert`` or ``page``."""
-    notes: list[str] = field(default_factory=list)
-
-    def plan(self, job: Job) -> Plan:
-        """What is copied and computed, in order. Raises `DoesNotFit`, `InputError`."""
-        raise NotImplementedError
-
-    def run(self, job: Job, engine: str, record: bool = False) -> Result | None:
-        """The whole outcome, of a mechanism whose clock is its own; None: it writes a plan."""
-        return None
 
 
 def fixed_bytes(job: Job) -> int:

@@ -1,29 +1,60 @@
-"""What a run returns: counters, bytes and times, ready to be written as one JSON object."""
+"""What a run came to, whoever ran it: planned and clocked, paged by the driver, or measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from traces.files.schema import DECODE, PREFILL
 from uvmsim.runs.job import DoesNotFit, Job
-from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Counters, Plan
-from uvmsim.runs.timeline import Timeline
+from uvmsim.runs.plan import Counters
+from uvmsim.workload import Workload
 
 PERCENTILES = (50, 90, 99)
+OK, OUT_OF_MEMORY, VOID = "ok", "out-of-memory", "void"
+
+
+class Trail(Protocol):
+    """What a run left behind, for those who look closer. Each way of running has its own."""
+
+    def measures(self, run: Outcome) -> dict[str, Any]:
+        """All numbers of the run as plain JSON types; times in seconds, bytes as whole numbers."""
+        ...
+
+    def counted(self, steps: np.ndarray) -> dict[str, Any]:
+        """What crossed the link in some forward passes (bool [S]), and what the driver did for it
+        (None where it did not run)."""
+        ...
 
 
 @dataclass
-class Result:
-    """One run. ``plan`` and ``timeline`` are None where the model did not fit."""
+class Outcome:
+    """One run. S forward passes; none where the model did not fit."""
 
     job: Job
     mechanism: str
-    plan: Plan | None
-    timeline: Timeline | None
+    step_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [S]: duration of each forward pass."""
+    counters: Counters | None = None
+    """Hits and misses of experts; None where nobody counts them."""
+    slots: int = 0
+    """Expert slots in device memory, 0 where there are none."""
+    trail: Trail | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What was wrong; a run with any is void."""
     does_not_fit: DoesNotFit | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    """What to say of the run beside the job: machine, options."""
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``out-of-memory`` or ``void``."""
+        if self.does_not_fit is not None:
+            return OUT_OF_MEMORY
+        return VOID if self.problems else OK
 
     @property
     def policy(self) -> str | None:
@@ -32,125 +63,90 @@ class Result:
     @property
     def step_end(self) -> np.ndarray:
         """int64 [S]: when each forward pass ended, ns."""
-        assert self.timeline is not None
-        return self.timeline.step_end
+        return np.cumsum(self.step_ns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; times in seconds, bytes as whole numbers."""
-        head: dict[str, Any] = {
-            "policy": self.policy,
-            "mechanism": self.mechanism,
-            "model": self.job.model.name,
-            "hardware": self.job.hardware.name,
-            "vram_bytes": self.job.hardware.vram_bytes,
-            "pool": self.job.pool,
-            "unit": self.job.workload.unit,
-            "reset": self.job.reset,
-            "write_back": self.job.write_back,
-            "seed": self.job.seed,
-        }
-        if self.plan is None or self.timeline is None:
-            assert self.does_not_fit is not None
+        head = self.about | {"status": self.status}
+        if self.does_not_fit is not None:
             return head | {
-                "status": "out-of-memory",
                 "needed_bytes": self.does_not_fit.needed,
                 "available_bytes": self.does_not_fit.available,
                 "what": str(self.does_not_fit),
             }
-        return head | {"status": "ok"} | measures(self.job, self.plan, self.timeline)
+        return head | self.measures()
+
+    def measures(self) -> dict[str, Any]:
+        """All numbers of a run that finished."""
+        assert self.trail is not None
+        return self.trail.measures(self)
+
+    def counts(self) -> dict[str, Any]:
+        """Hits and misses, and their rates by layer and phase."""
+        c = self.counters
+        assert c is not None
+        hits, asked = c.layer_hits, c.layer_accesses
+        return {
+            "slots": self.slots,
+            "accesses": c.accesses,
+            "hits": c.hits,
+            "misses": c.misses,
+            "hit_rate": share(c.hits, c.accesses),
+            "hit_rate_by_layer": [
+                share(int(h), int(n)) for h, n in zip(hits.sum(0), asked.sum(0), strict=True)
+            ],
+            "prefill_hit_rate": share(int(hits[PREFILL].sum()), int(asked[PREFILL].sum())),
+            "decode_hit_rate": share(int(hits[DECODE].sum()), int(asked[DECODE].sum())),
+            "evictions": c.evictions,
+        }
+
+    def speeds(self) -> dict[str, Any]:
+        """Times and tokens per second, in all and by phase; latencies."""
+        w, ns = self.job.workload, self.step_ns
+        seconds, tokens = float(ns.sum()) / 1e9, int(w.step_tokens.sum())
+        made: dict[str, Any] = {
+            "time_s": seconds, "tokens": tokens, "tokens_per_s": _rate(tokens, seconds),
+        }  # fmt: skip
+        for name, phase in (("prefill", PREFILL), ("decode", DECODE)):
+            made |= phase_speed(name, phase, w, ns)
+        return made | {"ttft_s": first_token(w, ns), "token_latency_ms": token_latency(w, ns)}
 
 
-def measures(job: Job, plan: Plan, t: Timeline) -> dict[str, Any]:
-    """All numbers of a run that has a timeline."""
-    w, c = job.workload, plan.counters
-    duration = np.diff(t.step_end, prepend=0)
-    seconds = float(t.step_end[-1]) / 1e9 if len(t.step_end) else 0.0
-    late = late_waits(plan, t)
-    h2d = plan.copy_kind != WRITEBACK
+def about_job(job: Job, mechanism: str, policy: str | None) -> dict[str, Any]:
+    """What a run of expert grain says of its question."""
     return {
-        "slots": plan.slots,
-        "accesses": c.accesses,
-        "hits": c.hits,
-        "misses": c.misses,
-        "hit_rate": share(c.hits, c.accesses),
-        "hit_rate_by_layer": [
-            share(int(h), int(n))
-            for h, n in zip(c.layer_hits.sum(0), c.layer_accesses.sum(0), strict=True)
-        ],
-        "prefill_hit_rate": share(int(c.layer_hits[0].sum()), int(c.layer_accesses[0].sum())),
-        "decode_hit_rate": share(int(c.layer_hits[1].sum()), int(c.layer_accesses[1].sum())),
-        "evictions": c.evictions,
-        **_bypassed(c),
-        "bytes_h2d": plan.bytes_of(DEMAND) + plan.bytes_of(PREFETCH) + plan.bytes_zero_copy,
-        "bytes_d2h": plan.bytes_of(WRITEBACK),
-        "bytes_prefetched": plan.bytes_of(PREFETCH),
-        "prefetch": {
-            "issued": c.prefetch_issued,
-            "useful": c.prefetch_used - late,
-            "late": late,
-            "wasted": c.prefetch_wasted,
-        },
-        "time_s": seconds,
-        "tokens": int(w.step_tokens.sum()),
-        "tokens_per_s": _rate(int(w.step_tokens.sum()), seconds),
-        **phase_measures("prefill", PREFILL, job, duration),
-        **phase_measures("decode", DECODE, job, duration),
-        "ttft_s": _first_token(job, t),
-        "token_latency_ms": token_latency(job, duration),
-        "time_split_s": time_split(plan, t),
-        "link_utilisation": share(int(plan.copy_ns[h2d].sum()), int(t.step_end[-1])),
-        "notes": plan.notes,
+        "policy": policy,
+        "mechanism": mechanism,
+        "model": job.model.name,
+        "hardware": job.hardware.name,
+        "vram_bytes": job.hardware.vram_bytes,
+        "pool": job.pool,
+        "unit": job.workload.unit,
+        "reset": job.reset,
+        "write_back": job.write_back,
+        "seed": job.seed,
     }
 
 
-def _bypassed(c: Counters) -> dict[str, Any]:
-    """Accesses that were served beside the pool, for policies that do that."""
-    return {"bypassed": {"accesses": c.bypassed, "hits": c.bypassed_hits}} if c.bypassed else {}
-
-
-def late_waits(plan: Plan, t: Timeline) -> int:
-    """Prefetched experts that were asked for before they had arrived."""
-    wave = np.searchsorted(plan.wave_wait_hi, np.arange(len(plan.waits)), side="right")
-    return int((t.copy_done[plan.waits] > t.wave_open[wave]).sum())
-
-
-def time_split(plan: Plan, t: Timeline) -> dict[str, float]:
-    """Where the time went, in seconds: the GPU computing, the GPU waiting for CPU experts, for its
-    own wave's copies (transfer), and for a link busy with something else (queueing)."""
-    wait = t.wave_ready - t.wave_open
-    cpu = np.minimum(wait, plan.cpu_ns)
-    link = wait - cpu
-    demand = np.where(plan.copy_kind == DEMAND, plan.copy_ns, 0)
-    total = np.concatenate(([0], np.cumsum(demand)))
-    own = np.diff(total[plan.wave_copy_hi], prepend=0)
-    transfer = np.minimum(link, own)
-    return {
-        "compute": float(plan.pre_ns.sum() + plan.compute_ns.sum()) / 1e9,
-        "cpu": float(cpu.sum()) / 1e9,
-        "transfer": float(transfer.sum()) / 1e9,
-        "queueing": float((link - transfer).sum()) / 1e9,
-    }
-
-
-def phase_measures(name: str, phase: int, job: Job, duration: np.ndarray) -> dict[str, Any]:
-    w = job.workload
+def phase_speed(name: str, phase: int, w: Workload, step_ns: np.ndarray) -> dict[str, Any]:
+    """Tokens of a phase, and tokens per second of its forward passes."""
     mine = w.step_phase == phase
-    tokens, seconds = int(w.step_tokens[mine].sum()), float(duration[mine].sum()) / 1e9
+    tokens, seconds = int(w.step_tokens[mine].sum()), float(step_ns[mine].sum()) / 1e9
     return {f"{name}_tokens": tokens, f"{name}_tokens_per_s": _rate(tokens, seconds)}
 
 
-def _first_token(job: Job, t: Timeline) -> float | None:
-    """Time to the first token of the first sequence: the end of its prefill."""
-    prefill = job.workload.step_phase == PREFILL
+def first_token(w: Workload, step_ns: np.ndarray) -> float | None:
+    """Seconds to the first token of the first sequence: the end of its prefill."""
+    prefill = w.step_phase == PREFILL
     if not len(prefill) or not prefill[0]:
         return None
-    last = int(np.argmin(prefill)) - 1 if not prefill.all() else len(prefill) - 1
-    return float(t.step_end[last]) / 1e9
+    passes = len(prefill) if prefill.all() else int(np.argmin(prefill))
+    return float(step_ns[:passes].sum()) / 1e9
 
 
-def token_latency(job: Job, duration: np.ndarray) -> dict[str, float] | None:
+def token_latency(w: Workload, step_ns: np.ndarray) -> dict[str, float] | None:
     """Percentiles of the decode steps' durations (time per output token), in ms."""
-    decode = duration[job.workload.step_phase == DECODE]
+    decode = step_ns[w.step_phase == DECODE]
     if not len(decode):
         return None
     values = np.percentile(decode, PERCENTILES) / 1e6

@@ -13,6 +13,7 @@ from traces.errors import InputError
 from traces.routing import RoutingTrace, open_routing
 from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
 from uvmsim.core.units import parse_bytes
+from uvmsim.experts.decisions import Decisions
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
@@ -20,7 +21,7 @@ from uvmsim.policies.pages.phases import PREFIX, PhasedPolicy, parse_phased
 from uvmsim.policies.pages.registry import builtin_pages
 from uvmsim.policies.registry import PolicySpec, builtin, parse
 from uvmsim.runs.job import Job
-from uvmsim.runs.outcome import Result
+from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.simulate import check_needs, simulate
 from uvmsim.workload import Workload, build_workload
 
@@ -75,7 +76,7 @@ class Comparison:
     workload: Workload
     model: Model
     hardware: Hardware
-    runs: list[Result]
+    runs: list[Outcome]
     belady_misses: dict[int, int]
     """By slots: misses of Belady's MIN, the fewest any policy without prefetch can have."""
     notes: list[str]
@@ -132,8 +133,8 @@ def compare(
     if progress:
         progress(len(todo), len(todo), "")
     least = _belady(runs)
-    pooled = [r.plan for r in runs if r.mechanism == "expert-cache" and r.plan]
-    if pooled and not any(p.counters.evictions for p in pooled):
+    pooled = [r.counters for r in runs if r.mechanism == "expert-cache" and r.counters]
+    if pooled and not any(c.evictions for c in pooled):
         notes.append(
             "no expert ever had to leave, so policies do not differ; give fewer --slots (25%) or "
             "less --vram"
@@ -216,16 +217,15 @@ def _jobs(
                 yield job, name
 
 
-def _belady(runs: list[Result]) -> dict[int, int]:
+def _belady(runs: list[Outcome]) -> dict[int, int]:
     """Misses of MIN for every pool size among the runs (computed where it was not asked for)."""
-    pooled = [r for r in runs if r.plan is not None and r.mechanism == "expert-cache"]
-    least = {
-        r.plan.slots: r.plan.counters.misses for r in pooled if r.plan and r.policy == "belady"
-    }
+    pooled = [r for r in runs if r.counters is not None and r.mechanism == "expert-cache"]
+    least = {r.slots: r.counters.misses for r in pooled if r.counters and r.policy == "belady"}
     for run in pooled:
-        if run.plan and run.plan.slots not in least:
-            job = replace(run.job, policy=parse("belady"))
-            least[run.plan.slots] = mechanism_named("expert-cache").plan(job).counters.misses
+        if run.slots not in least:
+            bound = Decisions(replace(run.job, policy=parse("belady")))
+            bound.serve_all()
+            least[run.slots] = bound.counters().misses
     return least
 
 

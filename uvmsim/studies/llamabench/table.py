@@ -14,11 +14,11 @@ from traces.routing import open_routing
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
-from uvmsim.paging.results import PagedResult, driver_counters
+from uvmsim.paging.trail import Paged
 from uvmsim.policies.pages.phases import parse_phased
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
-from uvmsim.runs.outcome import Result
+from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.llamabench.workload import Bench, bench
 from uvmsim.studies.simulate import simulate
 
@@ -100,19 +100,19 @@ def run(
         if options.trace_out:
             _write(options.trace_out, result)
         rows += _rows(made, result)
-        notes += [n for n in _notes(result) if n not in notes]
+        notes += [n for n in result.notes if n not in notes]
     if progress:
         progress(len(todo), len(todo), "")
     return Table(options, model, hw, rows, notes)
 
 
-def _write(path: str, result: Result) -> None:
+def _write(path: str, result: Outcome) -> None:
     """The driver's events of a run."""
     from uvmsim.paging.trace_out import write_trace
 
-    assert isinstance(result, PagedResult) and result.paged and result.setup
+    assert isinstance(result.trail, Paged)  # `run` has asked for paging
     words = {"llama_bench": result.job.model.name, "policy": result.policy}
-    write_trace(path, result.paged, result.setup, result.job.hardware, words)
+    write_trace(path, result.trail.run, result.trail.setup, result.job.hardware, words)
 
 
 def _check(options: Options) -> None:
@@ -141,13 +141,7 @@ def _jobs(options: Options, base: Job):
             yield replace(base, ncmoe=n), name
 
 
-def _notes(result: Result) -> list[str]:
-    if isinstance(result, PagedResult) and result.paged:
-        return result.paged.notes
-    return result.plan.notes if result.plan else []
-
-
-def _rows(made: Bench, result: Result) -> list[dict[str, Any]]:
+def _rows(made: Bench, result: Outcome) -> list[dict[str, Any]]:
     """One row a test: tokens/s and their spread over repetitions, counters a repetition."""
     head: dict[str, Any] = {"mechanism": result.mechanism, "policy": result.policy}
     if result.job.ncmoe and result.mechanism == "cpu-offload":
@@ -161,8 +155,7 @@ def _rows(made: Bench, result: Result) -> list[dict[str, Any]]:
             "sd": None,
         }
         return [head | {"test": name} | oom for name in made.tests]
-    end = result.step_end
-    duration = np.diff(end, prepend=0)
+    duration = result.step_ns
     rows = []
     for i, name in enumerate(made.tests):
         timed = (made.step_test == i) & (made.step_rep >= 0)
@@ -180,36 +173,14 @@ def _rows(made: Bench, result: Result) -> list[dict[str, Any]]:
     return rows
 
 
-def _counters(result: Result, timed: np.ndarray, reps: int, tokens: int) -> dict[str, Any]:
+def _counters(result: Outcome, timed: np.ndarray, reps: int, tokens: int) -> dict[str, Any]:
     """Mean counts of a repetition, and a token."""
-    if not isinstance(result, PagedResult):
-        return _expert_counters(result, timed, reps)
-    assert result.paged is not None
-    copied = int(result.step_copied[timed].sum())
-    total = driver_counters(result.paged.counts[timed].sum(axis=0), copied)
+    assert result.trail is not None
     per_rep = {
-        k: v if k == "services_per_chunk" or v is None else v / reps for k, v in total.items()
+        k: v if k == "services_per_chunk" or v is None else v / reps
+        for k, v in result.trail.counted(timed).items()
     }
-    per_token = {
-        f"{k}_per_token": per_rep[k] / tokens
-        for k in ("chunks_in", "chunks_out", "bytes_h2d", "bytes_d2h")
-    }
-    return per_rep | per_token
-
-
-def _expert_counters(result: Result, timed: np.ndarray, reps: int) -> dict[str, Any]:
-    """Of a plan: bytes over the link in the timed steps."""
-    plan, timeline = result.plan, result.timeline
-    assert plan is not None and timeline is not None
-    wave_step = np.searchsorted(plan.step_wave_hi, np.arange(len(plan.wave_event)), side="right")
-    copy_wave = np.searchsorted(plan.wave_copy_hi, np.arange(len(plan.copy_bytes)), side="right")
-    mine = timed[wave_step[copy_wave]] if len(copy_wave) else np.zeros(0, bool)
-    back = plan.copy_kind == 2
-    zero = int(plan.zero_copy_step[timed].sum()) if plan.zero_copy_step is not None else 0
-    return {
-        "bytes_h2d": (float(plan.copy_bytes[mine & ~back].sum()) + zero) / reps,
-        "bytes_d2h": float(plan.copy_bytes[mine & back].sum()) / reps,
-        "chunks_in": None,
-        "chunks_out": None,
-        "services_per_chunk": None,
-    }
+    if per_rep["chunks_in"] is None:
+        return per_rep
+    per_token = ("chunks_in", "chunks_out", "bytes_h2d", "bytes_d2h")
+    return per_rep | {f"{k}_per_token": per_rep[k] / tokens for k in per_token}

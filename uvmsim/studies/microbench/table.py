@@ -11,16 +11,15 @@ import numpy as np
 
 import uvmsim
 from traces.errors import InputError
-from uvmsim.clocks import des_paging
+from uvmsim.clocks import CLOCKS, des_paging
 from uvmsim.machine.hardware import Hardware
 from uvmsim.mechanisms.uvm import co_locate
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import PagedRun, Setup, run_paging, uvm_of
 from uvmsim.paging.layout import BLOCK, PAGE
-from uvmsim.paging.results import driver_counters
+from uvmsim.paging.trail import driver_counters
 from uvmsim.policies.pages.registry import PagePolicySpec, parse_pages
 from uvmsim.studies.microbench import patterns as p
-from uvmsim.studies.simulate import ENGINES
 
 ADVICE = {
     "none": 0,
@@ -104,8 +103,8 @@ def check(options: Options) -> None:
         raise InputError(f"--pattern {options.pattern}: must be one of {', '.join(p.PATTERNS)}")
     if options.advice not in ADVICE:
         raise InputError(f"--advice {options.advice}: must be one of {', '.join(ADVICE)}")
-    if options.engine not in ENGINES:
-        raise InputError(f"--engine {options.engine}: must be one of {', '.join(ENGINES)}")
+    if options.engine not in CLOCKS:
+        raise InputError(f"--engine {options.engine}: must be one of {', '.join(CLOCKS)}")
     if not 1 <= options.threshold <= 100:
         raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
     if not 1 <= options.tenants <= 8:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from traces.errors import InputError
-from uvmsim.mechanisms.expert_cache import ExpertCache
+from uvmsim.experts.decisions import Decisions
 from uvmsim.policies.registry import parse
-from uvmsim.runs.job import Job, capacities
+from uvmsim.runs.job import Job
 from uvmsim.studies.mrc.stack import stack_histogram
 from uvmsim.workload import Workload
 
@@ -73,10 +73,10 @@ def policy_curve(job: Job, policy: str, slots: list[int]) -> Curve:
     done, misses = [], []
     for n in sorted(set(slots)):
         run = replace(job, policy=spec, slots=n)
-        capacity, pool_of = capacities(run)
-        hits, _ = ExpertCache().count(run, capacity, pool_of)
-        done.append(int(capacity.sum()))
-        misses.append(len(job.workload.ids) - hits)
+        decisions = Decisions(run)
+        decisions.serve_all()
+        done.append(decisions.slots)
+        misses.append(decisions.counters().misses)
     return Curve(policy, np.array(done), np.array(misses), len(job.workload.ids))
 
 

@@ -15,15 +15,12 @@ from typing import Any
 
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from uvmsim.clocks import fast
-from uvmsim.experts.pricing import price
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.pages.phases import parse_phased
 from uvmsim.policies.registry import parse
-from uvmsim.runs.job import DoesNotFit, Job, capacities
-from uvmsim.runs.outcome import Result, measures
-from uvmsim.runs.plan import Plan
-from uvmsim.studies.simulate import check_needs, check_result
+from uvmsim.runs.job import DoesNotFit, Job
+from uvmsim.runs.outcome import Outcome
+from uvmsim.studies.simulate import check_needs
 from uvmsim.studies.sweep.cells import Cell, TraceFacts
 from uvmsim.studies.sweep.rows import ERROR, OK, OUT_OF_MEMORY, flatten
 from uvmsim.studies.sweep.source import open_trace, same_trace
@@ -39,7 +36,7 @@ class Runner:
     def __init__(self) -> None:
         self._workloads: OrderedDict[tuple[Any, ...], tuple[RoutingTrace, Workload]] = OrderedDict()
         self._share: tuple[Any, ...] | None = None
-        self._plan: tuple[Job, Plan] | None = None
+        self._before: Outcome | None = None
 
     def rows(self, cells: list[Cell]) -> Iterator[dict[str, Any]]:
         """One row a cell, in order; whatever goes wrong in a cell becomes its row."""
@@ -80,36 +77,31 @@ class Runner:
             slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
             pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
         )  # fmt: skip
-        if paged:
-            result = mechanism.run(job, "fast")
-            assert result is not None
-            told = {k: v for k, v in result.to_json().items() if k not in cell.row}
-            return {"status": OK} | flatten(told)
         check_needs(job, trace)
-        plan = self.plan(job, cell)
-        timeline = fast.run(plan)
-        check_result(Result(job, cell.mechanism, plan, timeline))
-        return {"status": OK} | flatten(measures(job, plan, timeline))
+        outcome = self.outcome(job, cell)
+        if outcome.does_not_fit is not None:
+            raise outcome.does_not_fit
+        told = {k: v for k, v in outcome.measures().items() if k not in cell.row}
+        return {"status": OK} | flatten(told)
 
-    def plan(self, job: Job, cell: Cell) -> Plan:
-        """The plan of a job; decisions are taken over from the last one where they are the same."""
+    def outcome(self, job: Job, cell: Cell) -> Outcome:
+        """The outcome of a job; decisions are taken over from the last one where they are the same."""
         mechanism = mechanism_named(cell.mechanism)
-        if not mechanism.takes_policy:
-            return mechanism.plan(job)
-        # What decides: everything of the cell but the machine, of which only the slots count.
-        capacity, _ = capacities(job)
+        decided = mechanism.decided_by(job)
+        if decided is None:
+            return mechanism.run(job)
+        # What decides: everything of the cell but the machine, of which the mechanism says it all.
         share = (
-            cell.trace.sha256, cell.limit, cell.unit, cell.model, cell.policy, capacity.tobytes(),
+            cell.trace.sha256, cell.limit, cell.unit, cell.model, cell.policy, decided,
             cell.pool, cell.reset, cell.write_back, cell.seed, cell.profile and cell.profile.sha256,
         )  # fmt: skip
-        if self._plan is None or share != self._share:
-            self._share, self._plan = None, None  # frees the old one before the new is made
-            self._plan = (job, mechanism.plan(job))
+        if self._before is None or share != self._share:
+            self._share, self._before = None, None  # frees the old one before the new is made
+            self._before = mechanism.run(job)
             self._share = share
-            return self._plan[1]
-        plan = price(self._plan[1], job, self._plan[0].hardware)
-        self._plan = (job, plan)
-        return plan
+        else:
+            self._before = mechanism.again(self._before, job)
+        return self._before
 
     def _workload(
         self, facts: TraceFacts, limit: int | None, unit: str

@@ -1,0 +1,312 @@
+"""The decisions of an expert pool: one object that serves forward passes, whoever asks.
+
+The simulator asks for all of them at once and puts a clock to them; the replay engine asks for one pass
+at a time and carries it out; a live engine would ask for a layer. All drive the same compiled kernel
+over the same state, so what they do and count is the same by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba.core.errors import NumbaError
+
+from traces.errors import InputError
+from uvmsim.core.bind import Bound, explain, is_refusal
+from uvmsim.experts.bind import NoPrefetch, bind
+from uvmsim.experts.knowledge import context, with_future
+from uvmsim.experts.pool import (
+    BAD_PREFETCH,
+    BAD_VICTIM,
+    BASE,
+    BYPASSED,
+    BYPASSED_HITS,
+    COPIES,
+    CULPRIT,
+    ERROR,
+    EVICTIONS,
+    HITS,
+    ISSUED,
+    USED,
+    WAITS,
+    WASTED,
+    WAVES,
+    Out,
+    Stream,
+    new_pool,
+    new_tally,
+)
+from uvmsim.policies.base import EVENT, Eviction, Pool
+from uvmsim.runs.job import Job, capacities
+from uvmsim.runs.plan import Counters
+
+ROOM = 1 << 20
+"""Copies one call of the kernel has room for; bounds scratch memory, changes no result."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a stretch of events led to: W waves, C copies, X waits. Numbers of copies and accesses count
+    from the start of the run, bounds of waves (``*_hi``) too."""
+
+    first: int
+    last: int
+    """Events first .. last - 1."""
+    emptied: bool
+    """The pool was emptied before them."""
+    copies_before: int
+    waits_before: int
+    wave_event: np.ndarray
+    """int32 [W]"""
+    wave_hi: np.ndarray
+    """int64 [W]: accesses served up to and including a wave."""
+    wave_copy_hi: np.ndarray
+    wave_wait_hi: np.ndarray
+    copy_expert: np.ndarray
+    """int32 [C]"""
+    copy_kind: np.ndarray
+    """int8 [C]: DEMAND, PREFETCH or WRITEBACK."""
+    copy_after: np.ndarray
+    """int64 [C]: copy that must be done first, -1 if none."""
+    copy_slot: np.ndarray
+    """int32 [C]: slot that is filled, or emptied by a write-back."""
+    copy_victim: np.ndarray
+    """int32 [C]: expert that lost the slot for it, -1 if none."""
+    waits: np.ndarray
+    """int64 [X]: prefetch copies read for the first time."""
+    wait_slot: np.ndarray
+    """int32 [X]: the slots they fill."""
+
+
+class Decisions:
+    """A job's policy at work. `serve` goes on from where it stopped; `counters` says what happened so
+    far.
+
+    ``slot`` int32 [A] and ``hit`` uint8 [A] are filled as accesses are served; a slot number of at
+    least ``slots`` is a place beside the pool, of which an event has as many as it has experts.
+    """
+
+    def __init__(
+        self, job: Job, capacity: np.ndarray | None = None, pool_of: np.ndarray | None = None
+    ):
+        """``capacity`` int64 [pools] and ``pool_of`` int32 [experts]: as the job says, if not given.
+
+        Raises `InputError` where the policy cannot be asked."""
+        if job.policy is None:
+            raise InputError("the expert cache needs a policy; give --policy")
+        if capacity is None or pool_of is None:
+            capacity, pool_of = capacities(job)
+        self.job, self.spec = job, job.policy
+        self.capacity, self.pool_of = capacity, pool_of
+        self.slots = int(capacity.sum())
+        w = job.workload
+        self.hit = np.zeros(len(w.ids), np.uint8)
+        self.slot = np.full(len(w.ids), -1, np.int32)
+        bypasses = type(self.spec.eviction).bypasses is not Eviction.bypasses
+        self.beside = w.widest if bypasses else 0
+        """Places beside the pool that an event may need."""
+        self.notes: list[str] = []
+        self.at = 0
+        """The next event."""
+        self._context = context(job, capacity, pool_of)
+        prefetch = self.spec.prefetch
+        self._most = prefetch.limit(self._context) if prefetch else 0
+        if self._most < 0:
+            raise InputError(
+                f"policy {self.spec.name}: its parameters ask for {self._most} experts a layer; "
+                "give numbers from 0 up"
+            )
+        self._stream = Stream(
+            w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
+            w.scores, w.step_phase,
+        )  # fmt: skip
+        self._tally = new_tally(w.n_layers, w.n_experts)
+        self._segments = iter(w.segments(job.reset))
+        self._end = 0
+        """Where the pool is emptied next."""
+        self._copies = self._waits = 0
+        self._resident_before = 0
+        """Experts that were resident when the pool was emptied, all times together."""
+        self._kernel: Bound | None = None
+        self._pool: Pool
+        self._states: tuple[Any, Any]
+
+    # ---- serving --------------------------------------------------------------------------------
+
+    def serve(self, upto: int | None = None, room: int = ROOM) -> Served:
+        """Serve the next events, up to event ``upto`` (None: all) or to where the pool is emptied, as
+        many as ``room`` copies allow but at least one. Raises `InputError` where the policy is at
+        fault."""
+        w, n = self.job.workload, self._tally.n
+        first, emptied = self.at, False
+        if first >= self._end:
+            emptied = first > 0
+            self._begin(*next(self._segments))
+        last = self._end if upto is None else min(upto, self._end)
+        out = self._room(first, last, room)
+        n[[COPIES, WAVES, WAITS]] = 0
+        n[BASE] = self._copies
+        at = self._ask(first, last, out)
+        if at <= first:
+            raise AssertionError("there must be room for at least one event")
+        self.at = at
+        copies, waves, waits = (int(n[i]) for i in (COPIES, WAVES, WAITS))
+        served = Served(
+            first, at, emptied, self._copies, self._waits, out.wave_event[:waves],
+            out.wave_hi[:waves], out.wave_copy_hi[:waves] + self._copies,
+            out.wave_wait_hi[:waves] + self._waits, out.copy_expert[:copies],
+            out.copy_kind[:copies], out.copy_after[:copies], out.copy_slot[:copies],
+            out.copy_victim[:copies], out.waits[:waits], out.wait_slot[:waits],
+        )  # fmt: skip
+        self._copies, self._waits = self._copies + copies, self._waits + waits
+        if at == self._end or at == w.n_events:
+            self._check()
+        return served
+
+    def serve_all(self) -> list[Served]:
+        """Everything that is left."""
+        served = []
+        while self.at < self.job.workload.n_events:
+            served.append(self.serve())
+        return served
+
+    def counters(self) -> Counters:
+        """Of the events served so far; all accesses of the run count as asked for."""
+        n = self._tally.n
+        return Counters(
+            accesses=len(self.job.workload.ids),
+            hits=int(n[HITS]),
+            evictions=int(n[EVICTIONS]),
+            prefetch_issued=int(n[ISSUED]),
+            prefetch_used=int(n[USED]),
+            prefetch_wasted=int(n[WASTED] + self._tally.fresh.sum()),
+            layer_hits=self._tally.layer_hits,
+            layer_accesses=self._tally.layer_accesses,
+            resident_at_end=self._resident() if self.at else 0,
+            bypassed=int(n[BYPASSED]),
+            bypassed_hits=int(n[BYPASSED_HITS]),
+        )
+
+    # ---- the kernel -----------------------------------------------------------------------------
+
+    def _begin(self, first: int, last: int) -> None:
+        """An empty pool and new states for events ``first`` .. ``last - 1``."""
+        w, tally = self.job.workload, self._tally
+        if self.at:
+            self._resident_before += self._resident()
+        # What was prefetched but unused when the pool is emptied was wasted.
+        tally.n[WASTED] += tally.fresh.sum()
+        tally.fresh[:] = 0
+        self._end = last
+        self._states = self._new_states(first, last)
+        self._pool = new_pool(w.n_layers, w.n_experts, self.capacity, self.pool_of)
+        if self._kernel is None:
+            self._kernel = self._compiled()
+
+    def _compiled(self) -> Bound:
+        """The policy's kernel, in plain Python if it does not compile: tried on no events at all."""
+        kernel = bind(self.spec, self._states)
+        try:
+            self._call(kernel, 0, 0, self._room(0, 0, 0))
+        except NumbaError as err:
+            if not self.spec.files:
+                raise
+            if is_refusal(err):
+                raise InputError(f"policy {self.spec.name}: {explain(err)}") from err
+            self.notes.append(
+                f"{self.spec.name} does not compile ({explain(err)}); run as plain Python, slowly"
+            )
+            return bind(self.spec, self._states, compiled=False)
+        if kernel.note:
+            self.notes.append(f"{self.spec.name} is {kernel.note}")
+        return kernel
+
+    def _call(self, kernel: Bound, first: int, last: int, out: Out) -> int:
+        es, ps = self._states
+        return int(
+            kernel.run(
+                first, last, self._stream, self._pool, self._tally, es, ps, out,
+                self.job.write_back, self._most,
+            )
+        )  # fmt: skip
+
+    def _ask(self, first: int, last: int, out: Out) -> int:
+        assert self._kernel is not None
+        try:
+            at = self._call(self._kernel, first, last, out)
+        except NumbaError:
+            raise
+        except Exception as err:
+            if not self.spec.files:
+                raise
+            raise InputError(
+                f"policy {self.spec.name}, event {int(self._pool.clock[EVENT])}: "
+                f"{type(err).__name__}: {err}"
+            ) from err
+        self._complain(at)
+        return at
+
+    def _new_states(self, first: int, last: int) -> tuple[Any, Any]:
+        """Of eviction and prefetch; of the two, only one that declares the need sees the future."""
+        ctx, seen = self._context, self._context
+        if "next_use" in self.spec.needs:
+            seen = with_future(ctx, self.job.workload, first, last)
+        try:
+            es, ps = (
+                policy.state(seen if "next_use" in policy.needs else ctx)
+                for policy in (self.spec.eviction, self.spec.prefetch or NoPrefetch())
+            )
+        except Exception as err:
+            if not self.spec.files or isinstance(err, InputError):
+                raise
+            raise InputError(
+                f"policy {self.spec.name}, state(): {type(err).__name__}: {err}"
+            ) from err
+        return es, ps
+
+    def _room(self, first: int, last: int, room: int) -> Out:
+        w, most = self.job.workload, self._most
+        accesses, widest = int(w.event_lo[last] - w.event_lo[first]), w.widest
+        needed = 2 * accesses + 2 * most * (last - first)
+        size = max(min(room, needed), 2 * (widest + most)) + 2
+        i32, i64 = np.int32, np.int64
+        # A prefetcher that writes past its limit must not write past the array: room for all.
+        wanted = np.empty(most + self._context.n_total + 1, i32)
+        return Out(
+            np.empty(size, i32), np.empty(size, i64), np.empty(size, i64), np.empty(size, i64),
+            np.empty(size, i32), np.empty(size, np.int8), np.empty(size, i64),
+            np.empty(size, i32), np.empty(size, i32), np.empty(size, i64), np.empty(size, i32),
+            self.hit, self.slot, wanted,
+        )  # fmt: skip
+
+    # ---- checks ---------------------------------------------------------------------------------
+
+    def _complain(self, event: int) -> None:
+        code, culprit = (int(self._tally.n[i]) for i in (ERROR, CULPRIT))
+        if not code:
+            return
+        what = {
+            BAD_VICTIM: f"victim() returned expert {culprit}, which is not a resident, unused expert "
+            "of that pool; skip experts that are in_use()",
+            BAD_PREFETCH: f"prefetch() asked for {culprit}, outside its limit or the model's experts",
+        }.get(code, "victim() found nobody to evict from a full pool")
+        raise InputError(f"policy {self.spec.name}, event {event}: {what}")
+
+    def _resident(self) -> int:
+        return int((self._pool.slot_of >= 0).sum())
+
+    def _check(self) -> None:
+        """Invariants of the pool (INVARIANTS.md 1 and 2) after real runs, not only in tests."""
+        pool, n = self._pool, self._tally.n
+        resident = np.flatnonzero(pool.slot_of >= 0)
+        if not np.array_equal(np.sort(pool.slot_of[resident]), np.flatnonzero(pool.expert_in >= 0)):
+            raise AssertionError("two experts share a slot, or a slot lost its expert")
+        if (pool.expert_in[pool.slot_of[resident]] != resident).any():
+            raise AssertionError("slot table and expert table disagree")
+        misses = int(self.job.workload.event_lo[self.at] - n[HITS])
+        beside = int(n[BYPASSED] - n[BYPASSED_HITS])
+        came = misses - beside + int(n[ISSUED])
+        if came - int(n[EVICTIONS]) != self._resident_before + len(resident):
+            raise AssertionError("copies in less evictions are not the experts resident")

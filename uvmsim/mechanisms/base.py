@@ -1,0 +1,70 @@
+"""What every mechanism is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from uvmsim.clocks import clock as clock_named
+from uvmsim.runs.job import DoesNotFit, Job
+from uvmsim.runs.outcome import Outcome, about_job
+from uvmsim.runs.plan import Plan
+from uvmsim.runs.played import Played, check
+
+
+@dataclass
+class Mechanism:
+    """How a missing byte is served."""
+
+    name: ClassVar[str] = ""
+    takes_policy: ClassVar[bool] = False
+    """Whether its outcome depends on the policy."""
+    grain: ClassVar[str] = "expert"
+    """What its policies decide about: ``expert`` or ``page``."""
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
+        """The job's outcome by one of `uvmsim.clocks.CLOCKS`. ``record``: keep what an export needs.
+        Raises `InputError`."""
+        raise NotImplementedError
+
+    def decided_by(self, job: Job) -> Hashable | None:
+        """What of the machine bears on what the policy decides; None: there is no telling. Jobs that
+        are alike in this and in all but the machine may share decisions (`again`)."""
+        return None
+
+    def again(self, before: Outcome, job: Job) -> Outcome:
+        """The outcome of a job that shares the decisions of an earlier one."""
+        return self.run(job)
+
+
+@dataclass
+class Planned(Mechanism):
+    """A mechanism that writes a `Plan`, which any clock can play."""
+
+    def plan(self, job: Job) -> Plan:
+        """What is copied and computed, in order. Raises `DoesNotFit`, `InputError`."""
+        raise NotImplementedError
+
+    def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
+        play = clock_named(clock)
+        try:
+            plan = self.plan(job)
+        except DoesNotFit as err:
+            return Outcome(job, self.name, does_not_fit=err, about=self._about(job))
+        return self.played(job, Played(plan, play(plan)))
+
+    def played(self, job: Job, trail: Played) -> Outcome:
+        """The outcome of a plan once played; asserts the invariants of a finished run."""
+        check(trail)
+        plan = trail.plan
+        return Outcome(
+            job, self.name, np.diff(trail.timeline.step_end, prepend=0), plan.counters, plan.slots,
+            trail, plan.notes, about=self._about(job),
+        )  # fmt: skip
+
+    def _about(self, job: Job) -> dict[str, object]:
+        return about_job(job, self.name, job.policy.name if job.policy else None)
