@@ -74,7 +74,7 @@ def test_the_folder_the_note_asks_for_is_used(copy, tmp_path):
 def test_every_kernel_survives_it(copy):
     """Modules whose kernels are kept on disk are imported without an error."""
     modules = [
-        "traces.synth.hitrate", "traces.synth.kernels", "uvmsim.workload", "uvmsim.machine.timing",
+        "traces.routing.hitrate", "traces.synth.kernels", "uvmsim.workload", "uvmsim.machine.timing",
         "uvmsim.studies.mrc.stack", "uvmsim.paging.kernels", "replay.calibrate.cpu",
     ]  # fmt: skip
     done = subprocess.run(

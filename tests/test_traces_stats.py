@@ -16,6 +16,7 @@ from traces_naive import (
 )
 
 from traces.importers.dump import import_routing
+from traces.routing.hitrate import lru_hits
 from traces.routing.stats import (
     batch_union,
     expert_counts,
@@ -27,7 +28,6 @@ from traces.routing.stats import (
     step_union,
     window_distinct,
 )
-from traces.synth.hitrate import lru_hits
 
 
 @st.composite

@@ -7,12 +7,9 @@ with its defaults, and a build whose defaults do not show where a field is, is r
 from __future__ import annotations
 
 import ctypes as C
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from traces.errors import InputError
-
-if TYPE_CHECKING:
-    from traces.capture.libllama import Library
 
 _OWN = "use the one of the capture extra: pip install 'uvmsim[capture]'"
 _EXPERTS = r"blk\.%d\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -70,7 +67,7 @@ class _Override(C.Structure):
     _fields_ = (("pattern", C.c_char_p), ("buft", C.c_void_p))
 
 
-def expert_overrides(library: Library, n_blocks: int) -> Any:
+def expert_overrides(library: Any, n_blocks: int) -> Any:
     """An array that keeps the experts of the first ``n_blocks`` blocks in host memory; to be kept
     alive as long as the model."""
     host = library.c.ggml_backend_cpu_buffer_type
@@ -94,7 +91,7 @@ def set_no_mmap(p: Parameters, n_gpu_layers_at: int) -> None:
     mode.value = 0
 
 
-def find_moe_cache(library: Library, p: Parameters, cb_eval_at: int) -> int:
+def find_moe_cache(library: Any, p: Parameters, cb_eval_at: int) -> int:
     """Offset of ``moe_cache_size``: after the types of K and V, before the abort callback's two
     pointers and the booleans. Builds without it have the pointers there."""
     at = cb_eval_at + 24

@@ -7,15 +7,13 @@ possible and yet wrong (an expert named twice, weights that are no numbers) is `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from traces.errors import InputError
 from traces.files.schema import PHASES, RoutingMeta
-
-if TYPE_CHECKING:
-    from traces.routing import RoutingTrace
+from traces.routing.rows import Rows
 
 MAX_EXPERTS = 32767
 """Experts a layer: ids are stored as int16."""
@@ -78,7 +76,7 @@ def check_meta(meta: RoutingMeta, where: object) -> None:
             _refuse(where, f"{name} has {_short(wrong[0])}; it holds whole numbers, 0 or more")
 
 
-def check_values(t: RoutingTrace) -> None:
+def check_values(t: Rows) -> None:
     """Raise `InputError` at the first row with a value that no trace can have.
 
     One pass over each column: about a millisecond a million rows.
@@ -108,7 +106,7 @@ def check_values(t: RoutingTrace) -> None:
         raise InputError(f"{where}, row {row}: expert {ids} is outside 0..{t.n_experts - 1}; {SEE}")
 
 
-def _shapes(t: RoutingTrace, where: object) -> None:
+def _shapes(t: Rows, where: object) -> None:
     """Columns of a trace made in memory: as many rows each, lists of one width, whole numbers."""
     for name in INDICES:
         if t.columns[name].dtype.kind not in "iu":

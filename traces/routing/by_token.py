@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from traces.routing import RoutingTrace
+from traces.routing.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def token_index(
     return rank[inverse.reshape(-1)]
 
 
-def dense_routing(t: RoutingTrace) -> DenseRouting:
+def dense_routing(t: Rows) -> DenseRouting:
     """Build the dense form; a row given twice keeps its last value (`check` reports it)."""
     token, n, n_layers, k = t.token_index, t.n_tokens, len(t.layers), t.top_k
     slot = np.searchsorted(np.asarray(t.layers, np.int64), t.layer)

@@ -236,7 +236,7 @@ def statistics(d: DenseRouting, *, hit_rates: bool = True) -> dict[str, Any]:
     """Every table of a trace, as plain JSON types.
 
     ``hit_rates`` adds the per-layer LRU and LFU hit rates at a quarter of the experts, the pool
-    emptied before each sequence (`traces.synth.hitrate`).
+    emptied before each sequence (`traces.routing.hitrate`).
     """
     d = d.by_sequence()
     s, k = expert_sets(d), d.ids.shape[2]
@@ -259,7 +259,7 @@ def statistics(d: DenseRouting, *, hit_rates: bool = True) -> dict[str, Any]:
     out["reuse"]["cumulative"] = {str(a): b for a, b in out["reuse"]["cumulative"].items()}
     out["skew"]["top"] = {f"{a:.0%}": b for a, b in out["skew"]["top"].items()}
     if hit_rates:
-        from traces.synth.hitrate import lfu_hits, lru_hits, slots_of
+        from traces.routing.hitrate import lfu_hits, lru_hits, slots_of
 
         slots = slots_of(RESIDENT, d.n_experts, k)
         accesses = max(int((d.ids >= 0).sum()), 1)

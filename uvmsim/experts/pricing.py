@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.timing import copy_times, dense_times, expert_times, finish, write_back_times
+from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
 from uvmsim.runs.job import Job
-from uvmsim.runs.plan import WRITEBACK, Plan
+from uvmsim.runs.plan import WRITEBACK, Plan, finish
 
 LINK_FIELDS = (
     "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",

@@ -13,7 +13,6 @@ from traces.errors import InputError
 from traces.jit import compiled
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.runs.plan import Plan
 from uvmsim.workload import Workload
 
 ROW_KERNEL_TOKENS = 8
@@ -137,11 +136,3 @@ def write_back_times(
             f"{hw.name}: pinned_alloc_bytes_per_s is not known; add it to the hardware description"
         )
     return ns + to_ns(nbytes / hw.pinned_alloc_bytes_per_s)
-
-
-def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:
-    """Charge what follows a step's last MoE layer to its last wave; set `Plan.step_wave_hi`."""
-    step = w.event_step[plan.wave_event]
-    plan.step_wave_hi = np.searchsorted(step, np.arange(w.n_steps), side="right").astype(np.int64)
-    plan.compute_ns[plan.step_wave_hi - 1] += tail
-    return plan

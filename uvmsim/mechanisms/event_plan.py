@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.machine.timing import copy_times, dense_times, expert_times, finish
+from uvmsim.machine.timing import copy_times, dense_times, expert_times
 from uvmsim.runs.job import Job, counters_without_pool
-from uvmsim.runs.plan import DEMAND, Plan
+from uvmsim.runs.plan import DEMAND, Plan, finish
 
 
 def event_plan(

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from uvmsim.machine.timing import copy_times, dense_times, expert_times, finish, write_back_times
+from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
 from uvmsim.mechanisms.base import Planned
 from uvmsim.runs.job import DoesNotFit, Job, counters_without_pool, fixed_bytes
-from uvmsim.runs.plan import DEMAND, WRITEBACK, Plan
+from uvmsim.runs.plan import DEMAND, WRITEBACK, Plan, finish
 
 
 class StreamExperts(Planned):

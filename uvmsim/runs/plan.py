@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uvmsim.workload import Workload
+
 DEMAND, PREFETCH, WRITEBACK = 0, 1, 2
 
 
@@ -82,3 +84,11 @@ class Plan:
     def bytes_of(self, kind: int) -> int:
         """Bytes of all copies of one kind."""
         return int(self.copy_bytes[self.copy_kind == kind].sum())
+
+
+def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:
+    """Charge what follows a step's last MoE layer to its last wave; set `Plan.step_wave_hi`."""
+    step = w.event_step[plan.wave_event]
+    plan.step_wave_hi = np.searchsorted(step, np.arange(w.n_steps), side="right").astype(np.int64)
+    plan.compute_ns[plan.step_wave_hi - 1] += tail
+    return plan
