@@ -18,7 +18,7 @@ from traces import InputError
 from traces.commands.trace import trace
 from traces.export.faults import export_faults
 from traces.faults import FaultTrace, FaultWriter, fault_table, open_faults
-from traces.importers import FAULT_FORMATS, import_faults, sniff
+from traces.importers.formats import formats, import_faults, sniff
 
 CHUNK = """\
 time_ms,hook_type,pid,owner_pid,va_space,cpu,chunk_addr,list_addr,va_block,va_start,va_end,va_page_index
@@ -41,7 +41,7 @@ time_ms,cpu,fault_pid,owner_tgid,va_start,va_end,page_index,faulted_first,faulte
 
 def load(path: Path, text: str, **options: str) -> FaultTrace:
     path.write_text(text)
-    return import_faults(path, options.get("format") or sniff(path))
+    return import_faults(path, options.get("format") or sniff(path).name)
 
 
 def rows(t: FaultTrace, *names: str) -> list[tuple[Any, ...]]:
@@ -134,7 +134,7 @@ def test_files_without_events(tmp_path: Path) -> None:
 
 def test_marks_of_other_systems(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + CHUNK.replace("\n", "\r\n").encode())
-    assert sniff(tmp_path / "t.csv") == "gpu-ext-chunk"
+    assert sniff(tmp_path / "t.csv").name == "gpu-ext-chunk"
     assert import_faults(tmp_path / "t.csv", "gpu-ext-chunk").n_rows == 3
     (tmp_path / "t.csv").write_bytes(CHUNK.replace("ACTIVATE", "\xff").encode("latin-1"))
     with pytest.raises(InputError, match="UTF"):
@@ -180,7 +180,7 @@ def test_import_of_export_is_the_trace(tmp_path: Path, events: list[Any]) -> Non
     t = FaultTrace(fault_table(columns), {})
     result = export_faults(t, tmp_path / "t.csv", "gpu-ext-chunk")
     assert result["notes"] == []
-    back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv"))
+    back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv").name)
     assert back.table.to_pylist() == t.table.to_pylist()
 
 
@@ -203,7 +203,7 @@ def test_import_of_exported_faults(tmp_path: Path, faults: list[Any], spans: boo
         columns |= {"faulted_first": page, "faulted_outer": [p + 1 for p in page]}
     t = FaultTrace(fault_table(columns), {})
     export_faults(t, tmp_path / "t.csv", "gpu-ext-prefetch")
-    back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv"))
+    back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv").name)
     assert back.table.to_pylist() == t.table.to_pylist()
 
 
@@ -229,7 +229,7 @@ def test_a_simulated_run_goes_to_both_files(tmp_path: Path) -> None:
         assert result["rows"] == n and result["notes"] == [
             f"left out: {12 - n} events of other kinds"
         ]
-        back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv"))
+        back = import_faults(tmp_path / "t.csv", sniff(tmp_path / "t.csv").name)
         kept = t.table.filter(
             pc.invert(pc.is_in(t.table["kind"].cast("string"), pa.array(OTHER[name])))
         )
@@ -294,7 +294,7 @@ COPY = (
 
 def test_nsys(tmp_path: Path) -> None:
     path = nsys(tmp_path / "report.sqlite", *GPU, *CPU, *COPY)
-    assert sniff(path) == "nsys"
+    assert sniff(path).name == "nsys"
     t = import_faults(path, "nsys")
     names = ("time_ns", "kind", "address", "bytes", "duration_ns", "count", "access", "cause")
     assert rows(t, *names, "process", "device") == [
@@ -400,4 +400,8 @@ def test_commands(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"choose one of .*nsys"):
         run("import", source, "-o", tmp_path / "x.arrow", "--format", "gpu")
     assert {p.name for p in tmp_path.iterdir()} == {"in.csv", "t.arrow", "out.csv"}
-    assert set(FAULT_FORMATS) == {"gpu-ext-chunk", "gpu-ext-prefetch", "nsys"}
+    assert {f.name for f in formats().values() if f.faults} == {
+        "gpu-ext-chunk",
+        "gpu-ext-prefetch",
+        "nsys",
+    }

@@ -72,13 +72,14 @@ def import_(
 
     from traces.errors import InputError
     from traces.files.ipc import require_file
-    from traces.importers import import_faults, is_fault_format, sniff
     from traces.importers.dump import ImportOptions, import_routing
+    from traces.importers.formats import import_faults, named, sniff
 
     options = ImportOptions(model_name, n_experts, ids_order, _ranges(sequences))
     require_file(Path(file))
-    name = format_ or sniff(Path(file))
-    if is_fault_format(name):
+    found = named(format_) if format_ else sniff(Path(file))
+    name = found.name
+    if found.faults:
         if model_name or n_experts or ids_order or sequences:
             raise InputError(
                 f"{file}: holds page faults ({name}); --model-name, --n-experts, --ids-order and "

@@ -11,7 +11,7 @@ import numpy as np
 from traces.errors import InputError
 from traces.files.ipc import require_file
 from traces.files.schema import DECODE, PREFILL, RoutingMeta
-from traces.importers import loader, sniff
+from traces.importers.formats import named, sniff
 from traces.models.info import ModelInfo
 from traces.models.known import COMMON_EXPERT_COUNTS, KNOWN, find
 from traces.routing import RoutingTrace
@@ -67,16 +67,16 @@ def import_routing(
 ) -> RoutingTrace:
     """Read a routing dump into a trace in memory.
 
-    ``format`` is one of `FORMATS`, None for the file name to tell. What was inferred and what was
-    left out is in ``meta.extra["inferred"]`` and ``meta.extra["notes"]``. Raises `InputError` for a
-    file that cannot be used.
+    ``format`` is one of `traces.importers.formats`, None for the file to tell. What was inferred and
+    what was left out is in ``meta.extra["inferred"]`` and ``meta.extra["notes"]``. Raises
+    `InputError` for a file that cannot be used.
     """
     p, opt = Path(path), options or ImportOptions()
     require_file(p)
     if not p.stat().st_size:
         raise InputError(f"{p}: empty file; export the dump again")
-    fmt = format or sniff(p)
-    dump = loader(fmt)(p, opt)
+    fmt = named(format) if format else sniff(p)
+    dump = fmt.load(p, opt)
     if not len(dump.ids):
         raise InputError(f"{p}: holds no token; export the dump again")
     if opt.sequences is not None:
@@ -87,7 +87,7 @@ def import_routing(
     order = opt.ids_order or _ids_order(dump)
     if not opt.ids_order:
         inferred["ids_order"] = order
-    extra: dict[str, Any] = {"format": fmt, "inferred": inferred, "notes": dump.notes}
+    extra: dict[str, Any] = {"format": fmt.name, "inferred": inferred, "notes": dump.notes}
     meta = RoutingMeta(model, order, tool, command, f"imported from {p.name}", {}, extra)
     return _trace(dump, meta, p)
 

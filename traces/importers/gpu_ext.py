@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from traces.errors import InputError
 from traces.faults import BLOCK, PAGE, FaultTrace, fault_table
+from traces.importers.format import Format
 
 CHUNK_COLUMNS = (
     *("time_ms", "hook_type", "pid", "owner_pid", "va_space", "cpu", "chunk_addr", "list_addr"),
@@ -235,3 +236,18 @@ class _Csv:
         if foreign:
             self.notes.append(f"columns left out: {', '.join(foreign)}")
         return FaultTrace(fault_table(columns), {"notes": self.notes, "time_unit_ns": MS})
+
+
+def _header(head: bytes) -> list[str]:
+    return head.partition(b"\n")[0].decode("utf-8-sig", "replace").strip().split(",")
+
+
+FORMATS = (
+    Format(
+        "gpu-ext-chunk", load_chunk, recognises=lambda h: is_chunk_header(_header(h)), faults=True
+    ),
+    Format(
+        "gpu-ext-prefetch", load_prefetch, recognises=lambda h: is_prefetch_header(_header(h)),
+        faults=True,
+    ),
+)  # fmt: skip

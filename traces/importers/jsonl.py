@@ -18,6 +18,7 @@ import numpy as np
 from traces.errors import InputError
 from traces.files.schema import DECODE, PHASES, PREFILL
 from traces.importers.dump import Dump, ImportOptions
+from traces.importers.format import Format
 
 
 def load(path: Path, options: ImportOptions) -> Dump:
@@ -150,3 +151,6 @@ def _number(where: str, d: dict[str, Any], keys: tuple[str, ...], default: int) 
                 raise InputError(f"{where}: {key} {d[key]!r} is not a whole number from 0; mend it")
             return int(d[key])
     return default
+
+
+FORMATS = (Format("jsonl", load, (".jsonl", ".ndjson", ".json")),)

@@ -15,6 +15,7 @@ import numpy as np
 
 from traces.errors import InputError
 from traces.importers.dump import Dump, ImportOptions
+from traces.importers.format import Format
 
 IDS = ("expert_ids", "experts", "ids")
 WEIGHTS = ("probs", "weights")
@@ -124,3 +125,6 @@ def _sequences(
         notes.append("no seq_offsets: taken as one sequence")
     length = np.diff(bounds)
     return np.repeat(np.arange(len(length)), length), np.repeat(bounds[:-1], length)
+
+
+FORMATS = (Format("npz", load, (".npz",)),)

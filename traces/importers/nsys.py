@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from traces.errors import InputError
 from traces.faults import FaultTrace, fault_table
+from traces.importers.format import Format
 
 MAGIC = b"SQLite format 3\x00"
 GPU_FAULTS = "CUDA_UM_GPU_PAGE_FAULT_EVENTS"
@@ -233,3 +234,6 @@ def _address(column: pa.Array) -> pa.Array:
 def _valid(column: pa.Array) -> np.ndarray:
     valid: np.ndarray = column.is_valid().to_numpy(zero_copy_only=False)
     return valid
+
+
+FORMATS = (Format("nsys", load, recognises=lambda h: h.startswith(MAGIC), faults=True),)

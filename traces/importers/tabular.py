@@ -22,6 +22,7 @@ import pyarrow as pa
 from traces.errors import InputError
 from traces.files.schema import META_KEY, PHASES
 from traces.importers.dump import Dump, ImportOptions
+from traces.importers.format import Format
 
 
 def load_csv(path: Path, options: ImportOptions) -> Dump:
@@ -237,3 +238,9 @@ class _Table:
         again = order[1:][np.diff(key[order]) == 0]
         if len(again):
             raise InputError(f"{self._row(int(again.min()))}: {what}; remove one")
+
+
+FORMATS = (
+    Format("csv", load_csv, (".csv", ".tsv")),
+    Format("parquet", load_parquet, (".parquet", ".pq")),
+)
