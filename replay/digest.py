@@ -10,7 +10,7 @@ import numpy as np
 
 STRIDE = np.uint32(0x9E3779B1)
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
-BLOCK = 1 << 18
+WORDS_AT_A_TIME = 1 << 18
 
 
 def checksum(data: np.ndarray) -> int:
@@ -18,8 +18,8 @@ def checksum(data: np.ndarray) -> int:
     whole = len(data) // 4 * 4
     words = np.frombuffer(data[:whole].tobytes() if data.ctypes.data % 4 else data[:whole], "<u4")
     total = 0
-    for at in range(0, len(words), BLOCK):
-        total += _sum(words[at : at + BLOCK], at)
+    for at in range(0, len(words), WORDS_AT_A_TIME):
+        total += _sum(words[at : at + WORDS_AT_A_TIME], at)
     if whole < len(data):
         last = np.zeros(4, np.uint8)
         last[: len(data) - whole] = data[whole:]

@@ -13,7 +13,7 @@ from naive_pages import Twin, World
 
 PAGES = 512
 BIG = 16
-BATCH = 256
+BATCH_ENTRIES = 256
 MIGRATE_ROOM = 16
 CPU_PREFERRED, READ_MOSTLY, GPU_PREFERRED, ACCESSED_BY = 1, 2, 4, 8
 
@@ -185,10 +185,10 @@ class Driver:
         queues = [deque(p for p in pages if self.is_missing(p)) for pages in active]
         faults: list[int] = []
         used = 0
-        while used < BATCH and any(queues):
+        while used < BATCH_ENTRIES and any(queues):
             for q in queues:
                 for _ in range(wave.burst or self.m.burst):
-                    if q and used < BATCH:
+                    if q and used < BATCH_ENTRIES:
                         faults.append(q.popleft())
                         used += wave.entries
         pages = sorted(set(faults))

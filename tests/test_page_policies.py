@@ -15,7 +15,7 @@ from naive_pages_moe import TWINS
 from numba import njit, typeof
 from numba.core import types
 
-from uvmsim.core.jit import KERNEL
+from uvmsim.core.jit import KERNEL_OPTIONS
 from uvmsim.core.linker import Linker
 from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import PAGES, Driver, PageContext, PagePolicy
@@ -322,7 +322,7 @@ def test_compiles_and_does_the_same(name, table):
         policy.table, policy.mode = str(table), "page_lifo"
     plain, compiled = Subject(policy), Subject(policy)
     for hook in hooks_of(type(policy)):
-        jitted = njit(**KERNEL)(Linker(getattr(policy, hook), {}, {}, True).link("test"))
+        jitted = njit(**KERNEL_OPTIONS)(Linker(getattr(policy, hook), {}, {}, True).link("test"))
         entry = jitted.compile((typeof(compiled.s), typeof(compiled.d), *SCALARS[hook]))
         returned = jitted.nopython_signatures[0].return_type
         assert types.unliteral(returned) == I64, hook

@@ -207,8 +207,9 @@ def test_driver_equals_the_slow_one(data):
     assert {b: int(c) for b, c in enumerate(d.chunk_of) if c >= 0} == slow.chunk_of
     assert all(bits(d, b) == slow.resident[b] for b in range(len(space.n_pages)))
     assert run.program is not None
-    played = des_paging.run(run.program, len(kernels), hw.duplex)
-    assert played.tolist() == slow.ends
+    clock = des_paging.Machine(run.program, len(kernels), hw.duplex)
+    assert clock.play().tolist() == slow.ends
+    assert clock.row_done == run.program.clock_ns.tolist()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -226,9 +227,9 @@ def test_recording_changes_nothing_and_runs_repeat(data):
     assert runs[0].program is None
     program = runs[1].program
     assert program.n[0] == len(program.kind)
-    assert (program.kind == t.SERVICE).sum() == runs[1].total(t.SERVICES)
-    assert (program.kind == t.BATCH).sum() == runs[1].total(t.BATCHES)
-    assert (program.victim[program.kind == t.SERVICE] >= 0).sum() == runs[1].total(t.EVICTED)
+    assert (program.kind == t.ROW_SERVICE).sum() == runs[1].total(t.SERVICES)
+    assert (program.kind == t.ROW_BATCH).sum() == runs[1].total(t.BATCHES)
+    assert (program.victim[program.kind == t.ROW_SERVICE] >= 0).sum() == runs[1].total(t.EVICTED)
 
 
 def test_every_frame_held_by_the_batch_does_not_stop_the_driver():

@@ -32,8 +32,9 @@ def run(hints, touched, chunks=16, policy="default"):
     setup = dataclasses.replace(setup, kernels=k)
     hw = hardware(MACHINE)
     made = run_paging(setup, hw, parse_pages(policy), record=True)
-    ends = des_paging.run(made.program, len(made.ends), hw.duplex)
-    np.testing.assert_array_equal(ends, made.ends)
+    clock = des_paging.Machine(made.program, len(made.ends), hw.duplex)
+    np.testing.assert_array_equal(clock.play(), made.ends)
+    np.testing.assert_array_equal(clock.row_done, made.program.clock_ns)
     return made
 
 

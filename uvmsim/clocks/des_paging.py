@@ -16,15 +16,15 @@ from simpy.events import Event
 
 from uvmsim.clocks.copies import Copy, CopyEngine
 from uvmsim.paging.tables import (
-    ASYNC,
-    BATCH,
-    COPY,
-    END,
-    KERNEL,
-    REPLAY,
-    SERVICE,
-    WAIT,
-    WORK,
+    ROW_ASYNC,
+    ROW_BATCH,
+    ROW_COPY,
+    ROW_END,
+    ROW_KERNEL,
+    ROW_REPLAY,
+    ROW_SERVICE,
+    ROW_WAIT,
+    ROW_WORK,
     Program,
 )
 
@@ -40,9 +40,11 @@ class Machine:
     def __init__(self, program: Program, n_kernels: int, duplex: bool):
         self.env = simpy.Environment()
         rows = int(program.n[0])
-        columns = (program.kind, program.a, program.b, program.c)
+        columns = (program.kind, program.own_ns, program.out_ns, program.in_ns, program.ref)
         self.rows = list(zip(*(x[:rows].tolist() for x in columns), strict=True))
         self.ends = [0] * n_kernels
+        self.row_done = [0] * rows
+        """When each row is done, ns: `Program.clock_ns`."""
         start, done = [0] * (2 * rows + 1), [0] * (2 * rows + 1)
         self.h2d = CopyEngine(self.env, start, done)
         self.d2h = CopyEngine(self.env, start, done) if duplex else self.h2d
@@ -57,31 +59,32 @@ class Machine:
         env = self.env
         started = 0
         batch: list[Copy] = []
-        for at, (kind, a, b, c) in enumerate(self.rows):
-            if kind == COPY:
-                yield self.queue(at, 0, c)[0].done
-            elif kind == KERNEL:
+        for at, (kind, own_ns, out_ns, in_ns, ref) in enumerate(self.rows):
+            if kind == ROW_COPY:
+                yield self.queue(at, 0, own_ns)[0].done
+            elif kind == ROW_KERNEL:
                 started = int(env.now)
-            elif kind in (BATCH, WORK):
-                yield env.timeout(a)
-            elif kind == SERVICE:
-                yield env.timeout(a)
-                batch += self.queue(at, b, c)
-            elif kind == REPLAY:
+            elif kind in (ROW_BATCH, ROW_WORK):
+                yield env.timeout(own_ns)
+            elif kind == ROW_SERVICE:
+                yield env.timeout(own_ns)
+                batch += self.queue(at, out_ns, in_ns)
+            elif kind == ROW_REPLAY:
                 for copy in batch:
                     if not copy.done.processed:
                         yield copy.done
                 batch = []
-                yield env.timeout(a)
-            elif kind == ASYNC:
-                self.moving[at] = self.queue(at, b, c)
-            elif kind == WAIT:
-                for copy in self.moving.pop(a):
+                yield env.timeout(own_ns)
+            elif kind == ROW_ASYNC:
+                self.moving[at] = self.queue(at, out_ns, in_ns)
+            elif kind == ROW_WAIT:
+                for copy in self.moving.pop(ref):
                     if not copy.done.processed:
                         yield copy.done
-            elif kind == END:
-                yield env.timeout(max(started + a - int(env.now), 0))
-                self.ends[c] = int(env.now)
+            elif kind == ROW_END:
+                yield env.timeout(max(started + own_ns - int(env.now), 0))
+                self.ends[ref] = int(env.now)
+            self.row_done[at] = int(env.now)
 
     def queue(self, at: int, out_ns: int, in_ns: int) -> list[Copy]:
         """A victim's way out and the pages' way in, each on its engine."""

@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 
 from traces.jit import compiled as cached
 from uvmsim.core.digest import layout
-from uvmsim.core.jit import KERNEL
+from uvmsim.core.jit import KERNEL_OPTIONS
 from uvmsim.core.linker import Linker
 
 
@@ -65,10 +65,10 @@ def bind(
         if not compiled:
             _bound[name] = Bound(plain, keep=digest)
         elif digest.opaque is None:
-            _bound[name] = Bound(cached(**KERNEL)(plain), keep=digest)
+            _bound[name] = Bound(cached(**KERNEL_OPTIONS)(plain), keep=digest)
         else:
             note = f"compiled anew in each process: {digest.opaque}, whose content cannot be told"
-            _bound[name] = Bound(njit(**KERNEL)(plain), note, digest)
+            _bound[name] = Bound(njit(**KERNEL_OPTIONS)(plain), note, digest)
     return _bound[name]
 
 

@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 
 from uvmsim.core.digest import STABLE, Digest
 from uvmsim.core.globals_of import MISSING, GlobalPath, global_paths, lookup, plain
-from uvmsim.core.jit import CHECKED, INNER, KERNEL, kernel_part
+from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, kernel_part
 
 OURS = frozenset({"uvmsim", "traces", "replay"})
 
@@ -88,9 +88,9 @@ class Linker:
         if isinstance(value, Dispatcher) and not foreign and not self._changes(f, set()):
             return value
         if foreign:
-            own = value.targetoptions if isinstance(value, Dispatcher) else KERNEL
+            own = value.targetoptions if isinstance(value, Dispatcher) else KERNEL_OPTIONS
             own = {k: v for k, v in own.items() if k not in ("nopython", "cache")}
-            jit: Any = njit(**(own | INNER | CHECKED))
+            jit: Any = njit(**(own | INNER_OPTIONS | CHECKED_OPTIONS))
         else:
             jit = kernel_part
         copy = self._copy(f, later=True)

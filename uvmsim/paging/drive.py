@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -16,7 +15,8 @@ from uvmsim.machine.hardware import Hardware, UvmCosts
 from uvmsim.paging import tables as t
 from uvmsim.paging.bind import bind
 from uvmsim.paging.kernels import Kernels
-from uvmsim.paging.tables import Costs, Program, Tables
+from uvmsim.paging.layout import PAGE
+from uvmsim.paging.tables import Costs, Program, States, Tables
 from uvmsim.policies.pages.base import REFUSED, PageContext
 from uvmsim.policies.pages.registry import PagePolicySpec
 
@@ -75,8 +75,8 @@ def costs_of(hw: Hardware, threshold: int) -> Costs:
     explicit = hw.link_bytes_per_s("h2d", pinned=False)
     return Costs(
         u.batch_ns, u.page_ns, u.service_ns, u.map_ns, u.evict_ns, u.replay_ns, u.copy_ns,
-        round(4096 * PICO / u.h2d_bytes_per_s), round(4096 * PICO / u.d2h_bytes_per_s),
-        round(4096 * PICO / hw.zero_copy_bytes_per_s), round(1024 * PICO / explicit),
+        round(PAGE * PICO / u.h2d_bytes_per_s), round(PAGE * PICO / u.d2h_bytes_per_s),
+        round(PAGE * PICO / hw.zero_copy_bytes_per_s), round(1024 * PICO / explicit),
         int(hw.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, u.burst_pages, threshold,
     )  # fmt: skip
 
@@ -112,35 +112,25 @@ def run_paging(
     return _run(setup, hw, prefill, decode, int(counted.n[0]) or -1)
 
 
-def _run(setup, hw, prefill, decode, rows: int) -> PagedRun:
-    k = setup.kernels
-    made = t.new_tables(setup.n_pages, setup.tenant_of, setup.n_chunks, MIGRATE_REQUESTS)
-    made.pages.advice[:] = setup.advice
-    made.pages.populated[:] = setup.populated
-    widest = int(np.diff(k.touch_hi, prepend=0).max(initial=1))
-    scratch = t.new_scratch(BATCH_ENTRIES, widest)
-    clock = np.zeros(4, np.int64)
-    counts = np.zeros((len(setup.phase), t.COUNTERS), np.int64)
-    ends = np.zeros(len(k.step), np.int64)
-    program = t.new_program(max(rows, 0))
-    costs = costs_of(hw, setup.threshold)
+def _run(
+    setup: Setup, hw: Hardware, prefill: PagePolicySpec, decode: PagePolicySpec, rows: int
+) -> PagedRun:
+    """``rows``: of the program, 0 for none, -1 to count them."""
+    made = _tables(setup, hw, max(rows, 0))
     ctx = PageContext(
         len(setup.n_pages), setup.n_chunks, int(setup.tenant_of.max(initial=0)) + 1,
         setup.boundaries, setup.seed,
     )  # fmt: skip
     notes: list[str] = []
-    loaded: dict[int, tuple[Bound, Any, Any]] = {}
+    loaded: dict[int, tuple[Bound, States]] = {}
     for phase, spec in ((PREFILL, prefill), (DECODE, decode)):
         same = phase == DECODE and spec is prefill
         loaded[phase] = loaded[PREFILL] if same else _load(spec, ctx, rows != 0)
-    for lo, hi, phase in _segments(setup.phase[k.step]):
-        bound, sp, sl = loaded[phase]
+    for lo, hi, phase in _segments(setup.phase[setup.kernels.step]):
+        bound, states = loaded[phase]
         spec = prefill if phase == PREFILL else decode
         try:
-            bound.run(
-                sp, sl, made.driver, made.pages, scratch, k, lo, hi, costs, clock, counts, ends,
-                program,
-            )  # fmt: skip
+            bound.run(made, states, setup.kernels, lo, hi)
         except NumbaError as err:
             if not spec.files:
                 raise
@@ -157,11 +147,25 @@ def _run(setup, hw, prefill, decode, rows: int) -> PagedRun:
             f"{int(made.driver.n[REFUSED]):,} moves of other chunks than the current one, or of free "
             "ones, were refused"
         )
-    check(made, counts)
-    return PagedRun(counts, ends, program if rows else None, made, notes)
+    check(made)
+    return PagedRun(made.counts, made.ends, made.time.program if rows else None, made, notes)
 
 
-def _load(spec: PagePolicySpec, ctx: PageContext, record: bool):
+def _tables(setup: Setup, hw: Hardware, rows: int) -> Tables:
+    """A driver at rest, with room for ``rows`` rows of program."""
+    k = setup.kernels
+    widest = int(np.diff(k.touch_hi, prepend=0).max(initial=1))
+    return Tables(
+        t.new_driver(setup.n_pages, setup.tenant_of, setup.n_chunks, MIGRATE_REQUESTS),
+        t.new_pages(setup.advice, setup.populated, setup.n_chunks),
+        t.new_scratch(BATCH_ENTRIES, widest),
+        t.Time(costs_of(hw, setup.threshold), np.zeros(4, np.int64), t.new_program(rows)),
+        np.zeros((len(setup.phase), t.COUNTERS), np.int64),
+        np.zeros(len(k.step), np.int64),
+    )
+
+
+def _load(spec: PagePolicySpec, ctx: PageContext, record: bool) -> tuple[Bound, States]:
     """The driver with a policy's hooks, and the states of its two halves."""
     classes = type(spec.prefetch), type(spec.order)
     try:
@@ -171,7 +175,7 @@ def _load(spec: PagePolicySpec, ctx: PageContext, record: bool):
         if not spec.files or isinstance(err, InputError):
             raise
         raise InputError(f"policy {spec.name}, state(): {type(err).__name__}: {err}") from err
-    return bind(*classes, record, (sp, sl)), sp, sl
+    return bind(*classes, record, (sp, sl)), States(sp, sl)
 
 
 def _segments(phase: np.ndarray) -> list[tuple[int, int, int]]:
@@ -181,7 +185,7 @@ def _segments(phase: np.ndarray) -> list[tuple[int, int, int]]:
     return [(lo, hi, int(phase[lo])) for lo, hi in pairwise(edges) if hi > lo]
 
 
-def check(made: Tables, counts: np.ndarray) -> None:
+def check(made: Tables) -> None:
     """Invariants of a finished run, asserted on real work too (INVARIANTS.md)."""
     d = made.driver
     held = np.flatnonzero(d.chunk_of >= 0)
@@ -192,7 +196,7 @@ def check(made: Tables, counts: np.ndarray) -> None:
     bits = np.unpackbits(d.resident.view(np.uint8), axis=1).sum(axis=1)
     if not np.array_equal(bits, d.n_resident):
         raise AssertionError("resident pages and their count disagree")
-    total = counts.sum(axis=0)
+    total = made.counts.sum(axis=0)
     if total[t.ACTIVATED] - total[t.EVICTED] != len(held):
         raise AssertionError("chunks in less chunks out are not the chunks held")
     end = len(d.next) - 1

@@ -21,111 +21,125 @@ import numpy as np
 
 from uvmsim.paging.bits import fill
 from uvmsim.paging.faults import fetch, missing_from, next_missing
-from uvmsim.paging.frames import make_resident, release
+from uvmsim.paging.frames import Moved, make_resident, release
 from uvmsim.paging.hooks import MIGRATES, RECORDS
+from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.regions import prefetch_mask
 from uvmsim.paging.tables import (
-    ASYNC,
-    BATCH,
     BATCHES,
-    COPY,
     D2H,
-    END,
     H2D,
     HANDLER,
-    KERNEL,
     MIGRATED,
     REMOTE,
     REMOTE_FLAG,
-    REPLAY,
-    SERVICE,
-    TIME,
+    ROW_ASYNC,
+    ROW_BATCH,
+    ROW_COPY,
+    ROW_END,
+    ROW_KERNEL,
+    ROW_REPLAY,
+    ROW_SERVICE,
+    ROW_WAIT,
+    ROW_WORK,
+    STREAM,
     TO_HOST,
-    WAIT,
-    WORK,
+    Costs,
+    States,
+    Tables,
+    Time,
 )
-from uvmsim.policies.pages.base import ASKED, NOW_NS, PAGES
-from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
+from uvmsim.policies.pages.base import ASKED, BATCH, NOW_NS, PAGES
 
 
-def row(program, kind, a, b, c, block, victim, chunk, page):
-    """Write a row of the program, or only count it; its number."""
+def row(time: Time, kind, own_ns, ref):
+    """Write a row of the program, or only count it; its number. The clock is already past it."""
+    program = time.program
     at = program.n[0]
     if RECORDS:
-        if at < program.n[1]:
-            program.kind[at] = kind
-            program.a[at], program.b[at], program.c[at] = a, b, c
-            program.block[at], program.victim[at] = block, victim
-            program.chunk[at], program.page[at] = chunk, page
+        if at < len(program.kind):
+            program.kind[at], program.ref[at] = kind, ref
+            program.own_ns[at], program.clock_ns[at] = own_ns, time.clock[HANDLER]
         program.n[0] = at + 1
     return at
 
 
-def way_out_ns(costs, pages):
-    """Copying a victim's pages back."""
-    return costs.copy_ns + pages * costs.page_out_ps // 1000 if pages > 0 else np.int64(0)
+def service_ns(costs: Costs, moved: Moved):
+    """The handler's time for a block."""
+    ns = costs.service_ns + moved.entries * costs.map_ns
+    return ns + costs.evict_ns if moved.victim >= 0 else ns
 
 
-def way_in_ns(costs, operations, pages):
-    """Copying pages in, in so many operations."""
-    return operations * costs.copy_ns + pages * costs.page_in_ps // 1000
-
-
-def transfer(clock, costs, at, back_ns, in_ns):
-    """Queue the copies of a service ``at`` that time: the victim's way out and the pages' way in.
-    Returns when both are done. The way in does not wait for the way out (Costs, docs/paging.md)."""
-    done = at
-    if back_ns > 0:
+def transfer(time: Time, out_ns, in_ns):
+    """Queue the copies of a service now: the victim's way out and the pages' way in. Returns when both
+    are done. The way in does not wait for the way out (docs/paging.md)."""
+    clock, duplex = time.clock, time.costs.duplex
+    at = done = clock[HANDLER]
+    if out_ns > 0:
         start = max(clock[D2H], at)
-        clock[D2H] = done = start + back_ns
-        if not costs.duplex:
+        clock[D2H] = done = start + out_ns
+        if not duplex:
             clock[H2D] = max(clock[H2D], clock[D2H])
     if in_ns > 0:
         clock[H2D] = max(clock[H2D], at) + in_ns
         done = max(done, clock[H2D])
-        if not costs.duplex:
+        if not duplex:
             clock[D2H] = clock[H2D]
     return done
 
 
-def service(sp, sl, d, p, x, n, costs, clock, counters, program):
-    """Serve the blocks of a batch in order of address; when its last copy is done."""
-    last = clock[HANDLER]
+def carry(time: Time, kind, own_ns, b, page, moved: Moved, beside):
+    """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: the copy in
+    runs beside another block's way out. Returns when the copies are done, and the row's number."""
+    costs, program = time.costs, time.program
+    out_ns = np.int64(0)
+    if moved.back > 0:
+        out_ns = costs.copy_ns + moved.back * costs.page_out_ps // 1000
+    in_ns = moved.operations * costs.copy_ns + moved.pages * costs.page_in_ps // 1000
+    if beside and costs.duplex and moved.back > 0:
+        in_ns = in_ns * 1000 // costs.duplex_permille
+    time.clock[HANDLER] += own_ns
+    done = transfer(time, out_ns, in_ns)
+    at = row(time, kind, own_ns, -1)
+    if RECORDS and at < len(program.kind):
+        program.out_ns[at], program.in_ns[at] = out_ns, in_ns
+        program.block[at], program.page[at] = b, page
+        program.victim[at], program.chunk[at] = moved.victim, moved.label
+    return done, at
+
+
+def service(t: Tables, s: States, n, counters):
+    """Serve the ``n`` blocks of a batch in order of address; when its last copy is done."""
+    d, p, x = t.driver, t.pages, t.scratch
+    last = t.time.clock[HANDLER]
     served = False
     for i in range(n):
         k = x.order[i]
         b = x.block[k]
-        prefetch_mask(sp, d, p, x, b, x.faulted[k], costs.threshold)
+        prefetch_mask(s.prefetch, d, p, x, b, x.faulted[k], t.time.costs.threshold)
         first = np.int64(0)
         while x.faulted[k, first >> 6] >> np.uint64(first & 63) & np.uint64(1) == 0:
             first += 1
         for w in range(PAGES // 64):
             x.mask[w] |= x.faulted[k, w]
-        done, pages, operations, entries, back, victim, label = make_resident(
-            sl, d, p, b, x.mask, counters
-        )
-        if not done:
-            # Every frame belongs to a block of this batch. If none was served yet, those come first.
+        moved = make_resident(s.order, d, p, b, x.mask, counters)
+        if not moved.done:
+            # If no block was served yet, those whose frames these are come first.
             if served:
                 break
             continue
         served = True
-        cpu = costs.service_ns + entries * costs.map_ns
-        if victim >= 0:
-            cpu += costs.evict_ns
-        clock[HANDLER] += cpu
-        back_ns = way_out_ns(costs, back)
-        in_ns = way_in_ns(costs, operations, pages)
-        if costs.duplex and i > 0 and back > 0:  # the copy in runs beside another block's way out
-            in_ns = in_ns * 1000 // costs.duplex_permille
-        last = max(last, transfer(clock, costs, clock[HANDLER], back_ns, in_ns))
-        row(program, SERVICE, cpu, back_ns, in_ns, b, victim, label, first)
+        done, _ = carry(
+            t.time, ROW_SERVICE, service_ns(t.time.costs, moved), b, first, moved, i > 0
+        )
+        last = max(last, done)
     return last
 
 
-def migrate_ahead(sl, d, p, x, costs, clock, counters, program):
+def migrate_ahead(t: Tables, s: States, counters):
     """Bring in the blocks the policy asked for, of the process that faulted, without anybody
     waiting (bpf_wq)."""
+    d, p, x = t.driver, t.pages, t.scratch
     tenant = d.tenant_of[x.block[0]]
     for i in range(d.n[ASKED]):
         b = d.wanted[i]
@@ -136,140 +150,128 @@ def migrate_ahead(sl, d, p, x, costs, clock, counters, program):
         for w in range(PAGES // 64):
             x.mask[w] = 0
         fill(x.mask, 0, np.int64(d.n_pages[b]))
-        p.stamp[b] = d.n[BATCH_NUMBER]
-        done, pages, operations, _, back, victim, label = make_resident(
-            sl, d, p, b, x.mask, counters
-        )
-        if not done:
+        p.stamp[b] = d.n[BATCH]
+        moved = make_resident(s.order, d, p, b, x.mask, counters)
+        if not moved.done:
             break
         counters[MIGRATED] += 1
-        back_ns = way_out_ns(costs, back)
-        in_ns = way_in_ns(costs, operations, pages)
-        p.arrival[b] = transfer(clock, costs, clock[HANDLER], back_ns, in_ns)
-        p.mover[b] = row(program, ASYNC, 0, back_ns, in_ns, b, victim, label, 0)
+        p.arrival[b], p.mover[b] = carry(t.time, ROW_ASYNC, 0, b, 0, moved, False)
     d.n[ASKED] = 0
 
 
-def await_migrations(d, p, first, last, clock, program):
+def await_migrations(t: Tables, first, last):
     """A touch of a block that is still on its way waits for it."""
+    p = t.pages
     for b in range(first // PAGES, (last - 1) // PAGES + 1):
         if p.mover[b] >= 0:
-            if p.arrival[b] > clock[HANDLER]:
-                clock[HANDLER] = p.arrival[b]
-                row(program, WAIT, p.mover[b], 0, 0, b, -1, -1, 0)
+            if p.arrival[b] > t.time.clock[HANDLER]:
+                t.time.clock[HANDLER] = p.arrival[b]
+                row(t.time, ROW_WAIT, 0, p.mover[b])
             p.mover[b] = -1
 
 
-def run_wave(sp, sl, d, p, x, k, lo, hi, entries, burst, limit, costs, clock, counters, program):
-    """Touches ``lo`` .. ``hi - 1`` side by side, until all their pages were there."""
-    m = 0
-    for t in range(lo, hi):
-        if MIGRATES and k.last[t] > k.first[t]:
-            await_migrations(d, p, k.first[t], k.last[t], clock, program)
-        at = missing_from(d, p, k.first[t], k.last[t], counters)
-        if at < k.last[t]:
-            x.touch[m], x.at[m] = t, at
-            m += 1
-    faulted = m > 0
-    while m > 0:
-        d.n[BATCH_NUMBER] += 1
-        active = min(m, limit) if limit > 0 else m
-        n, pages = fetch(d, p, x, k.last, active, entries, burst, costs, counters)
+def run_wave(t: Tables, s: States, k: Kernels, wave, counters):
+    """A wave's touches side by side, until all their pages were there; whether any was missing."""
+    d, p, x = t.driver, t.pages, t.scratch
+    costs, clock = t.time.costs, t.time.clock
+    lo, hi, limit = start_of(k.touch_hi, wave), k.touch_hi[wave], k.limit[wave]
+    waiting = 0
+    for i in range(lo, hi):
+        if MIGRATES and k.last[i] > k.first[i]:
+            await_migrations(t, k.first[i], k.last[i])
+        at = missing_from(d, p, k.first[i], k.last[i], counters)
+        if at < k.last[i]:
+            x.touch[waiting], x.at[waiting] = i, at
+            waiting += 1
+    faulted = waiting > 0
+    while waiting > 0:
+        d.n[BATCH] += 1
+        active = min(waiting, limit) if limit > 0 else waiting
+        n, pages = fetch(t, k, wave, active, counters)
         counters[BATCHES] += 1
         cpu = costs.batch_ns + pages * costs.page_ns
         clock[HANDLER] += cpu
         d.n[NOW_NS] = clock[HANDLER]
-        row(program, BATCH, cpu, 0, 0, -1, -1, -1, 0)
-        end = service(sp, sl, d, p, x, n, costs, clock, counters, program)
+        row(t.time, ROW_BATCH, cpu, -1)
+        end = service(t, s, n, counters)
         clock[HANDLER] = max(clock[HANDLER], end) + costs.replay_ns
-        row(program, REPLAY, costs.replay_ns, 0, 0, -1, -1, -1, 0)
+        row(t.time, ROW_REPLAY, costs.replay_ns, -1)
         if MIGRATES:
-            migrate_ahead(sl, d, p, x, costs, clock, counters, program)
+            migrate_ahead(t, s, counters)
         left = 0
-        for i in range(m):
-            t = x.touch[i]
-            at = next_missing(d, p, x.at[i], k.last[t])
-            if at < k.last[t]:
-                x.touch[left], x.at[left] = t, at
+        for i in range(waiting):
+            touch = x.touch[i]
+            at = next_missing(d, p, x.at[i], k.last[touch])
+            if at < k.last[touch]:
+                x.touch[left], x.at[left] = touch, at
                 left += 1
-        m = left
+        waiting = left
     if MIGRATES and faulted:  # blocks that were asked for meanwhile and are this wave's own
-        for t in range(lo, hi):
-            if k.last[t] > k.first[t]:
-                await_migrations(d, p, k.first[t], k.last[t], clock, program)
+        for i in range(lo, hi):
+            if k.last[i] > k.first[i]:
+                await_migrations(t, k.first[i], k.last[i])
     return faulted
 
 
-def move_range(sl, d, p, x, first, last, to_host, costs, clock, counters, program):
+def move_range(t: Tables, s: States, first, last, to_host, counters):
     """cudaMemPrefetchAsync of pages [first, last) in the kernels' stream (uvm_migrate.c): to the
     device block by block, or whole blocks back to the host, whose frames are free then."""
-    done = clock[HANDLER]
+    d, p, x = t.driver, t.pages, t.scratch
+    done = t.time.clock[HANDLER]
     for b in range(first // PAGES, (last - 1) // PAGES + 1):
-        d.n[BATCH_NUMBER] += 1
-        p.stamp[b] = d.n[BATCH_NUMBER]
-        pages = operations = entries = back = np.int64(0)
-        victim = np.int64(-1)
-        label = np.int64(d.chunk_of[b])
+        d.n[BATCH] += 1
+        p.stamp[b] = d.n[BATCH]
         if to_host:
-            if label < 0:
+            chunk, nothing = np.int64(d.chunk_of[b]), np.int64(0)
+            if chunk < 0:
                 continue
             back = release(d, p, b, counters)
-            cpu = costs.evict_ns
+            moved = Moved(chunk >= 0, nothing, nothing, nothing, back, np.int64(-1), chunk)
+            cpu = t.time.costs.evict_ns
         else:
             for w in range(PAGES // 64):
                 x.mask[w] = 0
             low = max(first - b * PAGES, 0)
             fill(x.mask, low, min(last - b * PAGES, np.int64(d.n_pages[b])))
-            _, pages, operations, entries, back, victim, label = make_resident(
-                sl, d, p, b, x.mask, counters
-            )
-            cpu = costs.service_ns + entries * costs.map_ns
-            if victim >= 0:
-                cpu += costs.evict_ns
-        clock[HANDLER] += cpu
-        back_ns = way_out_ns(costs, back)
-        in_ns = way_in_ns(costs, operations, pages)
-        done = max(done, transfer(clock, costs, clock[HANDLER], back_ns, in_ns))
-        row(program, SERVICE, cpu, back_ns, in_ns, b, victim, label, 0)
-    clock[HANDLER] = max(clock[HANDLER], done)
-    row(program, REPLAY, 0, 0, 0, -1, -1, -1, 0)
+            moved = make_resident(s.order, d, p, b, x.mask, counters)
+            cpu = service_ns(t.time.costs, moved)
+        arrival, _ = carry(t.time, ROW_SERVICE, cpu, b, 0, moved, False)
+        done = max(done, arrival)
+    t.time.clock[HANDLER] = max(t.time.clock[HANDLER], done)
+    row(t.time, ROW_REPLAY, 0, -1)
 
 
-def run_kernels(sp, sl, d, p, x, k, first, last, costs, clock, counts, ends, program):
-    """Kernels ``first`` .. ``last - 1``; ``counts`` int64 [steps, COUNTERS] grows, ``ends`` int64 [K]
-    gets each kernel's end."""
+def start_of(ends, i):
+    """Where part ``i`` begins, of parts that follow one another and end at ``ends``."""
+    return np.int64(0) if i == 0 else ends[i - 1]
+
+
+def run_kernels(t: Tables, s: States, k: Kernels, first, last):
+    """Kernels ``first`` .. ``last - 1``; the tables say what came of it."""
+    clock, costs = t.time.clock, t.time.costs
     for i in range(first, last):
-        wave = np.int64(0) if i == 0 else k.wave_hi[i - 1]
-        counters = counts[k.step[i]]
-        start = clock[TIME]
+        counters = t.counts[k.step[i]]
+        start = clock[STREAM]
         if k.copy_bytes[i] > 0:
             ns = (k.copy_bytes[i] * costs.byte_ps_1024 >> 10) // 1000
-            row(program, COPY, 0, 0, ns, -1, -1, -1, 0)
             clock[H2D] = start = max(clock[H2D], start) + ns
-        row(program, KERNEL, 0, 0, i, -1, -1, -1, 0)
+            clock[HANDLER] = start
+            row(t.time, ROW_COPY, ns, -1)
         clock[HANDLER] = start
+        row(t.time, ROW_KERNEL, 0, i)
         remote = counters[REMOTE]
-        while wave < k.wave_hi[i]:
-            lo = np.int64(0) if wave == 0 else k.touch_hi[wave - 1]
+        for wave in range(start_of(k.wave_hi, i), k.wave_hi[i]):
             if len(k.action) > 0 and k.action[i] > 0:
-                for touch in range(lo, k.touch_hi[wave]):
-                    move_range(
-                        sl, d, p, x, k.first[touch], k.last[touch], k.action[i] == TO_HOST, costs,
-                        clock, counters, program,
-                    )  # fmt: skip
-            elif run_wave(
-                sp, sl, d, p, x, k, lo, k.touch_hi[wave], k.entries[wave],
-                k.burst[wave] if k.burst[wave] > 0 else costs.burst, k.limit[wave], costs, clock,
-                counters, program,
-            ):  # fmt: skip
+                to_host = k.action[i] == TO_HOST
+                for touch in range(start_of(k.touch_hi, wave), k.touch_hi[wave]):
+                    move_range(t, s, k.first[touch], k.last[touch], to_host, counters)
+            elif run_wave(t, s, k, wave, counters):
                 # The warps that waited for the last pages still have their work to do.
                 clock[HANDLER] += k.tail_ns[i]
-                row(program, WORK, k.tail_ns[i], 0, 0, -1, -1, -1, 0)
-            wave += 1
+                row(t.time, ROW_WORK, k.tail_ns[i], -1)
         compute = k.compute_ns[i]
         if counters[REMOTE] > remote:
             compute = max(compute, (counters[REMOTE] - remote) * costs.remote_page_ps // 1000)
-        end = max(start + compute, clock[HANDLER])
-        row(program, END, compute, 0, i, -1, -1, -1, 0)
-        clock[TIME] = end
-        ends[i] = end
+        clock[HANDLER] = clock[STREAM] = max(start + compute, clock[HANDLER])
+        row(t.time, ROW_END, compute, i)
+        t.ends[i] = clock[STREAM]

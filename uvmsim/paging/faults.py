@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from uvmsim.paging.bits import next_clear
-from uvmsim.paging.tables import ACCESSED_BY, FAULTS, REMOTE, REMOTE_FLAG
-from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
-from uvmsim.policies.pages.base import PAGES
+from uvmsim.paging.kernels import Kernels
+from uvmsim.paging.tables import ACCESSED_BY, FAULTS, REMOTE, REMOTE_FLAG, Tables
+from uvmsim.policies.pages.base import BATCH, PAGES
 
 
 def is_remote(d, p, b):
@@ -49,21 +49,25 @@ def next_missing(d, p, page, last):
     return last
 
 
-def fetch(d, p, x, last, m, entries, burst, costs, counters):
-    """Fill a batch: SM by SM (touch by touch) a burst of missing pages, round and round, until the
-    batch is full or nothing is missing. Blocks are numbered in ``x.block``; returns how many."""
-    number = d.n[BATCH_NUMBER]
+def fetch(t: Tables, k: Kernels, wave, active, counters):
+    """Fill a batch from the first ``active`` touches that wait: SM by SM (touch by touch) a burst of
+    missing pages, round and round, until the batch is full or nothing is missing. Returns how many
+    blocks, numbered in `Scratch.block`, and how many distinct pages."""
+    d, p, x = t.driver, t.pages, t.scratch
+    room, entries = t.time.costs.batch, k.entries[wave]
+    burst = k.burst[wave] if k.burst[wave] > 0 else t.time.costs.burst
+    number = d.n[BATCH]
     used, n, distinct = np.int64(0), 0, np.int64(0)
-    for i in range(m):
+    for i in range(active):
         x.scan[i] = x.at[i]
     progress = True
-    while used < costs.batch and progress:
+    while used < room and progress:
         progress = False
-        for i in range(m):
+        for i in range(active):
             taken = 0
-            end = last[x.touch[i]]
+            end = k.last[x.touch[i]]
             q = x.scan[i]
-            while q < end and taken < burst and used < costs.batch:
+            while q < end and taken < burst and used < room:
                 b = q // PAGES
                 if is_remote(d, p, b):
                     q = (b + 1) * PAGES

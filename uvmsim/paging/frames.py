@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from uvmsim.paging.bits import mappings, popcount, runs
@@ -22,8 +24,26 @@ from uvmsim.paging.tables import (
     SERVICES,
     ZEROED,
 )
-from uvmsim.policies.pages.base import ACTIVATES, BYPASS, CURRENT, PAGES, move_tail
-from uvmsim.policies.pages.base import BATCH as BATCH_NUMBER
+from uvmsim.policies.pages.base import ACTIVATES, BATCH, BYPASS, CURRENT, PAGES, move_tail
+
+
+class Moved(NamedTuple):
+    """What making a block resident took."""
+
+    done: bool
+    """False where every frame belongs to a block of this batch: nothing happened."""
+    pages: int
+    """4 KiB pages copied in."""
+    operations: int
+    """Copies."""
+    entries: int
+    """Page table entries."""
+    back: int
+    """Pages of the victim to copy back."""
+    victim: int
+    """VA block that lost its frame, -1."""
+    label: int
+    """Its chunk; negative minus 1 where it was allocated for it."""
 
 
 def unlink(d, chunk):
@@ -66,7 +86,7 @@ def take_chunk(sl, d, p, counters):
         evict_prepare(sl, seen_by_hooks(d))
     end = np.int64(len(d.next) - 1)
     chunk = np.int64(d.next[end])
-    while chunk != end and p.stamp[d.block_of[chunk]] == d.n[BATCH_NUMBER]:
+    while chunk != end and p.stamp[d.block_of[chunk]] == d.n[BATCH]:
         chunk = np.int64(d.next[chunk])
     if chunk == end:
         return np.int64(-1), np.int64(0), np.int64(-1)
@@ -82,15 +102,15 @@ def release(d, p, b, counters):
 
 
 def make_resident(sl, d, p, b, mask, counters):
-    """Bring ``mask``'s missing pages of block ``b`` in. Returns (done, pages copied, copies, page table
-    entries, pages to copy back, block evicted, chunk)."""
+    """Bring ``mask``'s missing pages of block ``b`` in."""
     chunk = np.int64(d.chunk_of[b])
     back, victim = np.int64(0), np.int64(-1)
     label = chunk
     if chunk < 0:
         chunk, back, victim = take_chunk(sl, d, p, counters)
         if chunk < 0:
-            return False, np.int64(0), np.int64(0), np.int64(0), back, victim, chunk
+            nothing = np.int64(0)
+            return Moved(chunk >= 0, nothing, nothing, nothing, back, victim, chunk)
         label = -1 - chunk
         d.chunk_of[b] = chunk
         d.block_of[chunk] = b
@@ -123,4 +143,4 @@ def make_resident(sl, d, p, b, mask, counters):
     counters[SERVICES] += 1
     counters[PAGES_IN] += pages
     counters[COPIES] += operations
-    return True, pages, operations, entries, back, victim, label
+    return Moved(chunk >= 0, pages, operations, entries, back, victim, label)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from traces.faults import BLOCK, PAGE
 from uvmsim.machine.model import Model
 from uvmsim.machine.model_spec import TYPES, role_of
 
-PAGE = 4096
-BLOCK = 2 << 20
+__all__ = ["BLOCK", "PAGE", "Layout", "Placed", "layout"]
+
 ALIGN = 128
 PAD_WEIGHTS = 512
 ROW_GUESS = 1536

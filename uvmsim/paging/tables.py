@@ -1,9 +1,8 @@
-"""The driver's memory: what is resident, which frame holds what, counters, costs, the clock."""
+"""The driver's tables: what is resident, which frame holds what, counters, costs, clock, program."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +21,15 @@ REMOTE_FLAG, READ_MOSTLY, PREFER_GPU, ACCESSED_BY = 1, 2, 4, 8
 block_select_residency), read-mostly (a copy stays with the CPU, eviction copies nothing), preferred
 location GPU, accessed by the GPU (read across the link once evicted)."""
 
-TIME, HANDLER, H2D, D2H = range(4)
-"""Places in the clock, int64 ns: the GPU's stream, the fault handler, the copy engines are free."""
+STREAM, HANDLER, H2D, D2H = range(4)
+"""Places in the clock: when the GPU's stream, the fault handler, the copy engines are free."""
 
-KERNEL, BATCH, SERVICE, REPLAY, WORK, ASYNC, WAIT, COPY, END = range(9)
-"""Kinds of a program row, with what ``a``, ``b`` and ``c`` hold (ns, but for numbers):
-
-KERNEL a kernel begins; BATCH a: handler time; SERVICE a: handler time, b: victim's way out, c: pages'
-way in; REPLAY a: after the batch's copies; WORK a: what the warps do that waited; ASYNC b, c: as a
-service that nobody waits for; WAIT a: row of such a one; COPY c: an explicit copy before the next
-kernel; END a: the kernel's own work, c: its number."""
+ROW_KERNEL, ROW_BATCH, ROW_SERVICE, ROW_REPLAY, ROW_WORK, ROW_ASYNC, ROW_WAIT, ROW_COPY, ROW_END = (
+    range(9)
+)
+"""Kinds of a program row: a kernel begins; a fault batch is fetched; a block is served; the faults are
+replayed after the batch's copies; the warps that waited do their work; a service that nobody waits
+for; somebody waits for such a one after all; an explicit copy before the next kernel; a kernel ends."""
 
 TO_DEVICE, TO_HOST = 1, 2
 """`Kernels.action`: a prefetch instead of a kernel."""
@@ -110,14 +108,21 @@ class Costs(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Rows for a readable clock; written only if there is room for them."""
+    """What the driver decided, R rows, with its clock; written only if there is room for them."""
 
     kind: np.ndarray
-    """int8 [R]"""
-    a: np.ndarray
-    """int64 [R]"""
-    b: np.ndarray
-    c: np.ndarray
+    """int8 [R]: ``ROW_KERNEL`` and so on."""
+    own_ns: np.ndarray
+    """int64 [R]: what the row itself takes: the handler's time; of ``ROW_WORK`` the warps', of
+    ``ROW_COPY`` the copy's, of ``ROW_END`` the kernel's when all is resident."""
+    out_ns: np.ndarray
+    """int64 [R]: the victim's way out, of a service."""
+    in_ns: np.ndarray
+    """int64 [R]: the pages' way in."""
+    ref: np.ndarray
+    """int64 [R]: kernel of ``ROW_KERNEL`` and ``ROW_END``; row that ``ROW_WAIT`` waits for; else -1."""
+    clock_ns: np.ndarray
+    """int64 [R]: the handler's clock when the row is done. A service began ``own_ns`` before."""
     block: np.ndarray
     """int32 [R]: VA block of a service, -1."""
     victim: np.ndarray
@@ -127,33 +132,58 @@ class Program(NamedTuple):
     page: np.ndarray
     """int32 [R]: first page that faulted."""
     n: np.ndarray
-    """int64 [2]: rows so far, rows there is room for."""
+    """int64 [1]: rows so far, more than R where there was no room."""
 
 
-@dataclass(frozen=True)
-class Tables:
-    """All of a driver at rest."""
+class Time(NamedTuple):
+    """What things take, when it is, and the record of both."""
+
+    costs: Costs
+    clock: np.ndarray
+    """int64 [4], ns: ``STREAM``, ``HANDLER``, ``H2D``, ``D2H``."""
+    program: Program
+
+
+class Tables(NamedTuple):
+    """All that a run of the driver reads and writes, but for its kernels: S steps, K kernels."""
 
     driver: Driver
     pages: Pages
+    scratch: Scratch
+    time: Time
+    counts: np.ndarray
+    """int64 [S, COUNTERS]"""
+    ends: np.ndarray
+    """int64 [K]: when each kernel ended, ns."""
 
 
-def new_tables(n_pages: np.ndarray, tenant: np.ndarray, n_chunks: int, requests: int) -> Tables:
+class States(NamedTuple):
+    """What a policy's hooks keep between calls; one and the same where one policy has all hooks."""
+
+    prefetch: Any
+    order: Any
+
+
+def new_driver(n_pages: np.ndarray, tenant: np.ndarray, n_chunks: int, requests: int) -> Driver:
     """An empty device memory of ``n_chunks`` frames."""
     blocks = len(n_pages)
     chain = np.full(n_chunks + 1, n_chunks, np.int32)
-    driver = Driver(
+    return Driver(
         np.zeros((blocks, PAGES // 64), np.uint64), np.zeros(blocks, np.int32),
         n_pages.astype(np.int32), np.full(blocks, -1, np.int32), np.full(n_chunks, -1, np.int32),
         chain, chain.copy(), tenant.astype(np.int8), np.zeros(PAGES // 64, np.uint64),
         np.zeros(requests, np.int64), np.zeros(8, np.int64),
     )  # fmt: skip
-    pages = Pages(
-        np.zeros(blocks, np.uint8), np.zeros(blocks, np.uint8), np.zeros(blocks, np.int64),
+
+
+def new_pages(advice: np.ndarray, populated: np.ndarray, n_chunks: int) -> Pages:
+    """Nothing on its way, all frames free."""
+    blocks = len(advice)
+    return Pages(
+        advice.astype(np.uint8), populated.astype(np.uint8), np.zeros(blocks, np.int64),
         np.full(blocks, -1, np.int64), np.full(blocks, -1, np.int64), np.zeros(blocks, np.int64),
         np.arange(n_chunks, dtype=np.int32)[::-1].copy(), np.array([n_chunks], np.int64),
     )  # fmt: skip
-    return Tables(driver, pages)
 
 
 def new_scratch(batch: int, touches: int) -> Scratch:
@@ -168,9 +198,9 @@ def new_scratch(batch: int, touches: int) -> Scratch:
 
 def new_program(rows: int) -> Program:
     """Room for ``rows`` rows; 0 writes none."""
-    i32 = np.int32
+    i32, i64 = np.int32, np.int64
     return Program(
-        np.zeros(rows, np.int8), np.zeros(rows, np.int64), np.zeros(rows, np.int64),
-        np.zeros(rows, np.int64), np.zeros(rows, i32), np.zeros(rows, i32), np.zeros(rows, i32),
-        np.zeros(rows, i32), np.array([0, rows], np.int64),
+        np.zeros(rows, np.int8), np.zeros(rows, i64), np.zeros(rows, i64), np.zeros(rows, i64),
+        np.full(rows, -1, i64), np.zeros(rows, i64), np.full(rows, -1, i32),
+        np.full(rows, -1, i32), np.full(rows, -1, i32), np.zeros(rows, i32), np.zeros(1, i64),
     )  # fmt: skip

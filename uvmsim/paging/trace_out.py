@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from traces.errors import InputError
 from traces.faults.writer import FaultWriter
-from traces.jit import compiled
 from uvmsim.machine.hardware import Hardware
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import PagedRun, Setup, costs_of
@@ -37,15 +36,8 @@ def write_trace(
     """Write a run that has its program to ``path``; returns the number of events."""
     program = paged.program
     assert program is not None
-    rows = int(program.n[0])
-    before, after, ends = row_times(
-        program.kind[:rows], program.a[:rows], program.b[:rows], program.c[:rows], hw.duplex,
-        len(paged.ends),
-    )  # fmt: skip
-    if not np.array_equal(ends, paged.ends):
-        raise AssertionError("the program's clock and the driver's disagree")
     costs = costs_of(hw, setup.threshold)
-    served = np.flatnonzero((program.kind[:rows] == t.SERVICE) | (program.kind[:rows] == t.ASYNC))
+    served = np.flatnonzero((program.kind == t.ROW_SERVICE) | (program.kind == t.ROW_ASYNC))
     if not len(served):
         raise InputError(
             f"{path}: no page ever faulted, so there is nothing to write; more --ratio"
@@ -58,7 +50,7 @@ def write_trace(
         raise InputError(f"{path}: cannot be written ({e.strerror or e})") from None
     try:
         for at in range(0, len(served), ROWS):
-            total += _append(writer, program, served[at : at + ROWS], before, after, setup, costs)
+            total += _append(writer, program, served[at : at + ROWS], setup, costs)
         writer.close()
     except BaseException:
         writer.discard()
@@ -66,21 +58,23 @@ def write_trace(
     return total
 
 
-def _append(writer, program, rows, before, after, setup: Setup, costs: t.Costs) -> int:  # type: ignore[no-untyped-def]
+def _append(
+    writer: FaultWriter, program: t.Program, rows: np.ndarray, setup: Setup, costs: t.Costs
+) -> int:
     """The events of some services, in order."""
     n = len(rows)
     block, victim = program.block[rows].astype(np.int64), program.victim[rows].astype(np.int64)
     label, page = program.chunk[rows].astype(np.int64), program.page[rows].astype(np.int64)
     fresh, evicts = label < 0, victim >= 0
     chunk = np.where(fresh, -1 - label, label)
-    back = np.maximum(program.b[rows] - costs.copy_ns, 0)
+    back = np.maximum(program.out_ns[rows] - costs.copy_ns, 0)
     pages_back = -(-back * 1000 // costs.page_out_ps)
     there = np.ones((n, len(KINDS)), bool)
-    there[:, FAULT] = program.kind[rows] == t.SERVICE
+    there[:, FAULT] = program.kind[rows] == t.ROW_SERVICE
     there[:, PREPARE] = there[:, EVICT] = evicts
     there[:, ACTIVATE] = fresh
-    time = np.repeat(after[rows][:, None], len(KINDS), axis=1)
-    time[:, FAULT] = before[rows]
+    time = np.repeat(program.clock_ns[rows][:, None], len(KINDS), axis=1)
+    time[:, FAULT] -= program.own_ns[rows]
     whose = np.repeat(block[:, None], len(KINDS), axis=1)
     whose[:, EVICT] = victim
     start = VA_BASE + whose * BLOCK
@@ -109,55 +103,3 @@ def _append(writer, program, rows, before, after, setup: Setup, costs: t.Costs) 
         thread=pa.array(np.ones(len(codes), np.int32)),
     )
     return len(codes)
-
-
-@compiled()
-def row_times(kind, a, b, c, duplex, n_kernels):
-    """The clock of `uvmsim.paging.driver` over a program's rows: int64 [R] the fault handler's time
-    before and after each row, int64 [K] the kernels' ends, ns."""
-    n = len(kind)
-    before, after = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    arrival = np.zeros(n, np.int64)
-    ends = np.zeros(n_kernels, np.int64)
-    gpu = handler = h2d = d2h = start = last = np.int64(0)
-    copied = False
-    for i in range(n):
-        k = kind[i]
-        if k == t.COPY:
-            h2d = start = max(h2d, gpu) + c[i]
-            copied = True
-        elif k == t.KERNEL:
-            if not copied:
-                start = gpu
-            copied = False
-            handler = start
-        before[i] = handler
-        if k == t.BATCH:
-            handler += a[i]
-            last = handler
-        elif k == t.SERVICE or k == t.ASYNC:
-            handler += a[i]
-            done = handler
-            if b[i] > 0:
-                d2h = done = max(d2h, handler) + b[i]
-                if not duplex:
-                    h2d = max(h2d, d2h)
-            if c[i] > 0:
-                h2d = max(h2d, handler) + c[i]
-                done = max(done, h2d)
-                if not duplex:
-                    d2h = h2d
-            arrival[i] = done
-            if k == t.SERVICE:
-                last = max(last, done)
-        elif k == t.REPLAY:
-            handler = max(handler, last) + a[i]
-        elif k == t.WORK:
-            handler += a[i]
-        elif k == t.WAIT:
-            handler = max(handler, arrival[a[i]])
-        elif k == t.END:
-            gpu = max(start + a[i], handler)
-            ends[c[i]] = gpu
-        after[i] = handler
-    return before, after, ends
