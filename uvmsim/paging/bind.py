@@ -13,11 +13,11 @@ from uvmsim.policies.pages.registry import HOOKS, ORDER_HOOKS, PREFETCH_HOOKS, h
 
 def bind(
     prefetch: type[PagePolicy], order: type[PagePolicy], records: bool,
-    states: tuple[Any, ...] = (),
+    given: tuple[Any, ...] = (),
 ) -> Bound:  # fmt: skip
     """`uvmsim.paging.driver.run_kernels` with the prefetch hooks of one policy and the list hooks
-    of another (or the same one), whose ``states`` it will be called with. ``records``: write the
-    program."""
+    of another (or the same one). ``records``: write the program. ``given``: what it will be called
+    with, tables, states, kernels."""
     owner = dict.fromkeys(PREFETCH_HOOKS, prefetch) | dict.fromkeys(ORDER_HOOKS, order)
     swaps = {getattr(hooks, name): getattr(owner[name], name) for name in HOOKS}
     switches = {
@@ -26,4 +26,4 @@ def bind(
         "MIGRATES": prefetch.migrates or order.migrates,
         "RECORDS": records,
     }
-    return put_into(driver.run_kernels, swaps, switches, states=states)
+    return put_into(driver.run_kernels, swaps, switches, states=given)

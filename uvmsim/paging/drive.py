@@ -125,7 +125,9 @@ def _run(
     loaded: dict[int, tuple[Bound, States]] = {}
     for phase, spec in ((PREFILL, prefill), (DECODE, decode)):
         same = phase == DECODE and spec is prefill
-        loaded[phase] = loaded[PREFILL] if same else _load(spec, ctx, rows != 0)
+        loaded[phase] = (
+            loaded[PREFILL] if same else _load(spec, ctx, rows != 0, made, setup.kernels)
+        )
     for lo, hi, phase in _segments(setup.phase[setup.kernels.step]):
         bound, states = loaded[phase]
         spec = prefill if phase == PREFILL else decode
@@ -165,7 +167,9 @@ def _tables(setup: Setup, hw: Hardware, rows: int) -> Tables:
     )
 
 
-def _load(spec: PagePolicySpec, ctx: PageContext, record: bool) -> tuple[Bound, States]:
+def _load(
+    spec: PagePolicySpec, ctx: PageContext, record: bool, made: Tables, kernels: Kernels
+) -> tuple[Bound, States]:
     """The driver with a policy's hooks, and the states of its two halves."""
     classes = type(spec.prefetch), type(spec.order)
     try:
@@ -175,7 +179,8 @@ def _load(spec: PagePolicySpec, ctx: PageContext, record: bool) -> tuple[Bound, 
         if not spec.files or isinstance(err, InputError):
             raise
         raise InputError(f"policy {spec.name}, state(): {type(err).__name__}: {err}") from err
-    return bind(*classes, record, (sp, sl)), States(sp, sl)
+    states = States(sp, sl)
+    return bind(*classes, record, (made, states, kernels)), states
 
 
 def _segments(phase: np.ndarray) -> list[tuple[int, int, int]]:

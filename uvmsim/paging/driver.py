@@ -92,11 +92,10 @@ def carry(time: Time, kind, own_ns, b, page, moved: Moved, beside):
     """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: the copy in
     runs beside another block's way out. Returns when the copies are done, and the row's number."""
     costs, program = time.costs, time.program
-    out_ns = np.int64(0)
-    if moved.back > 0:
-        out_ns = costs.copy_ns + moved.back * costs.page_out_ps // 1000
+    back = moved.back
+    out_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)
     in_ns = moved.operations * costs.copy_ns + moved.pages * costs.page_in_ps // 1000
-    if beside and costs.duplex and moved.back > 0:
+    if beside and costs.duplex and back > 0:
         in_ns = in_ns * 1000 // costs.duplex_permille
     time.clock[HANDLER] += own_ns
     done = transfer(time, out_ns, in_ns)

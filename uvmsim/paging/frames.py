@@ -24,25 +24,26 @@ from uvmsim.paging.tables import (
     SERVICES,
     ZEROED,
 )
+from uvmsim.policies.base import Number
 from uvmsim.policies.pages.base import ACTIVATES, BATCH, BYPASS, CURRENT, PAGES, move_tail
 
 
 class Moved(NamedTuple):
     """What making a block resident took."""
 
-    done: bool
+    done: bool | np.bool
     """False where every frame belongs to a block of this batch: nothing happened."""
-    pages: int
+    pages: Number
     """4 KiB pages copied in."""
-    operations: int
+    operations: Number
     """Copies."""
-    entries: int
+    entries: Number
     """Page table entries."""
-    back: int
+    back: Number
     """Pages of the victim to copy back."""
-    victim: int
+    victim: Number
     """VA block that lost its frame, -1."""
-    label: int
+    label: Number
     """Its chunk; negative minus 1 where it was allocated for it."""
 
 
