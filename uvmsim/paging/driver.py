@@ -113,14 +113,14 @@ def service(t: Tables, s: States, n, counters):
     last = t.time.clock[HANDLER]
     served = False
     for i in range(n):
-        k = x.order[i]
-        b = x.block[k]
-        prefetch_mask(s.prefetch, d, p, x, b, x.faulted[k], t.time.costs.threshold)
+        slot = x.order[i]
+        b, faulted = x.block[slot], x.faulted[slot]
+        prefetch_mask(s.prefetch, d, p, x, b, faulted, t.time.costs.threshold)
         first = np.int64(0)
-        while x.faulted[k, first >> 6] >> np.uint64(first & 63) & np.uint64(1) == 0:
+        while faulted[first >> 6] >> np.uint64(first & 63) & np.uint64(1) == 0:
             first += 1
         for w in range(PAGES // 64):
-            x.mask[w] |= x.faulted[k, w]
+            x.mask[w] |= faulted[w]
         moved = make_resident(s.order, d, p, b, x.mask, counters)
         if not moved.done:
             # If no block was served yet, those whose frames these are come first.
@@ -128,9 +128,8 @@ def service(t: Tables, s: States, n, counters):
                 break
             continue
         served = True
-        done, _ = carry(
-            t.time, ROW_SERVICE, service_ns(t.time.costs, moved), b, first, moved, i > 0
-        )
+        cpu = service_ns(t.time.costs, moved)
+        done, _ = carry(t.time, ROW_SERVICE, cpu, b, first, moved, i > 0)
         last = max(last, done)
     return last
 

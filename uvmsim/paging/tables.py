@@ -57,24 +57,24 @@ class Pages(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for one fault batch."""
+    """Room for one fault batch, and for the touches of a wave."""
 
     block: np.ndarray
-    """int64 [batch]"""
+    """int64 [batch]: VA blocks that faulted, in the order of their first fault."""
     order: np.ndarray
-    """int64 [batch]"""
+    """int64 [batch]: their places by address."""
     faulted: np.ndarray
-    """uint64 [batch, 8]"""
+    """uint64 [batch, 8]: pages of each that faulted."""
     touch: np.ndarray
     """int64 [touches]: unfinished touches of the wave."""
     at: np.ndarray
-    """int64 [touches]: first page a touch still needs."""
+    """int64 [touches]: first page each still needs."""
     scan: np.ndarray
-    """int64 [touches]"""
+    """int64 [touches]: how far a batch has read each."""
     region: np.ndarray
-    """int64 [4]"""
+    """int64 [4]: what `PagePolicy.page_prefetch` answers in."""
     mask: np.ndarray
-    """uint64 [8]"""
+    """uint64 [8]: pages to bring in."""
 
 
 class Costs(NamedTuple):
