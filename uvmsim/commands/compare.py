@@ -15,6 +15,7 @@ import click
     "everything else is scaled along.",
 )  # fmt: skip
 @click.option("--hardware", metavar="H", help="Preset or TOML file (`uvmsim hardware`); rtx5090.")
+@click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
 @click.option("--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's.")
 @click.option(
     "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."

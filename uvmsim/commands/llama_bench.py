@@ -10,6 +10,7 @@ import click
 @click.command("llama-bench", short_help="llama-bench's table for a model larger than the GPU.")
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
 @click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
+@click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
 @click.option(
     "--mechanism", "mechanisms", metavar="X", multiple=True,
     help="uvm (default), zero-copy, cpu-offload, resident, stream, expert-cache; repeatable.",

@@ -43,7 +43,7 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     priced = replace(
         plan,
         copy_ns=copy_ns,
-        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.decision_ns, 0),
+        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0),
         compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
     )
     return finish(priced, w, tail)

@@ -1,6 +1,6 @@
 """TOML descriptions: finding a preset or a file, reading it, and saying in one line what is wrong.
 
-Models and hardware are both described this way. A description is checked against a pydantic
+Models, hardware and engines are described this way. A description is checked against a pydantic
 schema that forbids unknown keys; the first fault found becomes one `InputError` naming the file,
 the key and, for a key that does not exist, the nearest one that does.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,7 +22,8 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def preset_paths(kind: str) -> dict[str, Path]:
-    """Preset name -> file, for ``kind`` ``"models"`` or ``"hardware"``, in name order."""
+    """Preset name -> file, for ``kind`` ``"models"``, ``"hardware"`` or ``"engines"``, in name
+    order."""
     return {p.stem: p for p in sorted((PRESETS / kind).glob("*.toml"))}
 
 
@@ -48,8 +50,22 @@ def find(spec: str, kind: str, what: str, suffixes: tuple[str, ...]) -> Path:
     )
 
 
-def read(path: Path, schema: type[S]) -> S:
-    """The TOML file at ``path``, checked; `InputError` (one line) where it is wrong."""
+def beside(spec: str, home: Path | None) -> str:
+    """``spec`` as a file in ``home`` means it: a path to a file there, else as it stands."""
+    if home is None or not spec.lower().endswith(".toml"):
+        return spec
+    return str(home / Path(spec).expanduser())
+
+
+def read(
+    path: Path,
+    schema: type[S],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> S:
+    """The TOML file at ``path``, checked; `InputError` (one line) where it is wrong.
+
+    ``prepare`` changes what the file says before it is checked.
+    """
     where = path.stem if path.is_relative_to(PRESETS) else str(path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +76,7 @@ def read(path: Path, schema: type[S]) -> S:
     except tomllib.TOMLDecodeError as e:
         raise InputError(f"{where}: not valid TOML: {e}") from None
     try:
-        return schema.model_validate(data)
+        return schema.model_validate(prepare(data) if prepare else data)
     except ValidationError as e:
         raise InputError(f"{where}: {_first_fault(e, schema)}") from None
 

@@ -1,57 +1,51 @@
-"""Where a model runs: GPU memory, link, copy engines, CPU. Every quantity with its source.
+"""Where a model runs: GPU memory, link, copy engines, CPU, the paging driver. Every quantity with
+its source.
 
-A `Hardware` comes from a preset or a TOML file in which each quantity is
-``{ value = "54.7 GB/s", source = "..." }``; a source that begins with ``estimate:`` marks a number
-nobody measured. Durations are whole nanoseconds, rounded to the nearest.
+A `Hardware` comes from a preset or a TOML file (`uvmsim.machine.quantities`) and holds what a datasheet
+or a bandwidth test knows. What one program makes of it is its ``engine``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from traces.errors import InputError
 from uvmsim.core import units
+from uvmsim.machine.descriptions import beside, find, preset_paths, read
+from uvmsim.machine.engine import SPEEDS, EngineProfile, EngineSpec, Reach, engine_spec
+from uvmsim.machine.quantities import (
+    Bytes,
+    Count,
+    Flops,
+    Rate,
+    Share,
+    Sourced,
+    Time,
+    duration_ns,
+    parts,
+    shown,
+)
 
-T = TypeVar("T")
-
-
-def _parsed(parse: Callable[[Any], int]) -> BeforeValidator:
-    def run(value: Any) -> int:
-        try:
-            return parse(value)
-        except InputError as e:  # so that the message gets the file and the key in front
-            raise ValueError(str(e)) from None
-
-    return BeforeValidator(run)
-
-
-Bytes = Annotated[int, _parsed(units.parse_bytes), Field(gt=0)]
-Rate = Annotated[int, _parsed(units.parse_bandwidth)]
-Time = Annotated[int, _parsed(units.parse_time)]
-Flops = Annotated[int, _parsed(units.parse_flops)]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Sourced(BaseModel, Generic[T]):
-    """A value and where it comes from."""
-
-    model_config = ConfigDict(extra="forbid")
-    value: T
-    source: Annotated[str, Field(min_length=1)]
+OLD_ENGINE_KEYS = (
+    "dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", "dense_bytes_per_s",
+    "expert_tile_tokens",
+)  # fmt: skip
+"""The engine's keys that stood among the machine's before there were engines."""
 
 
 class UvmSpec(BaseModel):
     """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
 
     model_config = ConfigDict(extra="forbid")
-    sm_count: Sourced[Annotated[int, Field(gt=0)]]
-    ctas_per_sm: Sourced[Annotated[int, Field(gt=0)]]
-    burst_pages: Sourced[Annotated[int, Field(gt=0)]]
-    fault_sharing: Sourced[Annotated[int, Field(gt=0)]]
+    sm_count: Sourced[Count]
+    ctas_per_sm: Sourced[Count]
+    burst_pages: Sourced[Count]
+    fault_sharing: Sourced[Count]
     batch_ns: Sourced[Time]
     page_ns: Sourced[Time]
     service_ns: Sourced[Time]
@@ -70,13 +64,10 @@ class HardwareSpec(BaseModel):
     name: str
     gpu: str
     summary: str
+    engine: EngineSpec
     vram_bytes: Sourced[Bytes]
     memory_bytes_per_s: Sourced[Rate]
-    dense_bytes_per_s: Sourced[Rate] | None = None
-    expert_tile_tokens: Sourced[Annotated[int, Field(gt=0)]] | None = None
     compute_flops: Sourced[Flops]
-    dense_launch_ns: Sourced[Time]
-    expert_launch_ns: Sourced[Time]
     h2d_bytes_per_s: Sourced[Rate]
     d2h_bytes_per_s: Sourced[Rate]
     copy_latency_ns: Sourced[Time]
@@ -86,8 +77,6 @@ class HardwareSpec(BaseModel):
     duplex_factor: Sourced[Share]
     zero_copy_bytes_per_s: Sourced[Rate]
     cpu_bytes_per_s: Sourced[Rate]
-    cpu_sync_ns: Sourced[Time]
-    decision_ns: Sourced[Time]
     pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
     host_bytes: Sourced[Bytes] | None = None
     uvm: UvmSpec | None = None
@@ -126,13 +115,6 @@ class UvmCosts:
     """Copying a victim's pages back."""
 
 
-def duration_ns(amount: int, per_second: int) -> int:
-    """Nanoseconds for ``amount`` (bytes or operations), to the nearest, ties to even: the same
-    float64 expression as ``np.rint(amount / per_second * 1e9)``, hence the same nanosecond.
-    """
-    return round(amount / per_second * 1e9)
-
-
 @dataclass(frozen=True)
 class Hardware:
     """One machine. Rates are bytes (operations) a second, times nanoseconds."""
@@ -140,16 +122,14 @@ class Hardware:
     name: str
     gpu: str
     summary: str
+    engine: EngineProfile
+    """The program that runs on it."""
     vram_bytes: int
     """Device memory a program can use."""
     memory_bytes_per_s: int
-    """Reading weights from device memory, as achieved by a kernel."""
+    """Reading device memory, as achieved by a kernel that does nothing else."""
     compute_flops: int
-    """Matrix operations a second, as achieved by large products."""
-    dense_launch_ns: int
-    """Fixed cost of a block's dense part: its kernels' launches and gaps."""
-    expert_launch_ns: int
-    """Fixed cost of one expert call: the kernels that compute a layer's chosen experts together."""
+    """Matrix operations a second, as achieved by a library's large products."""
     h2d_bytes_per_s: int
     """Host to device from pinned memory, large copies."""
     d2h_bytes_per_s: int
@@ -165,20 +145,11 @@ class Hardware:
     zero_copy_bytes_per_s: int
     """A kernel reading pinned host memory across the link."""
     cpu_bytes_per_s: int
-    """Expert weights read by the CPU's own expert kernels."""
-    cpu_sync_ns: int
-    """GPU to CPU and back, once a layer whose experts run on the CPU."""
-    decision_ns: int
-    """Router ids to the host, the policy's decision, and back, once a layer with a cache."""
+    """Weights read by the CPU."""
     pinned_alloc_bytes_per_s: int | None = None
     """Allocating and page-locking fresh host memory; None where unknown."""
     host_bytes: int | None = None
     """Host memory; None where unknown."""
-    expert_tile_tokens: int | None = None
-    """Tokens a prefill kernel computes at a time for one expert, however few there are; None: 1."""
-    dense_bytes_per_s: int | None = None
-    """Reading dense weights, where that is another speed than the experts' (dequantisation);
-    None: ``memory_bytes_per_s``."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
     uvm: UvmCosts | None = None
@@ -187,32 +158,41 @@ class Hardware:
     # ---- where a description comes from --------------------------------------------------------
 
     @classmethod
-    def load(cls, spec: str) -> Hardware:
-        """A preset name or a ``.toml`` file; `InputError` (one line) where it is neither."""
-        from uvmsim.machine.descriptions import find, read
+    def load(cls, spec: str, program: str | None = None) -> Hardware:
+        """A preset name or a ``.toml`` file; `InputError` (one line) where it is neither.
 
-        return cls.from_spec(read(find(spec, "hardware", "hardware", (".toml",)), HardwareSpec))
+        ``program`` names another engine than the description does: a preset, or a ``.toml`` file.
+        """
+        made = cls.from_spec(_hardware_spec(find(spec, "hardware", "hardware", (".toml",))))
+        return made.running(EngineProfile.load(program)) if program else made
 
     @classmethod
     def list_presets(cls) -> dict[str, str]:
         """Preset name -> one line saying what it is."""
-        from uvmsim.machine.descriptions import preset_paths, read
-
-        paths = preset_paths("hardware")
-        return {name: read(p, HardwareSpec).summary for name, p in paths.items()}
+        return {name: _hardware_spec(p).summary for name, p in preset_paths("hardware").items()}
 
     @classmethod
     def from_spec(cls, spec: HardwareSpec) -> Hardware:
-        given = {k: getattr(spec, k) for k in HardwareSpec.model_fields}
-        sourced = {k: v for k, v in given.items() if isinstance(v, Sourced)}
-        plain = {k: v for k, v in given.items() if k not in sourced and k != "uvm"}
-        sources = {k: v.source for k, v in sourced.items()}
+        values, sources = parts(spec)
         uvm = None
         if spec.uvm is not None:
-            parts = {k: getattr(spec.uvm, k) for k in UvmSpec.model_fields}
-            uvm = UvmCosts(**{k: v.value for k, v in parts.items()})
-            sources |= {f"uvm.{k}": v.source for k, v in parts.items()}
-        return cls(**plain, **{k: v.value for k, v in sourced.items()}, sources=sources, uvm=uvm)
+            constants, from_where = parts(spec.uvm)
+            uvm = UvmCosts(**constants)
+            sources |= {f"uvm.{k}": v for k, v in from_where.items()}
+        engine = EngineProfile.from_spec(spec.engine)
+        made = cls(spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm)
+        return made.running(engine)
+
+    def running(self, engine: EngineProfile) -> Hardware:
+        """The machine with another program; speeds found on another machine are moved to this one.
+
+        Raises `InputError` where the profile names a machine that is none.
+        """
+        if engine.machine is not None:
+            home = _hardware_spec(find(engine.machine, "hardware", "hardware", (".toml",)))
+            values, _ = parts(home)
+            engine = engine.moved({k: values[k] for k in SPEEDS.values()}, self)
+        return replace(self, engine=engine)
 
     def with_(self, *, vram: str | int | None = None, link: str | int | None = None) -> Hardware:
         """The same machine with another memory size or link (``--vram 24GiB``, ``--link 28GB/s``).
@@ -232,7 +212,7 @@ class Hardware:
             new["zero_copy_bytes_per_s"] = max(1, zero_copy)
             for key in ("pageable_h2d_bytes_per_s", "pageable_d2h_bytes_per_s"):
                 new[key] = min(getattr(self, key), rate)
-        note = {k: f"given by the user (preset: {self._shown(k)})" for k in new}
+        note = {k: f"given by the user (preset: {shown(k, getattr(self, k))})" for k in new}
         if link is not None and self.uvm is not None:
             scaled = {
                 k: max(1, getattr(self.uvm, k) * rate // self.h2d_bytes_per_s)
@@ -275,47 +255,94 @@ class Hardware:
         """Reading ``nbytes`` of weights from host memory by a kernel."""
         return duration_ns(nbytes, self.zero_copy_bytes_per_s)
 
+    # ---- what the engine makes of it -----------------------------------------------------------
+
+    @property
+    def reach(self) -> Reach:
+        """What the engine's kernels reach here."""
+        return self.engine.reach(self)
+
     def cpu_ns(self, nbytes: int) -> int:
         """The CPU reading (and using) ``nbytes`` of expert weights."""
-        return duration_ns(nbytes, self.cpu_bytes_per_s)
+        return duration_ns(nbytes, self.reach.cpu_bytes_per_s)
 
     def roofline_ns(self, nbytes: int, flops: int) -> int:
-        """The longer of reading the weights and computing with them; launches not included."""
-        return max(self.read_ns(nbytes), duration_ns(flops, self.compute_flops))
+        """The longer of reading expert weights and computing with them, launches not included."""
+        reach = self.reach
+        read = duration_ns(nbytes, reach.expert_bytes_per_s)
+        return max(read, duration_ns(flops, reach.compute_flops))
 
     # ---- output --------------------------------------------------------------------------------
 
     def quantities(self) -> list[tuple[str, str, str]]:
-        """``(field, value as people write it, source)`` of every quantity, in file order."""
-        rows = [(k, self._shown(k), self.sources.get(k, "")) for k in self._quantity_names()]
-        for k, value in vars(self.uvm).items() if self.uvm else ():
-            key = f"uvm.{k}"
-            rows.append((key, _shown(k, value), self.sources.get(key, "")))
-        return rows
+        """``(field, value as people write it, source)`` of every quantity of the machine, in file
+        order; the engine has its own."""
+        words = ("name", "gpu", "summary", "engine", "uvm")
+        given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
+        rows = [(k, k, v) for k, v in given.items() if v is not None]
+        rows += [(k, f"uvm.{k}", v) for k, v in vars(self.uvm).items()] if self.uvm else []
+        return [(key, shown(k, v), self.sources.get(key, "")) for k, key, v in rows]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        return d | {"uvm": vars(self.uvm) if self.uvm else None}
+        return d | {"uvm": vars(self.uvm) if self.uvm else None, "engine": self.engine.to_json()}
 
-    def _quantity_names(self) -> list[str]:
-        words = ("name", "gpu", "summary", "uvm")
-        names = [k for k in HardwareSpec.model_fields if k not in words]
-        return [k for k in names if getattr(self, k) is not None]
+    def numbers(self) -> dict[str, Any]:
+        """Every number a run depends on, one name each: the engine's where it has one.
 
-    def _shown(self, key: str) -> str:
-        return _shown(key, getattr(self, key))
+        It does not matter who a number belongs to, nor where it comes from: what has the same
+        numbers gives the same results.
+        """
+        words = ("sources", "summary", "gpu", "engine")
+        mine = {k: v for k, v in self.to_json().items() if k not in words}
+        engine = self.engine.numbers()
+        reach = self.reach
+        return mine | engine | {
+            "memory_bytes_per_s": reach.expert_bytes_per_s,
+            "compute_flops": reach.compute_flops,
+            "cpu_bytes_per_s": reach.cpu_bytes_per_s,
+        }  # fmt: skip
 
 
-def _shown(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if key.endswith("_ns"):
-        return units.format_ns(value)
-    if key.endswith("_flops"):
-        return units.format_flops(value)
-    if key.endswith("_bytes_per_s"):
-        return units.format_rate(value)
-    if key.endswith("_bytes"):
-        return units.format_bytes(value, binary=True)
-    return f"{value:g}"
+# ---- files --------------------------------------------------------------------------------------
+
+
+def _hardware_spec(path: Path) -> HardwareSpec:
+    """The checked description at ``path`` with its engine: named, or a table of the same file."""
+
+    def prepare(data: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(data.get("engine"), str):
+            return data | {"engine": engine_spec(data["engine"], path.parent)}
+        return _from_old(data)
+
+    made = read(path, HardwareSpec, prepare)
+    if made.engine.summary == OLD_SUMMARY:
+        _note_once(
+            f"{path}: engine costs stand among the machine's; read as an [engine] table "
+            "(`uvmsim calibrate` writes one)"
+        )
+    return made
+
+
+OLD_SUMMARY = "from a description without an [engine] table"
+
+
+def _from_old(data: dict[str, Any]) -> dict[str, Any]:
+    """A file of before engines had tables of their own, as one of now; others as they are."""
+    old = [k for k in OLD_ENGINE_KEYS if k in data]
+    if "engine" in data or not old:
+        return data
+    words = {"name": data.get("name", ""), "summary": OLD_SUMMARY}
+    rest = {k: v for k, v in data.items() if k not in old}
+    return rest | {"engine": words | {k: data[k] for k in old}}
+
+
+_noted: set[str] = set()
+
+
+def _note_once(text: str) -> None:
+    """Said on standard error, since results are on standard output."""
+    if text not in _noted:
+        _noted.add(text)
+        print(f"note: {text}", file=sys.stderr)

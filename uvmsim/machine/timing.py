@@ -1,6 +1,6 @@
 """How long the GPU's own work takes: rooflines over bytes and flops, as int64 nanoseconds.
 
-Everything an engine adds is waiting; every duration is fixed here, so all engines agree on it.
+Everything a clock adds is waiting; every duration is fixed here, so all clocks agree on it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.workload import Workload
 
-ROW_KERNEL_TOKENS = 8
-"""Tokens up to which llama.cpp multiplies row by row, without tiles (ggml-cuda, mmvq)."""
-
-
 def to_ns(seconds: np.ndarray | float) -> np.ndarray:
-    """Rounded to whole nanoseconds, as `uvmsim.machine.hardware.duration_ns` does."""
+    """Rounded to whole nanoseconds, as `uvmsim.machine.quantities.duration_ns` does."""
     return np.rint(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)
 
 
@@ -31,7 +27,10 @@ def roofline_s(
 
     ``bytes_per_s`` replaces the device memory's speed, for weights that lie elsewhere.
     """
-    return np.maximum(nbytes / (bytes_per_s or hw.memory_bytes_per_s), flops / hw.compute_flops)
+    reach = hw.reach
+    return np.maximum(
+        nbytes / (bytes_per_s or reach.expert_bytes_per_s), flops / reach.compute_flops
+    )
 
 
 def dense_times(
@@ -43,7 +42,7 @@ def dense_times(
     event of a (step, layer), and int64 [S], what follows a step's last MoE layer.
     """
     tokens = w.step_tokens.astype(np.float64)
-    own = hw.dense_bytes_per_s or hw.memory_bytes_per_s
+    own = hw.reach.dense_bytes_per_s
     bytes_per_s = bytes_per_s or own
     kv = w.step_kv * (model.kv_bytes_per_token / model.n_layers)
     before = np.zeros((w.n_layers, w.n_steps), np.int64)
@@ -53,7 +52,7 @@ def dense_times(
         flops = 2.0 * model.dense_params[block] * tokens
         seconds = roofline_s(hw, model.dense_bytes[block], flops, bytes_per_s)
         seconds += kv / own
-        ns = to_ns(seconds) + hw.dense_launch_ns
+        ns = to_ns(seconds) + hw.engine.dense_launch_ns
         home = int(np.searchsorted(moe, block))
         if home < len(moe):
             before[home] += ns
@@ -61,7 +60,7 @@ def dense_times(
             tail += ns
     head = roofline_s(hw, np.float64(model.output_bytes), 2.0 * model.output_params, bytes_per_s)
     tail += to_ns(head)
-    tail += hw.dense_launch_ns
+    tail += hw.engine.dense_launch_ns
     pre = np.where(w.event_first, before[w.event_layer, w.event_step], 0)
     return pre, tail
 
@@ -73,11 +72,12 @@ def expert_times(
 
     ``bytes_per_s`` replaces the device memory's speed (zero-copy reads).
     """
+    engine, reach = hw.engine, hw.reach
     return _wave_ns(
         wave_hi, w.ids, w.counts, w.n_experts,
         np.asarray(model.expert_bytes, np.float64), np.asarray(model.expert_params, np.float64),
-        float(bytes_per_s or hw.memory_bytes_per_s), float(hw.compute_flops), hw.expert_launch_ns,
-        hw.expert_tile_tokens or 1, ROW_KERNEL_TOKENS * w.top_k,
+        float(bytes_per_s or reach.expert_bytes_per_s), float(reach.compute_flops),
+        engine.expert_launch_ns, engine.expert_tile_tokens or 1, engine.row_kernel_tokens * w.top_k,
     )  # fmt: skip
 
 

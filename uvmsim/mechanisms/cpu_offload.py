@@ -12,10 +12,6 @@ from uvmsim.runs.job import DoesNotFit, Job, fixed_bytes
 from uvmsim.runs.plan import Plan
 from uvmsim.workload import Workload
 
-MIN_BATCH = 32
-"""Tokens from which llama.cpp moves an operation with host weights to the GPU
-(ggml-cuda.cu, offload of MUL_MAT_ID): fewer are computed where the weights are."""
-
 
 class CpuOffload(Planned):
     """Experts of the first N layers on the CPU: computed there in decode, copied in for a prefill."""
@@ -32,13 +28,13 @@ class CpuOffload(Planned):
         if needed > hw.vram_bytes:
             raise DoesNotFit(needed, hw.vram_bytes, f"all but the experts of {job.ncmoe} layers")
         offloaded = on_cpu[w.event_layer]
-        big = w.event_tokens >= MIN_BATCH
+        big = w.event_tokens >= hw.engine.offload_tokens
         per_access = np.diff(w.event_lo)
-        # llama.cpp maps the file: the weights it copies in a prefill are not page-locked.
-        job = dataclasses.replace(job, pinned=False)
+        if hw.engine.maps_weights:  # what a prefill copies from a mapped file is not page-locked
+            job = dataclasses.replace(job, pinned=False)
         plan = event_plan(job, copied=np.repeat(offloaded & big, per_access))
         cpu = offloaded & ~big
-        plan.cpu_ns[cpu] = self._cpu_ns(job, plan)[cpu] + hw.cpu_sync_ns
+        plan.cpu_ns[cpu] = self._cpu_ns(job, plan)[cpu] + hw.engine.cpu_sync_ns
         plan.compute_ns[cpu] -= expert_times(w, m, hw, plan.wave_hi)[cpu]
         away = np.repeat(cpu, per_access)
         plan.hit[away] = 0
@@ -53,7 +49,7 @@ class CpuOffload(Planned):
         nbytes = np.asarray(job.model.expert_bytes, np.float64)[layer]
         total = np.concatenate(([0.0], np.cumsum(nbytes)))
         return to_ns(
-            (total[w.event_lo[1:]] - total[w.event_lo[:-1]]) / job.hardware.cpu_bytes_per_s
+            (total[w.event_lo[1:]] - total[w.event_lo[:-1]]) / job.hardware.reach.cpu_bytes_per_s
         )
 
     def _count(self, plan: Plan, w: Workload, away: np.ndarray) -> None:

@@ -15,8 +15,8 @@ from uvmsim.studies.sweep.rows import COLUMNS, OK, OUT_OF_MEMORY
 from uvmsim.studies.sweep.store import read
 
 FIXED = (
-    "trace_sha256", "limit", "unit", "model", "quantisation", "expert_bytes", "hardware", "pool",
-    "reset", "write_back", "pageable", "ncmoe", "threshold", "profile_sha256",
+    "trace_sha256", "limit", "unit", "model", "quantisation", "expert_bytes", "hardware", "program",
+    "pool", "reset", "write_back", "pageable", "ncmoe", "threshold", "profile_sha256",
 )  # fmt: skip
 """What one picture has one value of; where rows have several, the commonest of the finished ones is
 drawn. (Of ``ncmoe`` several, where it is the axis.)"""

@@ -38,6 +38,7 @@ class Options:
     model: str | None = None
     expert_size: str | None = None
     hardware: str = DEFAULT_HARDWARE
+    program: str | None = None
     vram: str | None = None
     link: str | None = None
     slots: tuple[str, ...] = ()
@@ -114,7 +115,9 @@ def compare(
     if not 1 <= options.threshold <= 100:
         raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
     trace = load_trace(options.trace, options.limit)
-    hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
+    hardware = Hardware.load(options.hardware, options.program).with_(
+        vram=options.vram, link=options.link
+    )
     model = resolve_model(options, trace, notes)
     workload, profile = workloads_of(options, trace, model)
     base = Job(

@@ -29,6 +29,7 @@ class Options:
 
     model: str = "gpt-oss-120b"
     hardware: str = "rtx5090"
+    program: str | None = None
     mechanisms: tuple[str, ...] = ("uvm",)
     policies: tuple[str, ...] = ()
     vram: str | None = None
@@ -76,7 +77,9 @@ def run(
         raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
     _check(options)
     model = Model.load(options.model)
-    hw = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
+    hw = Hardware.load(options.hardware, options.program).with_(
+        vram=options.vram, link=options.link
+    )
     like = open_routing(options.like) if options.like else None
     made = bench(model, options.prompt, options.generate, options.reps, options.seed, like)
     notes = []

@@ -83,13 +83,17 @@ class _Resolved:
 
 AXES = (
     "trace", "limit", "unit", "profile", "model", "expert_size", "mechanism", "policy", "pool",
-    "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "vram", "hardware", "pageable",
-    "link",
+    "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "vram", "hardware", "program",
+    "pageable", "link",
 )  # fmt: skip
 """Order of expansion, slowest first: neighbours share as much as they can."""
 
-MACHINE = ("slots", "vram", "hardware", "pageable", "link")
+MACHINE = ("slots", "vram", "hardware", "program", "pageable", "link")
 """Axes that say where a run happens; of these only the room for experts bears on decisions."""
+
+
+NAMES = ("uvmsim", "trace", "profile", "policy", "program")
+"""Columns that say where something comes from; what it is has a digest of its own in the key."""
 
 
 def expand(config: SweepConfig, facts: dict[str | None, TraceFacts]) -> list[Cell]:
@@ -138,7 +142,7 @@ class _Resolver:
         kind = mechanism_named(p["mechanism"])
         paged = kind.grain == "page"
         model = self.model(p["trace"], p["model"], p["expert_size"], paged)
-        machine = self.hardware(p["hardware"], p["vram"], p["link"])
+        machine = self.hardware(p["hardware"], p["program"], p["vram"], p["link"])
         hw: Hardware = machine.value
         m: Model | None = model.value
         policy = slots = None
@@ -175,6 +179,7 @@ class _Resolver:
             "model_bytes": m.total_bytes if m else None,
             "experts": trace.n_layers * trace.info.n_experts,
             "hardware": hw.name,
+            "program": hw.engine.name,
             "vram_bytes": hw.vram_bytes,
             "link_bytes_per_s": hw.h2d_bytes_per_s,
             "mechanism": p["mechanism"],
@@ -191,7 +196,7 @@ class _Resolver:
             "profile_sha256": profile.sha256 if profile else None,
         }
         # Where files lie, and which version ran, does not make another cell.
-        told = {k: v for k, v in row.items() if k not in ("uvmsim", "trace", "profile", "policy")}
+        told = {k: v for k, v in row.items() if k not in NAMES}
         if not paged:  # rows made before there was a threshold keep their key
             del told["threshold"]
         told |= {"model": model.digest, "hardware": machine.digest, "policy": policy_digest}
@@ -223,10 +228,11 @@ class _Resolver:
             return _Resolved(_digest([plain, model.tensors]), model)
         return _Resolved(_digest(plain), bare)
 
-    def _hardware(self, name: str, vram: int | None, link: int | None) -> _Resolved:
-        hw = self.machine(name).with_(vram=vram, link=link)
-        plain = {k: v for k, v in hw.to_json().items() if k not in ("sources", "summary", "gpu")}
-        return _Resolved(_digest(plain), hw)
+    def _hardware(
+        self, name: str, program: str | None, vram: int | None, link: int | None
+    ) -> _Resolved:
+        hw = self.machine(name, program).with_(vram=vram, link=link)
+        return _Resolved(_digest(hw.numbers()), hw)
 
 
 class _Bare:

@@ -143,6 +143,7 @@ class SweepConfig(BaseModel):
     model: Texts = [None]
     expert_size: Texts = [None]
     hardware: Annotated[list[str], _axis(text)] = [DEFAULT_HARDWARE]
+    program: Texts = [None]
     vram: Sizes = [None]
     link: Rates = [None]
     slots: Annotated[list[str | None], _axis(pool_size)] = [None]
@@ -173,7 +174,7 @@ def load(path: str | Path, traces: tuple[str, ...] = ()) -> SweepConfig:
         raise InputError(f"{path}: no such file; give a sweep's TOML file")
     config = read(file, SweepConfig)
     home = file.parent
-    for key in ("trace", "profile", "model", "hardware", "policy"):
+    for key in ("trace", "profile", "model", "hardware", "program", "policy"):
         setattr(config, key, [beside(home, key, v) for v in getattr(config, key)])
     if traces:
         config.trace = [_absolute(t) for t in traces]
@@ -183,6 +184,7 @@ def load(path: str | Path, traces: tuple[str, ...] = ()) -> SweepConfig:
 
 def check(config: SweepConfig, where: str = "sweep") -> None:
     """Refuse now what would be the same mistake in every cell: names that mean nothing."""
+    from uvmsim.machine.engine import EngineProfile
     from uvmsim.machine.hardware import Hardware
     from uvmsim.machine.model import Model
     from uvmsim.mechanisms import mechanism
@@ -192,6 +194,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
         "model": Model.load,
         "expert_size": parse_expert_size,
         "hardware": Hardware.load,
+        "program": EngineProfile.load,
         "mechanism": mechanism,
         "policy": page_grained,
     }
@@ -242,7 +245,7 @@ def beside(home: Path, key: str, value: str | None) -> str | None:
             for part in value.split("+")
             for head, sep, rest in [part.partition(":")]
         )
-    if key in ("model", "hardware") and not value.lower().endswith((".toml", ".gguf")):
+    if key in ("model", "hardware", "program") and not value.lower().endswith((".toml", ".gguf")):
         return value
     return str((home / Path(value).expanduser()).resolve())
 

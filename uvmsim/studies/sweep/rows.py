@@ -24,6 +24,7 @@ PARAMETERS: tuple[tuple[str, pa.DataType], ...] = (
     ("model_bytes", _I),
     ("experts", _I),  # of all layers together
     ("hardware", _S),
+    ("program", _S),  # name of its engine profile
     ("vram_bytes", _I),
     ("link_bytes_per_s", _I),  # host to device, pinned
     ("mechanism", _S),

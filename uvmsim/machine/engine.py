@@ -1,0 +1,182 @@
+"""What runs the model on a machine: a program with its launch costs, its waits, its kernels.
+
+An `EngineProfile` comes from a preset (``presets/engines/``, found by its presence) or a TOML file.
+What a datasheet or a bandwidth test knows of the machine is in `uvmsim.machine.hardware`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from uvmsim.machine.descriptions import beside, find, preset_paths, read
+from uvmsim.machine.quantities import Count, Flops, Rate, Sourced, Time, parts, shown
+
+if TYPE_CHECKING:
+    from uvmsim.machine.hardware import Hardware
+
+SPEEDS = {
+    "expert_bytes_per_s": "memory_bytes_per_s",
+    "dense_bytes_per_s": "memory_bytes_per_s",
+    "compute_flops": "compute_flops",
+    "cpu_bytes_per_s": "cpu_bytes_per_s",
+}
+"""What a program's kernels reach: field of the profile -> what the machine itself reaches."""
+
+
+LLAMA_CPP = "default: as llama.cpp does"
+
+
+class EngineSpec(BaseModel):
+    """An engine's TOML file; the fields of `EngineProfile`, each quantity with its source."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    summary: str
+    machine: str | None = None
+    dense_launch_ns: Sourced[Time]
+    expert_launch_ns: Sourced[Time]
+    decision_ns: Sourced[Time]
+    cpu_sync_ns: Sourced[Time]
+    expert_bytes_per_s: Sourced[Rate] | None = None
+    dense_bytes_per_s: Sourced[Rate] | None = None
+    compute_flops: Sourced[Flops] | None = None
+    cpu_bytes_per_s: Sourced[Rate] | None = None
+    expert_tile_tokens: Sourced[Count] | None = None
+    row_kernel_tokens: Sourced[Count] = Sourced(
+        value=8, source=f"{LLAMA_CPP} (ggml-cuda, MMVQ_MAX_BATCH_SIZE)"
+    )
+    offload_tokens: Sourced[Count] = Sourced(
+        value=32, source=f"{LLAMA_CPP} (ggml-cuda.cu, offload of MUL_MAT_ID)"
+    )
+    maps_weights: Sourced[bool] = Sourced(
+        value=True, source=f"{LLAMA_CPP}, which maps the file"
+    )
+
+
+class Reach(NamedTuple):
+    """What kernels reach on a machine; bytes (operations) a second."""
+
+    expert_bytes_per_s: int
+    dense_bytes_per_s: int
+    compute_flops: int
+    cpu_bytes_per_s: int
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """One program. Rates are bytes (operations) a second, times nanoseconds."""
+
+    name: str
+    summary: str
+    dense_launch_ns: int
+    """Fixed cost of a block's dense part: its kernels' launches and gaps."""
+    expert_launch_ns: int
+    """Fixed cost of one expert call: the kernels that compute a layer's chosen experts together."""
+    decision_ns: int
+    """Router ids to the host, the policy's decision, and back, once a layer with a cache."""
+    cpu_sync_ns: int
+    """GPU to CPU and back, once a layer whose experts run on the CPU."""
+    machine: str | None = None
+    """The hardware its speeds were found on; None: whatever it is paired with."""
+    expert_bytes_per_s: int | None = None
+    """Reading experts from device memory; None: as fast as the machine reads."""
+    dense_bytes_per_s: int | None = None
+    """Reading dense weights, where that is another speed (dequantisation); None: as experts."""
+    compute_flops: int | None = None
+    """Matrix operations a second; None: what the machine's large products reach."""
+    cpu_bytes_per_s: int | None = None
+    """Expert weights read by its CPU kernels; None: as fast as the machine's CPU reads."""
+    expert_tile_tokens: int | None = None
+    """Tokens a prefill kernel computes at a time for one expert, however few there are; None: 1."""
+    row_kernel_tokens: int = 8
+    """Tokens up to which it multiplies row by row, without tiles."""
+    offload_tokens: int = 32
+    """Tokens from which it copies weights that lie with the CPU to the GPU and computes there; fewer
+    are computed where the weights are."""
+    maps_weights: bool = True
+    """Whether weights that lie with the CPU are a mapped file, which is not page-locked."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Field name -> where its value comes from."""
+
+    # ---- where a profile comes from ------------------------------------------------------------
+
+    @classmethod
+    def load(cls, spec: str) -> EngineProfile:
+        """A preset name or a ``.toml`` file; `InputError` (one line) where it is neither."""
+        return cls.from_spec(engine_spec(spec))
+
+    @classmethod
+    def list_presets(cls) -> dict[str, str]:
+        """Preset name -> one line saying what it is."""
+        paths = preset_paths("engines")
+        return {name: read(p, EngineSpec).summary for name, p in paths.items()}
+
+    @classmethod
+    def from_spec(cls, spec: EngineSpec) -> EngineProfile:
+        values, sources = parts(spec)
+        return cls(spec.name, spec.summary, machine=spec.machine, **values, sources=sources)
+
+    # ---- on a machine --------------------------------------------------------------------------
+
+    def reach(self, hw: Hardware) -> Reach:
+        """What its kernels reach on a machine: its own speeds, else the machine's."""
+        expert = self.expert_bytes_per_s or hw.memory_bytes_per_s
+        return Reach(
+            expert,
+            self.dense_bytes_per_s or expert,
+            self.compute_flops or hw.compute_flops,
+            self.cpu_bytes_per_s or hw.cpu_bytes_per_s,
+        )
+
+    def moved(self, home: dict[str, int], to: Hardware) -> EngineProfile:
+        """The program on another machine: a kernel keeps its share of what the machine reaches.
+
+        ``home`` is what the machine of its speeds reaches, by field of `Hardware`.
+        """
+        new: dict[str, Any] = {}
+        for own, of_machine in SPEEDS.items():
+            rate, there = getattr(self, own), getattr(to, of_machine)
+            if rate is not None and there != home[of_machine]:
+                new[own] = max(1, rate * there // home[of_machine])
+        note = {
+            k: f"scaled from {shown(k, getattr(self, k))} on {self.machine} ({self.sources[k]})"
+            for k in new
+        }
+        return replace(self, **new, sources=self.sources | note)
+
+    # ---- output --------------------------------------------------------------------------------
+
+    def quantities(self) -> list[tuple[str, str, str]]:
+        """``(field, value as people write it, source)`` of every quantity, in file order."""
+        words = ("name", "summary", "machine")
+        given = {k: getattr(self, k) for k in EngineSpec.model_fields if k not in words}
+        return [
+            (k, shown(k, v), self.sources.get(k, "")) for k, v in given.items() if v is not None
+        ]
+
+    def numbers(self) -> dict[str, Any]:
+        """What a run depends on beside `reach`; of what has a default only what differs from it, so
+        that a new one leaves the keys of kept results as they are."""
+        words = ("name", "summary", "machine", "sources", *SPEEDS)
+        usual = {f.name: f.default for f in fields(self)}
+        own = {k: v for k, v in vars(self).items() if k not in words}
+        kept = {k: v for k, v in own.items() if usual[k] in (MISSING, None) or v != usual[k]}
+        return kept | {"dense_bytes_per_s": self.dense_bytes_per_s}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types: every field, sources included."""
+        return {k: getattr(self, k) for k in self.__dataclass_fields__}
+
+
+def engine_spec(spec: str, home: Path | None = None) -> EngineSpec:
+    """The checked description that ``spec`` names; a path is relative to ``home``, and so is a path
+    that it names itself."""
+    path = find(beside(spec, home), "engines", "engine", (".toml",))
+    made = read(path, EngineSpec)
+    if made.machine is not None:
+        made.machine = beside(made.machine, path.parent)
+    return made
