@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from replay.calibrate import calibration as run_module
 from replay.calibrate.calibration import calibrate, write
-from replay.calibrate.profile import ORDER, Measurements, quantities, to_toml
+from replay.calibrate.profile import MACHINE, Measurements, engine_quantities, quantities, to_toml
 from replay.commands.calibrate import calibrate as command
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
@@ -40,6 +40,11 @@ def test_the_profile_is_one_the_simulator_reads(measured, tmp_path):
     for key, _, source in hw.quantities():
         known = ("measured ", "estimate: not measured", "estimate: the h100 profile's")
         assert source.startswith(known), key
+    assert hw.engine.name == "replay-mine"
+    assert hw.engine.expert_bytes_per_s and hw.engine.dense_launch_ns is not None
+    assert all(source.startswith("measured ") for _, _, source in hw.engine.quantities()[:4])
+    found = {k: v for k, (v, _) in measured.fitted.items() if hasattr(hw.engine, k)}
+    assert found == {k: getattr(hw.engine, k) for k in found}
     assert json.loads(tables.read_text())["tables"].keys() == measured.tables.keys()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.measurements.json", "mine.toml"]
 
@@ -52,7 +57,10 @@ def test_what_was_not_measured_is_the_base_profiles_and_says_so():
     q = quantities(found, base)
     assert q["zero_copy_bytes_per_s"][0] == base.zero_copy_bytes_per_s
     assert q["zero_copy_bytes_per_s"][1] == "estimate: not measured (it broke); the h100 profile's"
-    assert set(q) <= set(ORDER)
+    assert set(q) <= set(MACHINE)
+    engine = engine_quantities(found, base)
+    assert engine["decision_ns"][0] == base.engine.decision_ns
+    assert "expert_bytes_per_s" not in engine  # then it is the machine's
     assert 'A \\"card\\" of mine' in to_toml(found, base, "x")
 
 

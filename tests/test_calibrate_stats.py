@@ -85,11 +85,11 @@ def test_fit_recovers_the_constants_of_the_time_model():
         rows.append({**about, "verified": True, "issue_ns": 0.0, **row(steps)})
         assert len(terms(shape)) == len(TERMS)
     found = fit(rows, Measurements("cuda", {}, "2026-01-01"))
-    for key in (
-        "dense_launch_ns", "expert_launch_ns", "decision_ns", "copy_latency_ns",
-        "memory_bytes_per_s", "h2d_bytes_per_s",
-    ):  # fmt: skip
-        assert found[key][0] == pytest.approx(getattr(hw, key), rel=0.02), key
+    want = {k: getattr(hw, k) for k in ("copy_latency_ns", "h2d_bytes_per_s")}
+    want |= {k: getattr(hw.engine, k) for k in TERMS[:3]}
+    want |= {k: getattr(hw.reach, k) for k in ("expert_bytes_per_s", "dense_bytes_per_s")}
+    for key, value in want.items():
+        assert found[key][0] == pytest.approx(value, rel=0.02), key
 
 
 def test_fit_leaves_out_runs_that_the_host_could_not_keep_up_with():

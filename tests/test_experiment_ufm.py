@@ -89,7 +89,7 @@ def test_constants_follow_from_the_rows_they_name():
     step[144, "ufm"] = 10.141
     size = ufm_model.EXPERT_BYTES
     slope = (step[96, "baseline"] - step[48, "baseline"]) / 48
-    read = size / hw.memory_bytes_per_s
+    read = size / hw.reach.expert_bytes_per_s
     assert pytest.approx((slope - read) * 1e9, rel=0.002) == ufm_model.EXPERT_CALL_NS
     fixed = step[48, "baseline"] - 48 * slope
     assert pytest.approx(fixed * 1e9, rel=0.002) == ufm_model.STEP_NS

@@ -27,12 +27,16 @@ def machines(draw) -> Hardware:
     rate = st.sampled_from((10**6, 10**8, 10**9, 25 * 10**9))
     cost = st.sampled_from((0, 1, 1000, 50_000))
     h2d, d2h = draw(rate), draw(rate)
+    hw = Hardware.load("rtx5090")
+    program = replace(
+        hw.engine, dense_launch_ns=draw(cost), expert_launch_ns=draw(cost), decision_ns=draw(cost),
+        cpu_sync_ns=draw(cost),
+    )  # fmt: skip
     return replace(
-        Hardware.load("rtx5090"),
+        hw, engine=program,
         h2d_bytes_per_s=h2d, d2h_bytes_per_s=d2h,
         pageable_h2d_bytes_per_s=max(h2d // 3, 1), pageable_d2h_bytes_per_s=max(d2h // 3, 1),
-        copy_latency_ns=draw(cost), dense_launch_ns=draw(cost), expert_launch_ns=draw(cost),
-        decision_ns=draw(cost), memory_bytes_per_s=draw(rate), cpu_sync_ns=draw(cost),
+        copy_latency_ns=draw(cost), memory_bytes_per_s=draw(rate),
         cpu_bytes_per_s=draw(rate), duplex=draw(st.booleans()),
     )  # fmt: skip
 
@@ -68,9 +72,11 @@ def test_other_mechanisms_have_one_timeline(name, data):
 
 def test_a_real_plan_tick_by_tick():
     """Not only random plans: a policy's own plan, on a link slow enough to make prefetches late."""
+    hw = Hardware.load("rtx5090")
+    program = replace(hw.engine, dense_launch_ns=40, expert_launch_ns=10, decision_ns=5)
     hw = replace(
-        Hardware.load("rtx5090"), h2d_bytes_per_s=20 * 10**9, d2h_bytes_per_s=20 * 10**9,
-        copy_latency_ns=3, dense_launch_ns=40, expert_launch_ns=10, decision_ns=5, duplex=True,
+        hw, engine=program, h2d_bytes_per_s=20 * 10**9, d2h_bytes_per_s=20 * 10**9,
+        copy_latency_ns=3, duplex=True,
     )  # fmt: skip
     case = generate(3, layers=3, experts=8, top_k=2, decode=15)
     job = case.job("lru+previous-token", hardware=hw, slots=7, write_back=True)

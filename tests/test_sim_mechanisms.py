@@ -10,18 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, cases
 
+from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.studies.simulate import simulate
 
 # Round numbers: 1 byte = 1 ns of device memory, 2 ns of link, 4 ns of a CPU, 3 ns of zero-copy;
 # arithmetic is free.
+PROGRAM = replace(
+    EngineProfile.load("estimated"),
+    dense_launch_ns=7, expert_launch_ns=11, cpu_sync_ns=13, decision_ns=17, expert_tile_tokens=128,
+)  # fmt: skip
 HW = replace(
-    Hardware.load("rtx5090"),
+    Hardware.load("rtx5090"), engine=PROGRAM,
     memory_bytes_per_s=10**9, h2d_bytes_per_s=10**9 // 2, d2h_bytes_per_s=10**9 // 2,
     pageable_h2d_bytes_per_s=10**9 // 8, pageable_d2h_bytes_per_s=10**9 // 8,
     cpu_bytes_per_s=10**9 // 4, zero_copy_bytes_per_s=10**8 * 2, compute_flops=10**18,
-    copy_latency_ns=50, dense_launch_ns=7, expert_launch_ns=11, cpu_sync_ns=13, decision_ns=17,
-    duplex=True, duplex_factor=0.5,
+    copy_latency_ns=50, duplex=True, duplex_factor=0.5,
 )  # fmt: skip
 EXPERT = (1000, 1100)
 DENSE, HEAD = 700, 300
@@ -37,11 +41,11 @@ def decode_case() -> Case:
 
 def dense(step: int, rate: float = 1.0) -> int:
     """One block's dense part: weights, then the KV cache of 1 or 2 positions from VRAM."""
-    return round(DENSE * rate) + KV * (step + 1) + HW.dense_launch_ns
+    return round(DENSE * rate) + KV * (step + 1) + PROGRAM.dense_launch_ns
 
 
 def head(rate: float = 1.0) -> int:
-    return round(HEAD * rate) + HW.dense_launch_ns
+    return round(HEAD * rate) + PROGRAM.dense_launch_ns
 
 
 def run(name: str, hw: Hardware = HW, **how):
@@ -49,7 +53,7 @@ def run(name: str, hw: Hardware = HW, **how):
 
 
 def experts_ns(layer: int, rate: float = 1.0) -> int:
-    return round(2 * EXPERT[layer] * rate) + HW.expert_launch_ns
+    return round(2 * EXPERT[layer] * rate) + PROGRAM.expert_launch_ns
 
 
 def test_resident_is_the_sum_of_its_parts():
@@ -82,7 +86,7 @@ def test_expert_cache_takes_what_vram_leaves_and_refuses_less_than_one():
 
 def test_stream_copies_every_expert_before_it_computes():
     """One expert after the other: copy (2 ns a byte + 50), compute (1 ns a byte + 11)."""
-    layer = [2 * (2 * b + 50 + b + HW.expert_launch_ns) for b in EXPERT]
+    layer = [2 * (2 * b + 50 + b + PROGRAM.expert_launch_ns) for b in EXPERT]
     step = [2 * dense(s) + sum(layer) + head() for s in (0, 1)]
     r = run("stream")
     assert r.step_end.tolist() == [step[0], sum(step)]
@@ -98,7 +102,7 @@ def test_stream_with_write_back_copies_out_before_the_next_comes_in():
     for i, size in enumerate(ins):
         if i % 2 == 0:
             now += dense(i // 4)
-        now += out + (2 * size + 50) + size + HW.expert_launch_ns
+        now += out + (2 * size + 50) + size + PROGRAM.expert_launch_ns
         out = 2 * size + 50
         if i % 4 == 3:
             now += head()
@@ -124,7 +128,7 @@ def test_cpu_offload_in_decode(ncmoe):
     end, ends = 0, []
     for s in (0, 1):
         for layer in (0, 1):
-            cpu = 4 * 2 * EXPERT[layer] + HW.cpu_sync_ns
+            cpu = 4 * 2 * EXPERT[layer] + PROGRAM.cpu_sync_ns
             end += dense(s) + (cpu if layer < ncmoe else experts_ns(layer))
         end += head()
         ends.append(end)
@@ -143,11 +147,11 @@ def test_cpu_offload_copies_in_a_large_prefill(tokens):
     rows = [naive.Row(0, t, 0, 0, 0, [t % 2, 2]) for t in range(tokens)]
     case = Case(rows, (0,), 4, 2)
     kv = 64 * sum(t + 1 for t in range(tokens))
-    before = DENSE + kv + HW.dense_launch_ns
+    before = DENSE + kv + PROGRAM.dense_launch_ns
     if tokens >= 32:
-        experts = 3 * (8 * 1000 + 50) + 3 * 1000 + HW.expert_launch_ns
+        experts = 3 * (8 * 1000 + 50) + 3 * 1000 + PROGRAM.expert_launch_ns
     else:
-        experts = 4 * 3 * 1000 + HW.cpu_sync_ns
+        experts = 4 * 3 * 1000 + PROGRAM.cpu_sync_ns
     r = simulate(case.job(hardware=HW, ncmoe=1), "cpu-offload")
     assert r.step_end.tolist() == [before + experts + head()]
     assert r.to_json()["bytes_h2d"] == (3000 if tokens >= 32 else 0)
@@ -158,7 +162,7 @@ def test_cpu_offload_copies_in_a_large_prefill(tokens):
 
 def test_expert_cache_by_hand():
     """Step 0 misses all four; step 1 hits expert 1 of layer 0 and expert 3 of layer 1."""
-    plus = HW.decision_ns
+    plus = PROGRAM.decision_ns
     copy = [2 * b + 50 for b in EXPERT]
     first = 2 * (dense(0) + plus) + 2 * sum(copy) + experts_ns(0) + experts_ns(1) + head()
     second = 2 * (dense(1) + plus) + sum(copy) + experts_ns(0) + experts_ns(1) + head()
@@ -190,4 +194,4 @@ def test_an_expert_cache_that_holds_all_is_resident_after_the_first_touch(case, 
     resident = simulate(job, "resident").trail.plan
     assert plan.compute_ns.tolist() == resident.compute_ns.tolist()
     waves = len(plan.pre_ns)
-    assert int(plan.pre_ns.sum() - resident.pre_ns.sum()) == waves * HW.decision_ns
+    assert int(plan.pre_ns.sum() - resident.pre_ns.sum()) == waves * PROGRAM.decision_ns

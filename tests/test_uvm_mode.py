@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cupti import NOW, FakeCupti
-from test_validate_virtual import HW, VirtualBackend, make
+from test_validate_virtual import HW, VirtualBackend, deciding, make
 
 from replay.backend.base import BACK, COMPUTE
 from replay.calibrate import fault_child
@@ -85,7 +85,7 @@ def test_prediction_meets_the_paging_device(fitted, policy, slots):
     values = {k: fitted[f"{UVM}.{k}"][0] for k in KEYS}
     costs = FaultCosts(**values | {"fault_ns": tuple(values["fault_ns"])})
     made = make(policy, slots)
-    made = replace(made, hardware=replace(HW, decision_ns=0))  # decided ahead of the device
+    made = replace(made, hardware=deciding(0))  # decided ahead of the device
     with Session(PagingBackend(HW), How(dtype="fp32")) as session:
         done = session.run(made, "uvm")
     assert verified(done), done.problems

@@ -71,7 +71,7 @@ def study(backend: str, profile: Path, quick: bool, say: Callable[[str], None]) 
     hardware = Hardware.load(str(profile))
     rate = fp32_rate(profile)
     if rate:
-        hardware = replace(hardware, memory_bytes_per_s=rate)
+        hardware = replace(hardware, engine=replace(hardware.engine, expert_bytes_per_s=rate))
     counts = (6, 12) if quick else ufm_model.COUNTS
     todo = [(n, name, *what) for n in counts for name, what in jobs(n, hardware, quick).items()]
     predicted = []

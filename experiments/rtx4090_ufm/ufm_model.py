@@ -16,6 +16,7 @@ import numpy as np
 from traces.files.schema import PREFILL, RoutingMeta
 from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
+from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
@@ -35,13 +36,12 @@ TARGET_GIB = 15
 
 WORKSPACE_GIB = 0.09
 """Device memory beside the experts: published peak of naive_offload at 48 (0.215) less one expert."""
-EXPERT_CALL_NS = 88_300
+PROGRAM = EngineProfile.load("pytorch-ufm")
+EXPERT_CALL_NS = PROGRAM.expert_launch_ns
 """Python, routing index and launches of one expert call. Fitted on baseline at 48 and 96 experts
 (with `STEP_NS`): 0.2380 ms more for each expert, of which 0.1496 is reading its weights."""
-STEP_NS = 1_516_000
+STEP_NS = 2 * PROGRAM.dense_launch_ns
 """What a step costs whatever the number of experts; from the same two rows."""
-FP32_FLOPS = 50 * 10**12
-"""60 % of the datasheet's 82.6 TFLOPS without tensor cores; never the bound here (reading is)."""
 
 
 def routing(n_experts: int, steps: int = STEPS, seed: int = 0) -> RoutingTrace:
@@ -94,16 +94,10 @@ def workload(n_experts: int) -> Workload:
 
 
 def machine() -> Hardware:
-    """The preset with what PyTorch (eager, fp32, a Python loop over experts) adds to it.
-
-    Deciding costs nothing of its own: the loop brings the router's choice to the host in every
-    mode, and `EXPERT_CALL_NS` has it.
-    """
-    hw = Hardware.load("rtx4090").with_()
-    return replace(
-        hw, expert_launch_ns=EXPERT_CALL_NS, dense_launch_ns=STEP_NS // 2, decision_ns=0,
-        compute_flops=FP32_FLOPS, vram_bytes=hw.vram_bytes - round(WORKSPACE_GIB * GIB),
-    )  # fmt: skip
+    """The preset with the benchmark's own program (PyTorch, eager, fp32, a Python loop over
+    experts) and what that keeps of the memory."""
+    hw = Hardware.load("rtx4090", "pytorch-ufm")
+    return replace(hw, vram_bytes=hw.vram_bytes - round(WORKSPACE_GIB * GIB))
 
 
 def slots_within(gib: float) -> int:

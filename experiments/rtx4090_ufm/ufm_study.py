@@ -58,7 +58,8 @@ def study(engine: str = "fast") -> dict[str, Any]:
                 "workspace_gib": m.WORKSPACE_GIB,
                 "tries": ufm_manager.TRIES,
             },
-            "hardware": {k: v for k, v, _ in hw.quantities() if not k.startswith("uvm.")},
+            "hardware": {k: v for k, v, _ in hw.quantities() if not k.startswith("uvm.")}
+            | {k: v for k, v, _ in hw.engine.quantities()},
         },
         "table": [row(p, engine) for p in published["rows"]],
         "unrun": [unrun(n, label, engine) for n, label in unrun_rows()],

@@ -16,7 +16,6 @@ from replay.calibrate.profile import Measurements
 from replay.calibrate.stats import Row, non_negative, row
 from replay.calibrate.synthetic import Shape, job
 from traces.errors import InputError
-from uvmsim.machine.hardware import HardwareSpec
 
 GPT_OSS = 13_219_200
 COLD = 5
@@ -25,11 +24,6 @@ TERMS = (
     "dense_launch_ns", "expert_launch_ns", "decision_ns", "copy_latency_ns",
     "ns_per_dense_byte", "ns_per_expert_byte", "ns_per_link_byte",
 )  # fmt: skip
-DENSE_RATE = "dense_bytes_per_s"
-"""Field of the profile for the speed of dense reads; where the simulator has none, dense and expert
-bytes are read at one speed."""
-
-DENSE, EXPERT = TERMS.index("ns_per_dense_byte"), TERMS.index("ns_per_expert_byte")
 
 
 def shapes(quick: bool, dtype: str = "mxfp4") -> list[Shape]:
@@ -117,27 +111,23 @@ def fit(rows: list[Row], found: Measurements) -> dict[str, tuple[Any, str]]:
     if len(usable) < 4:
         raise ValueError(f"only {len(usable)} usable runs of the engine")
     rows_terms = np.array([terms(_shape(r)) for r in rows], np.float64)
-    names = list(TERMS)
-    if DENSE_RATE not in HardwareSpec.model_fields:
-        rows_terms[:, EXPERT] += rows_terms[:, DENSE]
-        rows_terms, names = np.delete(rows_terms, DENSE, axis=1), names[:DENSE] + names[EXPERT:]
     a = rows_terms[[i for i, r in enumerate(rows) if r in usable]]
     took = np.array([r["median_ns"] for r in usable], np.float64)
     x = non_negative(a / took[:, None], np.ones(len(took)))
     off = a @ x / took - 1
     for r, t in zip(rows, rows_terms, strict=True):
         r["fitted_ns"] = round(float(t @ x), 1)
-    values = dict(zip(names, x.tolist(), strict=True))
+    values = dict(zip(TERMS, x.tolist(), strict=True))
     how = (
         f"fitted with the other constants of the time model to {len(usable)} runs of the replay "
         f"engine on synthetic routing (worst run {np.abs(off).max():.1%} off)"
     )
     made: dict[str, tuple[Any, str]] = {
-        k: (round(values[k]), how) for k in names if k.endswith("_ns")
+        k: (round(values[k]), how) for k in TERMS if k.endswith("_ns")
     }
     rates = {
-        "ns_per_expert_byte": "memory_bytes_per_s",
-        "ns_per_dense_byte": DENSE_RATE,
+        "ns_per_expert_byte": "expert_bytes_per_s",
+        "ns_per_dense_byte": "dense_bytes_per_s",
         "ns_per_link_byte": "h2d_bytes_per_s",
     }
     for term, field in rates.items():

@@ -1,4 +1,5 @@
-"""From raw tables to the quantities of a hardware profile, each with its source, and to TOML."""
+"""From raw tables to the quantities of a machine and of our engine on it, each with its source, and
+to TOML."""
 
 from __future__ import annotations
 
@@ -10,10 +11,15 @@ from typing import Any
 from replay.calibrate.probe import HANDOVER
 from replay.calibrate.stats import Row, fit_copies
 from uvmsim.core.units import format_ns, format_rate
+from uvmsim.machine.engine import SPEEDS
 from uvmsim.machine.hardware import Hardware, HardwareSpec
 
-ORDER = tuple(k for k in HardwareSpec.model_fields if k not in ("name", "gpu", "summary", "uvm"))
-"""Quantities of a profile, in file order."""
+WORDS = ("name", "gpu", "summary", "engine", "uvm")
+MACHINE = tuple(k for k in HardwareSpec.model_fields if k not in WORDS)
+"""Quantities of a machine, in file order."""
+ENGINE = ("dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", *SPEEDS)
+"""Quantities of the engine."""
+PROGRAM = "the replay engine (uvmsim replay), MXFP4 experts"
 LARGE = 1 << 20
 """Copies from here up are experts; smaller ones are left out of the fit of the link."""
 
@@ -44,7 +50,22 @@ class Measurements:
 
 
 def quantities(m: Measurements, base: Hardware) -> dict[str, tuple[Any, str]]:
-    """Field -> (value, source). What could not be measured is ``base``'s, and says so."""
+    """Field of the machine -> (value, source). What could not be measured is ``base``'s, and says
+    so."""
+    # Its kernels' speeds are the engine's; the machine's are what plain tests find.
+    return _quantities(m, MACHINE, {k: v for k, v in m.fitted.items() if k not in SPEEDS}, base)
+
+
+def engine_quantities(m: Measurements, base: Hardware) -> dict[str, tuple[Any, str]]:
+    """Field of the engine -> (value, source), in the same way. A speed that its own runs did not
+    find is left out: it is then the machine's."""
+    names = tuple(k for k in ENGINE if k in m.fitted or k not in SPEEDS)
+    return _quantities(m, names, m.fitted, base.engine)
+
+
+def _quantities(
+    m: Measurements, names: tuple[str, ...], fitted: dict[str, tuple[Any, str]], base: Any
+) -> dict[str, tuple[Any, str]]:
     stamp = "measured " + ", ".join(
         [m.date, *(f"{k} {m.machine[k]}" if k != "gpu" else str(m.machine[k])
                    for k in ("gpu", "driver", "cuda", "cupy") if k in m.machine)]
@@ -52,11 +73,11 @@ def quantities(m: Measurements, base: Hardware) -> dict[str, tuple[Any, str]]:
     if m.backend == "host":
         stamp = f"measured {m.date} with --backend host: memcpy in place of a GPU"
     found: dict[str, tuple[Any, str]] = {}
-    for name in ORDER:
+    for name in names:
         finder = FINDERS.get(name, _unknown)
         try:
-            if name in m.fitted:
-                value, how = m.fitted[name]
+            if name in fitted:
+                value, how = fitted[name]
             else:
                 value, how = finder(m)
             found[name] = (value, f"{stamp}: {how}")
@@ -86,13 +107,20 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
         f"summary = {_text(summary(m))}",
     ]
     for key, (value, source) in quantities(m, base).items():
-        shown = str(value).lower() if isinstance(value, bool) else repr(value)
-        lines += ["", f"[{key}]", f"value = {shown}", f"source = {_text(source)}"]
+        lines += _table(key, value, source)
+    lines += ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
+    for key, (value, source) in engine_quantities(m, base).items():
+        lines += _table(f"engine.{key}", value, source)
     for key, value in vars(base.uvm).items() if base.uvm else ():
         # Constants of the paging driver's model are fitted, not read off: they stay the base's.
         source = f"estimate: the {base.name} profile's ({base.sources.get(f'uvm.{key}', '')})"
-        lines += ["", f"[uvm.{key}]", f"value = {value!r}", f"source = {_text(source)}"]
+        lines += _table(f"uvm.{key}", value, source)
     return "\n".join(lines) + "\n"
+
+
+def _table(key: str, value: Any, source: str) -> list[str]:
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return ["", f"[{key}]", f"value = {shown}", f"source = {_text(source)}"]
 
 
 def _text(text: str) -> str:
@@ -194,14 +222,9 @@ def _unknown(m: Measurements) -> tuple[int, str]:
     raise KeyError("")
 
 
-def _engine_only(m: Measurements) -> tuple[int, str]:
-    raise KeyError("engine")
-
-
 FINDERS: dict[str, Callable[[Measurements], tuple[Any, str]]] = {
     "vram_bytes": _fixed("vram_bytes"),
     "memory_bytes_per_s": _rate_of("reads", "a kernel reading device memory", _largest),
-    "compute_flops": _engine_only,
     "dense_launch_ns": _launch("empty kernel"),
     "expert_launch_ns": _launch("empty kernel"),
     "h2d_bytes_per_s": _link("copies_h2d"),

@@ -34,6 +34,9 @@ def print_calibration(found: Measurements, hw: Hardware, console: Console | None
     for key, value, source in hw.quantities():
         found_on, _, how = source.partition(": ")
         table.add_row(key, value, how if found_on.startswith("measured") else source)
+    for key, value, source in hw.engine.quantities():
+        found_on, _, how = source.partition(": ")
+        table.add_row(f"engine: {key}", value, how if found_on.startswith("measured") else source)
     console.print(table)
     for name, rows in found.tables.items():
         shown = _table(name, "what", "median", "p10", "p90", "rate")

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from traces.errors import InputError
+
 
 def _print_json(data: dict[str, Any]) -> None:
     import json
@@ -99,36 +101,49 @@ def _show_model(m: Any) -> None:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--program", metavar="E", help="Another engine profile on it: preset or TOML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def hardware(name: str | None, as_json: bool) -> None:
-    """List the hardware presets, or describe one.
+def hardware(name: str | None, program: str | None, as_json: bool) -> None:
+    """List the presets of hardware and of engines, or describe a machine and what runs on it.
 
-    NAME is a preset or a .toml file: memory, link, CPU and overheads, each with its source.
-    Sources that begin with "estimate:" mark numbers that nobody measured.
+    NAME is a preset or a .toml file: memory, link and CPU, then launch costs and kernels of its
+    engine (or of the one that --program names), each with its source. Sources that begin with
+    "estimate:" mark numbers that nobody measured.
     """
+    from uvmsim.machine.engine import EngineProfile
     from uvmsim.machine.hardware import Hardware
 
     if name is not None:
-        h = Hardware.load(name)
+        h = Hardware.load(name, program)
         if as_json:
             _print_json(h.to_json())
             return
-        table = _table(f"{h.name}: {h.gpu}", "quantity", "value", "source")
+        machine = _table(f"{h.name}: {h.gpu}", "quantity", "value", "source")
         for row in h.quantities():
-            table.add_row(*row)
-        _show(h.summary, table)
+            machine.add_row(*row)
+        engine = _table(f"engine {h.engine.name}", "quantity", "value", "source")
+        for row in h.engine.quantities():
+            engine.add_row(*row)
+        _show(h.summary, machine, h.engine.summary, engine)
         return
+    if program is not None:
+        raise InputError(f"--program {program}: on which machine? `uvmsim hardware NAME --program`")
     presets = Hardware.list_presets()
     loaded = {key: Hardware.load(key) for key in presets}
     if as_json:
-        _print_json({"hardware": {key: h.to_json() for key, h in loaded.items()}})
+        engines = {key: EngineProfile.load(key).to_json() for key in EngineProfile.list_presets()}
+        machines = {key: h.to_json() for key, h in loaded.items()}
+        _print_json({"hardware": machines, "engines": engines})
         return
     from uvmsim.core.units import format_bytes, format_rate
 
     table = _table("Hardware (uvmsim hardware NAME for every number and its source)",
-                   "name", "VRAM", "memory", "link (to GPU)", "what it is")  # fmt: skip
+                   "name", "VRAM", "memory", "link (to GPU)", "engine", "what it is")  # fmt: skip
     for key, h in loaded.items():
         rates = (h.memory_bytes_per_s, h.h2d_bytes_per_s)
         vram = format_bytes(h.vram_bytes, binary=True)
-        table.add_row(key, vram, *map(format_rate, rates), presets[key])
-    _show(table)
+        table.add_row(key, vram, *map(format_rate, rates), h.engine.name, presets[key])
+    engines = _table("Engines (--program NAME)", "name", "what it is")
+    for row in EngineProfile.list_presets().items():
+        engines.add_row(*row)
+    _show(table, engines)

@@ -52,9 +52,7 @@ class EngineSpec(BaseModel):
     offload_tokens: Sourced[Count] = Sourced(
         value=32, source=f"{LLAMA_CPP} (ggml-cuda.cu, offload of MUL_MAT_ID)"
     )
-    maps_weights: Sourced[bool] = Sourced(
-        value=True, source=f"{LLAMA_CPP}, which maps the file"
-    )
+    maps_weights: Sourced[bool] = Sourced(value=True, source=f"{LLAMA_CPP}, which maps the file")
 
 
 class Reach(NamedTuple):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from traces.errors import InputError
 from uvmsim.core import units
-from uvmsim.machine.descriptions import beside, find, preset_paths, read
+from uvmsim.machine.descriptions import find, preset_paths, read
 from uvmsim.machine.engine import SPEEDS, EngineProfile, EngineSpec, Reach, engine_spec
 from uvmsim.machine.quantities import (
     Bytes,

@@ -15,6 +15,7 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.workload import Workload
 
+
 def to_ns(seconds: np.ndarray | float) -> np.ndarray:
     """Rounded to whole nanoseconds, as `uvmsim.machine.quantities.duration_ns` does."""
     return np.rint(np.asarray(seconds, np.float64) * 1e9).astype(np.int64)

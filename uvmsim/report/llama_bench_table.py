@@ -35,6 +35,8 @@ def print_table(t: Table, console: Console | None = None) -> None:
         f"{t.model.name}: {t.model.total_bytes / GIB:.2f} GiB, {t.model.total_params / 1e9:.2f} B",
         soft_wrap=True,
     )
+    if t.options.program:
+        console.print(f"{hw.engine.name}: {hw.engine.summary}", soft_wrap=True)
     # A head in two lines would be no Markdown.
     rows = [Row([Text(cell) for cell in _cells(row)]) for row in t.rows]
     show(console, COLUMNS, rows, break_heads=False, box=MARKDOWN)

@@ -67,7 +67,8 @@ def load(
 
     Raises `InputError` where nothing is left to draw.
     """
-    rows = read(dataset).to_pylist()
+    # A dataset of before there was a column is null in it.
+    rows = [dict.fromkeys(k for k, _ in COLUMNS) | r for r in read(dataset).to_pylist()]
     if keys is not None:
         rows = [r for r in rows if r["cell"] in keys]
     for condition in where:

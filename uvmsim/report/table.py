@@ -73,6 +73,8 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         ("hardware", f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}, "
          f"link {format_rate(hw.h2d_bytes_per_s)}"),
     )  # fmt: skip
+    if c.options.program:
+        lines += (("program", f"{hw.engine.name}, {hw.engine.summary}"),)
     for key, text in lines:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
 
