@@ -144,6 +144,6 @@ def hardware(name: str | None, program: str | None, as_json: bool) -> None:
         vram = format_bytes(h.vram_bytes, binary=True)
         table.add_row(key, vram, *map(format_rate, rates), h.engine.name, presets[key])
     engines = _table("Engines (--program NAME)", "name", "what it is")
-    for row in EngineProfile.list_presets().items():
-        engines.add_row(*row)
+    for key, summary in EngineProfile.list_presets().items():
+        engines.add_row(key, summary)
     _show(table, engines)

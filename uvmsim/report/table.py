@@ -66,15 +66,15 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
     phases = f"{t['prefill_tokens']:,} prefill + {t['decode_tokens']:,} decode"
     sequences = f", {t['sequences']:,} sequences" if t["sequences"] > 1 else ""
     incomplete = "" if t["complete"] else " [incomplete recording]"
-    lines = (
+    lines = [
         ("trace", f"{t['path']}: {phases} tokens{sequences}{incomplete}"),
         ("model", f"{m['name']}, {t['layers']} MoE layers x {t['experts']} experts, top-{t['top_k']}; "
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
         ("hardware", f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}, "
          f"link {format_rate(hw.h2d_bytes_per_s)}"),
-    )  # fmt: skip
+    ]  # fmt: skip
     if c.options.program:
-        lines += (("program", f"{hw.engine.name}, {hw.engine.summary}"),)
+        lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
 
