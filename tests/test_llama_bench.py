@@ -39,7 +39,7 @@ def words(tmp_path, monkeypatch) -> list[str]:
     small = small_hardware(140)
     monkeypatch.setattr(
         uvmsim.machine.hardware.Hardware, "load",
-        classmethod(lambda cls, spec: small if spec == "small" else load(spec)),
+        classmethod(lambda cls, spec, program=None: small if spec == "small" else load(spec)),
     )  # fmt: skip
     model = str(small_model_file(tmp_path))
     return ["--model", model, "--hardware", "small", "-p", "32", "-n", "4", "-r", "2"]

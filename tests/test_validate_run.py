@@ -17,6 +17,7 @@ from replay.validate.bounds import bounds
 from replay.validate.measure import Runner
 from replay.validate.score import compare_cell, overall
 from traces.errors import InputError
+from uvmsim.machine.descriptions import preset_paths
 from uvmsim.machine.hardware import Hardware
 
 GRID = """
@@ -270,8 +271,8 @@ def test_reports_are_made_again_from_what_was_saved(results, tmp_path):
 def test_uvm_is_predicted_from_the_calibration_of_that_mode(grid, tmp_path):
     text = GRID.replace('["expert-cache", "stream"]', '["uvm"]').replace("h100", "cal.toml")
     placed(tmp_path, text)
-    source = Path(__file__).parent.parent / "uvmsim/presets/hardware/h100.toml"
-    (tmp_path / "cal.toml").write_text(source.read_text())
+    source = preset_paths("hardware")["h100"].read_text()
+    (tmp_path / "cal.toml").write_text(source)
     loaded = config_module.load(tmp_path / "grid.toml")
     with pytest.raises(InputError, match="has no times of mode uvm"):
         run_module.validate(loaded, tmp_path / "out", backend="host")

@@ -144,7 +144,8 @@ class EngineProfile:
             k: f"scaled from {shown(k, getattr(self, k))} on {self.machine} ({self.sources[k]})"
             for k in new
         }
-        return replace(self, **new, sources=self.sources | note)
+        home_now = None if new else self.machine
+        return replace(self, **new, machine=home_now, sources=self.sources | note)
 
     # ---- output --------------------------------------------------------------------------------
 
