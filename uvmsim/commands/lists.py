@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-from traces.errors import InputError
-
 
 def _print_json(data: dict[str, Any]) -> None:
     import json
@@ -110,6 +108,7 @@ def hardware(name: str | None, program: str | None, as_json: bool) -> None:
     engine (or of the one that --program names), each with its source. Sources that begin with
     "estimate:" mark numbers that nobody measured.
     """
+    from traces.errors import InputError
     from uvmsim.machine.engine import EngineProfile
     from uvmsim.machine.hardware import Hardware
 

@@ -24,7 +24,7 @@ S = TypeVar("S", bound=BaseModel)
 def preset_paths(kind: str) -> dict[str, Path]:
     """Preset name -> file, for ``kind`` ``"models"``, ``"hardware"`` or ``"engines"``, in name
     order."""
-    return {p.stem: p for p in sorted((PRESETS / kind).glob("*.toml"))}
+    return {p.stem: p for p in sorted((PRESETS / kind).glob("*.toml"), key=lambda p: p.stem)}
 
 
 def find(spec: str, kind: str, what: str, suffixes: tuple[str, ...]) -> Path:
