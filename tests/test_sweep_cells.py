@@ -53,6 +53,7 @@ def test_scalars_lists_and_ranges_are_axes(tmp_path):
         ('polcy = "lru"', "unknown key 'polcy'; did you mean 'policy'?"),
         ('policy = "lruu"', "policy: policy 'lruu' is not known"),
         ('hardware = "rtx5091"', "hardware: unknown hardware 'rtx5091'; did you mean rtx5090?"),
+        ('program = "replay"', "program: unknown engine 'replay'; did you mean replay-h100?"),
         ('mechanism = "expert-cash"', "did you mean 'expert-cache'?"),
         ('vram = "24g"', "vram: '24g' is ambiguous"),
         ("vram = []", "vram: an empty list"),
@@ -212,3 +213,12 @@ def test_an_exception_is_a_row_with_its_place(monkeypatch):
     row = Runner().row(cell)
     assert row["status"] == "error"
     assert row["error"].startswith("RuntimeError: boom (test_sweep_cells.py, line ")
+
+
+def test_a_program_is_an_axis_and_leaves_the_keys_of_the_machines_own_as_they_were():
+    cells = cells_of(
+        policy="lru", hardware="h100", program=[None, "estimated-python", "replay-h100"]
+    )
+    assert [c.row["program"] for c in cells] == ["estimated-python", "replay-h100"]
+    assert cells[0].share == cells[1].share and cells[0].key != cells[1].key
+    assert cells[0].key == cells_of(policy="lru", hardware="h100")[0].key
