@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from uvmsim.machine.descriptions import beside, find, preset_paths, read
 from uvmsim.machine.quantities import Count, Flops, Rate, Sourced, Time, parts, shown
-
-if TYPE_CHECKING:
-    from uvmsim.machine.hardware import Hardware
 
 SPEEDS = {
     "expert_bytes_per_s": "memory_bytes_per_s",
@@ -53,6 +50,17 @@ class EngineSpec(BaseModel):
         value=32, source=f"{LLAMA_CPP} (ggml-cuda.cu, offload of MUL_MAT_ID)"
     )
     maps_weights: Sourced[bool] = Sourced(value=True, source=f"{LLAMA_CPP}, which maps the file")
+
+
+class Speeds(Protocol):
+    """What a machine itself reaches (`uvmsim.machine.hardware.Hardware`)."""
+
+    @property
+    def memory_bytes_per_s(self) -> int: ...
+    @property
+    def compute_flops(self) -> int: ...
+    @property
+    def cpu_bytes_per_s(self) -> int: ...
 
 
 class Reach(NamedTuple):
@@ -120,7 +128,7 @@ class EngineProfile:
 
     # ---- on a machine --------------------------------------------------------------------------
 
-    def reach(self, hw: Hardware) -> Reach:
+    def reach(self, hw: Speeds) -> Reach:
         """What its kernels reach on a machine: its own speeds, else the machine's."""
         expert = self.expert_bytes_per_s or hw.memory_bytes_per_s
         return Reach(
@@ -130,7 +138,7 @@ class EngineProfile:
             self.cpu_bytes_per_s or hw.cpu_bytes_per_s,
         )
 
-    def moved(self, home: dict[str, int], to: Hardware) -> EngineProfile:
+    def moved(self, home: dict[str, int], to: Speeds) -> EngineProfile:
         """The program on another machine: a kernel keeps its share of what the machine reaches.
 
         ``home`` is what the machine of its speeds reaches, by field of `Hardware`.
