@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -24,3 +25,10 @@ class Command(click.Command):
                 if p.name and isinstance(p, click.Option) and p.opts[-1].startswith("--")
             }
             raise err.with_flags(flags) from err.__cause__
+
+
+def policy_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """``("lru,lfu", "belady")`` as ``("lru", "lfu", "belady")``, doubles dropped; what begins with
+    ``phase:`` keeps its comma."""
+    names = [p.strip() for t in texts for p in ([t] if t.startswith("phase:") else t.split(","))]
+    return tuple(dict.fromkeys(n for n in names if n))

@@ -6,8 +6,10 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command("llama-bench", short_help="llama-bench's table for a model larger than the GPU.")
+
+@click.command("llama-bench", cls=Command, short_help="llama-bench's table for a model larger than the GPU.")
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
 @click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
 @click.option(
@@ -54,7 +56,6 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.llama_bench_table import print_table
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
     from uvmsim.studies.llamabench.table import Options, run
 
     for name in ("mechanisms", "policies"):

@@ -6,8 +6,11 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
+
 
 @click.command(
+    cls=Command,
     short_help="Scans and page-stride walks: time, faults and evictions of page policies."
 )
 @click.option("--pattern", default="abab", metavar="abab|seq|rand", help="What is touched; abab.")
@@ -49,7 +52,6 @@ def microbench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.microbench_table import print_table
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
     from uvmsim.studies.microbench.table import Options, run
 
     given["policies"] = policy_list(given["policies"])

@@ -6,8 +6,10 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command(short_help="Miss-ratio curves: what each pool size would miss.")
+
+@click.command(cls=Command, short_help="Miss-ratio curves: what each pool size would miss.")
 @click.argument("trace", required=False, type=click.Path())
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
@@ -41,7 +43,6 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
     """
     from uvmsim.commands.compare import choose
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
     from uvmsim.studies.mrc.study import Study, study
 
     choose("--pool", given["pool"], ("global", "per-layer", "both"))

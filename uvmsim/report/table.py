@@ -85,10 +85,10 @@ def _table(console: Console, c: Comparison, key: Any, group: list[tuple[Result, 
     main = "decode_tokens_per_s" if decode else "prefill_tokens_per_s"
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
-        pool = "one pool" if c.options.pool == "global" else "a pool a layer"
+        pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
     elif key == "paged":
-        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.options.threshold
+        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.scenario.threshold
         title = f"paged by the driver, {chunks:,} chunks of 2 MiB, threshold {threshold} %"
     else:
         title = "without an expert pool"

@@ -20,7 +20,7 @@ def simulate(
 
     ``record``: a mechanism with a clock of its own keeps its program, for export."""
     if engine not in ENGINES:
-        raise InputError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
+        raise InputError(f"{engine}: must be one of {', '.join(ENGINES)}", argument="engine")
     clock = importlib.import_module(ENGINES[engine])
     served = mechanism_named(mechanism)
     if (whole := served.run(job, engine, record)) is not None:
@@ -60,14 +60,14 @@ def check_needs(job: Job, trace: RoutingTrace) -> None:
         if need == "profile":
             if job.profile is None:
                 raise InputError(
-                    f"policy {job.policy.name} learns from a profile trace; give --profile TRACE"
+                    f"policy {job.policy.name} learns from a profile trace; give `profile` TRACE"
                 )
         elif need not in trace.capabilities:
             raise InputError(f"policy {job.policy.name} {MISSING.get(need, f'needs {need}')}")
         elif need == "router_scores" and job.workload.unit == "access":
             raise InputError(
                 f"policy {job.policy.name} needs a layer's router scores, which single accesses "
-                "have not; leave out --unit access"
+                "have not; leave out `unit` access"
             )
 
 
