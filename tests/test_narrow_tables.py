@@ -93,9 +93,10 @@ def whole(told: str, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def compared():
-    from uvmsim.studies.compare import Options, compare
+    from uvmsim.studies.compare import compare
+    from uvmsim.studies.scenario import Scenario
 
-    return compare(Options(limit=800))
+    return compare(Scenario(limit=800))
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
@@ -188,12 +189,11 @@ def test_llama_bench(width):
 
 def test_replay():
     from replay.report import print_study
-    from replay.session import How
-    from replay.study import study
-    from uvmsim.studies.compare import Options
+    from replay.study import replay
+    from uvmsim.studies.scenario import Scenario
 
-    options = Options(policies=("lru", "lru+next-layer"), limit=6, mechanisms=("expert-cache",))
-    made = study(options, How(), "host")
+    scenario = Scenario(policies=("lru", "lru+next-layer"), limit=6)
+    made = replay(scenario, backend="host")
     for width in (80, 60):
         out = console(width)
         print_study(made, out)
@@ -205,9 +205,10 @@ def test_replay():
 @pytest.mark.parametrize("width", [80, 50])
 def test_curves_stand_in_blocks(width):
     from uvmsim.report.mrc_table import print_curves
-    from uvmsim.studies.mrc.study import Study, study
+    from uvmsim.studies.mrc.study import mrc
+    from uvmsim.studies.scenario import Scenario
 
-    made = study(Study(policies=("belady", "lfu", "layer-lru", "fifo"), limit=800))
+    made = mrc(Scenario(policies=("belady", "lfu", "layer-lru", "fifo"), limit=800))
     out, broad = console(width), console(400)
     print_curves(made, out)
     print_curves(made, broad)

@@ -9,7 +9,9 @@ import click
 from uvmsim.commands.flags import Command, policy_list
 
 
-@click.command("llama-bench", cls=Command, short_help="llama-bench's table for a model larger than the GPU.")
+@click.command(
+    "llama-bench", cls=Command, short_help="llama-bench's table for a model larger than the GPU."
+)
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
 @click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
 @click.option(

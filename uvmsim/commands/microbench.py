@@ -11,7 +11,7 @@ from uvmsim.commands.flags import Command, policy_list
 
 @click.command(
     cls=Command,
-    short_help="Scans and page-stride walks: time, faults and evictions of page policies."
+    short_help="Scans and page-stride walks: time, faults and evictions of page policies.",
 )
 @click.option("--pattern", default="abab", metavar="abab|seq|rand", help="What is touched; abab.")
 @click.option(

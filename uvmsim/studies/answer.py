@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+NESTED = ("token_latency_ms", "prefetch", "time_split_s")
+"""Keys of a run that hold an object, or nothing."""
+
+
 class Answer:
     """The answer to a study: a sequence of outcomes, in the order they were run.
 
@@ -72,7 +76,9 @@ class Answer:
         console = Console(record=True, width=118, file=io.StringIO(), force_jupyter=False)
         self.print_to(console)
         look = "font-family:monospace;line-height:1.3"
-        return console.export_html(inline_styles=True, code_format=f'<pre style="{look}">{{code}}</pre>')
+        return console.export_html(
+            inline_styles=True, code_format=f'<pre style="{look}">{{code}}</pre>'
+        )
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -89,8 +95,10 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
     for key, value in result.items():
         if isinstance(value, dict):
             row |= {f"{key}_{k}": v for k, v in flat(value).items()}
-        elif key == "notes" or key == "problems":
+        elif key in ("notes", "problems"):
             row[key] = "; ".join(value) or None
+        elif value is None and key in NESTED:
+            continue  # its parts are null
         else:
             row[key] = value
     return row

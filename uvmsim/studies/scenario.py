@@ -228,7 +228,9 @@ def _size(value: Any) -> str:
         return value
     if isinstance(value, float) or "float" in type(value).__name__:
         if not 0 < value <= 1:
-            raise InputError("a float is a share, above 0 and up to 1.0; give a whole number of experts")
+            raise InputError(
+                "a float is a share, above 0 and up to 1.0; give a whole number of experts"
+            )
         return f"{float(value) * 100:.12g}%"
     return str(_whole(value))
 

@@ -74,7 +74,9 @@ def _join(name: str | None, parts: Sequence[Any]) -> PagePolicySpec:
     made = [made_of(part, kind) for part in parts]
     text = "+".join(name_of(p) for p, _ in made) if name is None else name
     if not 1 <= len(parts) <= 2:
-        raise InputError(f"page policy {text!r}: give one, or one that prefetches and one that evicts")
+        raise InputError(
+            f"page policy {text!r}: give one, or one that prefetches and one that evicts"
+        )
     files = tuple(file for _, file in made if file)
     first, last = made[0][0], made[-1][0]
     if first is last:

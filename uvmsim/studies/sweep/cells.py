@@ -20,7 +20,8 @@ from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.pages.phases import parse_phased
 from uvmsim.policies.registry import PolicySpec, parse
-from uvmsim.studies.compare import Options, resolve_model, slots_of
+from uvmsim.studies.resolve import resolve_model, slots_of
+from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.config import SweepConfig, policies_for
 
 CHUNK = 64
@@ -212,9 +213,9 @@ class _Resolver:
         self, trace: str | None, name: str | None, size: str | None, paged: bool
     ) -> _Resolved:
         facts = self.facts[trace]
-        options = Options(trace=trace, model=name, expert_size=size)
+        scenario = Scenario(trace, name, size)
         try:
-            model = resolve_model(options, _Bare(facts), [])  # type: ignore[arg-type]
+            model = resolve_model(scenario, _Bare(facts), [])  # type: ignore[arg-type]
         except InputError as err:
             return _Resolved(_digest([name, size, asdict(facts.info)]), None, str(err))
         bare = replace(model, tensors=())
