@@ -22,7 +22,8 @@ def names(scenario: Scenario) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize(
-    "options", [Scenario(), UVM, Scenario(mechanisms=("uvm", "expert-cache")), Scenario(policies=("lru",))]
+    "options",
+    [Scenario(), UVM, Scenario(mechanisms=("uvm", "expert-cache")), Scenario(policies=("lru",))],
 )  # fmt: skip
 def test_equal_options_ask_for_the_same_policies(options):
     for other in (

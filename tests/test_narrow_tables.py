@@ -136,7 +136,7 @@ def test_compare_with_a_long_name(compared):
 
 
 def microbench_table():
-    from uvmsim.studies.microbench.table import Options, Table
+    from uvmsim.studies.microbench.table import Microbench, Options
 
     def row(ratio, policy, ms):
         return {
@@ -147,7 +147,7 @@ def microbench_table():
 
     names = ("default", "prefetch_always_max", "prefetch_none+eviction_fifo_chance")
     rows = [row(r, p, 12_345.678) for r in (0.95, 1.05) for p in names]
-    return Table(Options(), Hardware.load("a30"), rows, [])
+    return Microbench(Options(), Hardware.load("a30"), rows, [])
 
 
 @pytest.mark.parametrize("width", [80, 60])
@@ -165,7 +165,7 @@ def test_microbench(width):
 @pytest.mark.parametrize("width", [80, 60])
 def test_llama_bench(width):
     from uvmsim.report.llama_bench_table import print_table
-    from uvmsim.studies.llamabench.table import Options, Table
+    from uvmsim.studies.llamabench.table import LlamaBench, Options
 
     def row(mechanism, policy, test):
         return {
@@ -178,7 +178,7 @@ def test_llama_bench(width):
     rows = [row("uvm", p, t) for p in policies for t in ("pp512", "tg128")]
     rows += [row("cpu-offload", None, t) | {"ncmoe": 36} for t in ("pp512", "tg128")]
     out = console(width)
-    made = Table(Options(), Model.load("gpt-oss-20b"), Hardware.load("rtx5090"), rows, [])
+    made = LlamaBench(Options(), Model.load("gpt-oss-20b"), Hardware.load("rtx5090"), rows, [])
     print_table(made, out)
     whole(text(out), ["prefetch_always_max", "uvm"])
     assert text(out).count("11309.92 ± 0.12") == 8

@@ -58,13 +58,16 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.llama_bench_table import print_table
     from uvmsim.report.progress import bar
-    from uvmsim.studies.llamabench.table import Options, run
+    from uvmsim.studies.llamabench.table import llama_bench as run
+    from uvmsim.studies.scenario import Scenario
 
     for name in ("mechanisms", "policies"):
         given[name] = policy_list(given[name])
-    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    given["trace"] = given.pop("like")
+    how = {k: given.pop(k) for k in ("prompt", "generate", "reps", "trace_out")}
+    scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("llama-bench") as progress:
-        table = run(options, progress)
+        table = run(scenario, **how, progress=progress)
     if as_json:
         click.echo(json.dumps(table.to_json(), sort_keys=True))
     else:

@@ -131,11 +131,12 @@ def spec_of(policy: Any) -> PolicySpec:
     kind = Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
     made = [made_of(part, kind) for part in parts]
     name = "+".join(name_of(p) for p, _ in made)
-    found = [[p for p, _ in made if isinstance(p, base)] for base in bases]
-    if len(found[0]) != 1 or len(found[1]) > 1:
+    evicts: list[Eviction] = [p for p, _ in made if isinstance(p, Eviction)]
+    fetches: list[Prefetch] = [p for p, _ in made if isinstance(p, Prefetch)]
+    if len(evicts) != 1 or len(fetches) > 1:
         raise InputError(f"policy {name!r}: give one that evicts, and at most one that prefetches")
     files = tuple(file for _, file in made if file)
-    return PolicySpec(name, found[0][0], found[1][0] if found[1] else None, files)
+    return PolicySpec(name, evicts[0], fetches[0] if fetches else None, files)
 
 
 def made_of(policy: Any, kind: Kind) -> tuple[Any, str | None]:

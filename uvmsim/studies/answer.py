@@ -17,6 +17,9 @@ NESTED = ("token_latency_ms", "prefetch", "time_split_s")
 """Keys of a run that hold an object, or nothing."""
 
 
+PAGE = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
+
+
 class Answer:
     """The answer to a study: a sequence of outcomes, in the order they were run.
 

@@ -1,4 +1,4 @@
-"""Which policies are meant, and for which mechanisms: those that decide about experts, or about pages."""
+"""Which policies are meant, and for which mechanisms: those that decide about experts or pages."""
 
 from __future__ import annotations
 

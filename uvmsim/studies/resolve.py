@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +124,13 @@ def _parsed(argument: str, parse: Callable[[Any], T], value: Any) -> T:
 
 
 # ---- traces ---------------------------------------------------------------------------------------
+
+
+def open_trace(trace: str | os.PathLike[str] | RoutingTrace | None = None) -> RoutingTrace:
+    """The routing trace in a file (Arrow, memory-mapped, or Parquet); None: the bundled one. A trace
+    that is open already is given back as it is. Raises `InputError`.
+    """
+    return load_trace(trace)
 
 
 def load_trace(trace: Any, limit: int | None = None) -> RoutingTrace:

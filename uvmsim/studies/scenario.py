@@ -146,7 +146,7 @@ class Scenario:
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for; what was left out and has no default is left out."""
-        asked = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        asked = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
         return {k: v for k, v in asked.items() if v is not None}
 
     # ---- studies --------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Scenario:
 
     def sweep(self, axes: dict[str, Any], **how: Any) -> Any:
         """`uvmsim.sweep` of this."""
-        from uvmsim.studies.sweep.front import sweep
+        from uvmsim.studies.sweep.study import sweep
 
         return sweep(self, axes, **how)
 
@@ -270,6 +270,14 @@ def _engine(value: Any) -> str:
     return str(value)
 
 
+def field_as_kept(name: str, values: Any) -> Any:
+    """Values for a field, one or several, each as the field keeps it."""
+    if name in ("slots", "mechanisms", "policies"):
+        return _TIDY[name](values)
+    tidy = _TIDY.get(name, lambda x: x)
+    return [tidy(x) for x in values] if isinstance(values, list | tuple) else [tidy(values)]
+
+
 _TIDY: dict[str, Callable[[Any], Any]] = {
     "trace": _trace, "profile": _trace, "model": _described, "hardware": _described,
     "expert_size": _number, "vram": _number, "link": _number, "slots": _sizes,
@@ -328,7 +336,7 @@ def trace_name(trace: Any) -> str | None:
     return str(trace.path) if trace.path else f"in memory, sha256 {trace.sha256[:12]}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A field in JSON's types."""
     if value is None or isinstance(value, str | int | float):
         return value

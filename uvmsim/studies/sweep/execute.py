@@ -41,10 +41,14 @@ class Summary:
     """Cells whose row was made by another version of uvmsim."""
     keys: frozenset[str]
     """Keys of the grid's cells."""
+    order: tuple[str, ...] = ()
+    """The same in the grid's order."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without the keys."""
-        return {k: v for k, v in vars(self).items() if k != "keys"} | {"uvmsim": uvmsim.__version__}
+        return {k: v for k, v in vars(self).items() if k not in ("keys", "order")} | {
+            "uvmsim": uvmsim.__version__
+        }
 
 
 def sweep(
@@ -123,6 +127,7 @@ def _summary(store: Store, cells: list[Cell], already: int) -> Summary:
         first_error=next((r["error"] for r in mine if r["status"] == ERROR), None),
         other_versions=sum(r["uvmsim"] != uvmsim.__version__ for r in mine),
         keys=keys,
+        order=tuple(order),
     )
 
 
