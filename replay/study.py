@@ -18,7 +18,7 @@ from uvmsim.machine.model import Model
 from uvmsim.policies.registry import spec_of
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.resolve import jobs, label, model_json, resolve, slots_of, trace_json
-from uvmsim.studies.scenario import Progress, Scenario
+from uvmsim.studies.scenario import Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
 from uvmsim.workload import Workload
 
@@ -100,9 +100,10 @@ def replay(
     The counters of each run are compared with the simulator's; a difference voids the run, as a
     wrong output does. ``progress`` as in `uvmsim.compare`. Raises `InputError`.
     """
-    s = scenario if isinstance(scenario, Scenario) else Scenario(scenario)
-    s = s.with_(**changes).or_else(
-        hardware=HARDWARE, mechanisms="expert-cache", pool="global", policies=POLICIES
+    s = (
+        scenario_of(scenario)
+        .with_(**changes)
+        .or_else(hardware=HARDWARE, mechanisms="expert-cache", pool="global", policies=POLICIES)
     )
     modes: Any = s.mechanisms
     named: Any = s.policies

@@ -93,7 +93,10 @@ def _collect(module: ModuleType, base: type[P], found: dict[str, type[P]]) -> No
 
 
 def parse(text: str) -> PolicySpec:
-    """The policies named by ``text``; raises `InputError` with the nearest name that exists."""
+    """The policies named by ``text``; raises `InputError` with the nearest name that exists. What is
+    no text is taken as `spec_of` does."""
+    if not isinstance(text, str):
+        return spec_of(text)
     parts = text.split("+")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"policy {text!r}: expected EVICTION or EVICTION+PREFETCH")

@@ -16,7 +16,7 @@ from uvmsim.runs.outcome import Result
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.choice import DEFAULT_POLICIES, policies_for
 from uvmsim.studies.resolve import Resolved, jobs, label, model_json, resolve, slots_of, trace_json
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
 from uvmsim.workload import Workload
 
@@ -81,13 +81,15 @@ class Comparison(Answer):
         return runs
 
 
-def compare(scenario: Scenario, progress: Progress | None = None) -> Comparison:
-    """Run every mechanism and policy at every pool size, on a simulated clock.
+def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -> Comparison:
+    """Run every mechanism and policy of a scenario at every pool size, on a simulated clock.
 
-    Without ``slots`` the pool is what memory holds (of the bundled trace: 25 %). ``progress`` is called
-    with (runs done, runs in all, what runs next). Raises `InputError`.
+    ``scenario`` may be a trace alone (a path, a `RoutingTrace`; None: the bundled). Without ``slots``
+    the pool is what memory holds (of the bundled trace: 25 %). ``progress`` is called with (runs done,
+    runs in all, what runs next). Raises `InputError`.
     """
-    s = scenario.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
+    s = scenario_of(scenario)
+    s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
     mechanisms: Any = s.mechanisms
     policies: Any = s.policies
     specs, pages = policies_for(mechanisms, policies)

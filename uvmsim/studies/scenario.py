@@ -176,6 +176,11 @@ class Scenario:
         return uvmsim.replay(self, **how)
 
 
+def scenario_of(asked: Any) -> Scenario:
+    """A scenario, or that of a trace alone."""
+    return asked if isinstance(asked, Scenario) else Scenario(asked)
+
+
 # ---- how values are kept: paths as text, one as several ---------------------------------------------
 
 

@@ -18,7 +18,7 @@ from uvmsim.runs.job import Job
 from uvmsim.studies.answer import Answer
 from uvmsim.studies.mrc.curves import Curve, lru_curve, policy_curve, sampled_lru_curve
 from uvmsim.studies.resolve import base_job, load_trace, profile_of, slots_of, trace_json
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, POOLS, Progress, Scenario
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, POOLS, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
 
@@ -105,7 +105,7 @@ def mrc(
     to 100 %). Without ``pool`` both kinds of pool are looked at. No times: model, hardware and sizes
     in bytes do not matter. ``progress`` as in `uvmsim.compare`. Raises `InputError`.
     """
-    s = scenario if isinstance(scenario, Scenario) else Scenario(scenario)
+    s = scenario_of(scenario)
     s = s.or_else(policies=DEFAULT_POLICIES, slots=DEFAULT_SHARES)
     trace = load_trace(s.trace, s.limit)
     w = build_workload(trace, s.unit)

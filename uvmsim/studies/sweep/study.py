@@ -19,7 +19,7 @@ from uvmsim.policies.registry import name_of
 from uvmsim.policies.user_files import OURS
 from uvmsim.studies.answer import Answer
 from uvmsim.studies.resolve import load_trace
-from uvmsim.studies.scenario import Progress, Scenario, field_as_kept
+from uvmsim.studies.scenario import Progress, Scenario, field_as_kept, scenario_of
 from uvmsim.studies.sweep.config import SweepConfig, check
 from uvmsim.studies.sweep.execute import Summary
 from uvmsim.studies.sweep.execute import sweep as run
@@ -77,12 +77,12 @@ def sweep(
     """Run every combination of the values in ``axes``, by field of a `Scenario`; the other fields are
     as in ``scenario`` (or a trace alone).
 
-    A value may be a list, or a range: ``{"from": "4GiB", "to": "14GiB", "steps": 41}``. ``folder`` keeps
-    the rows, as `uvmsim sweep` does: what is there already is not run again. ``jobs``: processes;
+    A value may be a list, or a range: ``{"from": "4GiB", "to": "14GiB", "steps": 41}``. ``folder``
+    keeps the rows, as `uvmsim sweep` does: what is there already is not run again. ``jobs``: processes;
     above 1 a script needs an ``if __name__ == "__main__"`` around its work. ``dask``: a scheduler's
     address. ``retry``: cells that failed are run again. Raises `InputError`.
     """
-    s = scenario if isinstance(scenario, Scenario) else Scenario(scenario)
+    s = scenario_of(scenario)
     if s.engine != "fast":
         raise InputError(f"{s.engine}: a sweep's clock is the compiled one", argument="engine")
     config = config_of(s, axes or {})
@@ -172,4 +172,5 @@ def _named(policy: Any) -> str:
             f"'./mine.py:{cls.__name__}'",
             argument="policies",
         )
-    return f"{file}:{cls.__name__}" + name_of(made).removeprefix(cls.name or cls.__name__)
+    parameters = name_of(made).removeprefix(made.name or cls.__name__)
+    return f"{file}:{cls.__name__}{parameters}"
