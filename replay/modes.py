@@ -15,5 +15,5 @@ def mode_named(text: str) -> str:
     """One of `MODES`; raises `InputError` for another word."""
     mode = OLD_NAMES.get(text, text)
     if mode not in MODES:
-        raise InputError(f"--mode {text}: must be one of {', '.join(MODES)}")
+        raise InputError(f"{text}: must be one of {', '.join(MODES)}", argument="mechanisms")
     return mode

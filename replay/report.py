@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from replay.study import Study
+from replay.study import Replays
 from uvmsim.core.units import format_bytes
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 
 
-def print_study(s: Study, console: Console | None = None) -> None:
+def print_study(s: Replays, console: Console | None = None) -> None:
     """Machine, table, notes."""
     console = console or wide()
     rows = [r.to_json() for r in s.runs]

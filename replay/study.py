@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import uvmsim
 from replay.backend import backend as backend_named
 from replay.backend.base import Backend
 from replay.modes import mode_named
@@ -14,19 +13,13 @@ from replay.session import How, Session
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import parse
-from uvmsim.runs.job import Job
+from uvmsim.policies.registry import spec_of
 from uvmsim.runs.outcome import Outcome
-from uvmsim.studies.compare import (
-    Options,
-    load_trace,
-    model_json,
-    resolve_model,
-    slots_of,
-    trace_json,
-    workloads_of,
-)
-from uvmsim.studies.simulate import check_needs, simulate
+from uvmsim.studies.answer import Answer, flat
+from uvmsim.studies.resolve import jobs, label, model_json, resolve, slots_of, trace_json
+from uvmsim.studies.scenario import Progress, Scenario, scenario_of
+from uvmsim.studies.simulate import simulate
+from uvmsim.version import __version__
 from uvmsim.workload import Workload
 
 POLICIES = ("lru",)
@@ -36,11 +29,13 @@ SLOTS = "25%"
 WITH_POLICY = ("expert-cache", "managed")
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Replays(Answer):
     """The runs and what they share."""
 
-    options: Options
+    printer: ClassVar[str] = "replay.report:print_study"
+
+    scenario: Scenario
     how: How
     backend: str
     trace: RoutingTrace
@@ -51,6 +46,15 @@ class Study:
     notes: list[str]
 
     @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """One a mode, size and policy."""
+        return self.runs
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a run; columns as the keys of `to_json`, nested names joined by ``_``."""
+        return [flat(r.to_json()) for r in self.runs]
+
+    @property
     def problems(self) -> list[str]:
         """Why runs are void, one line each."""
         return [f"{r.policy or r.mechanism}: {p}" for r in self.runs for p in r.problems]
@@ -58,70 +62,63 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """One object of plain JSON types, as `uvmsim compare --json` has it, and measured times."""
         return {
-            "uvmsim": uvmsim.__version__,
+            "uvmsim": __version__,
             "backend": self.backend,
             "trace": trace_json(self.trace, self.workload),
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": self.options.to_json(),
+            "options": self.scenario.to_json(),
             "how": {k: v for k, v in vars(self.how).items() if v is not None},
             "notes": self.notes,
             "runs": [r.to_json() for r in self.runs],
         }
 
 
-def study(
-    options: Options,
-    how: How,
+def replay(
+    scenario: Scenario | Any = None,
+    *,
     backend: str | Backend = "cuda",
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Study:
-    """Replay every mode (``options.mechanisms``) and policy at every pool size.
+    how: How | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Replays:
+    """Replay every mode (``mechanisms``) and policy of a scenario at every pool size.
+
+    ``scenario`` may be a trace alone (a path, a `RoutingTrace`; None: the bundled). What it leaves out:
+    ``policies`` lru, ``slots`` 25 % where no memory is given, ``hardware`` h100. ``backend`` is
+    ``"cuda"`` or ``"host"`` (the same engine on NumPy, no meaningful times); ``how`` a
+    `replay.session.How`; ``changes`` are fields of the scenario that are other than in it, such as
+    ``limit=64``.
 
     The counters of each run are compared with the simulator's; a difference voids the run, as a
-    wrong output does. Raises `InputError`; ``progress`` as in `uvmsim.studies.compare.compare`.
+    wrong output does. ``progress`` as in `uvmsim.compare`. Raises `InputError`.
     """
-    modes = [mode_named(mode) for mode in options.mechanisms]
-    specs = [parse(p) for p in options.named]
-    notes: list[str] = []
+    s = (
+        scenario_of(scenario)
+        .with_(**changes)
+        .or_else(hardware=HARDWARE, mechanisms="expert-cache", pool="global", policies=POLICIES)
+    )
+    wanted: Any = s.mechanisms
+    modes = [mode_named(mode) for mode in wanted]
+    named: Any = s.policies
+    specs = [spec_of(p) for p in named]
     device = backend_named(backend) if isinstance(backend, str) else backend
-    trace = load_trace(options.trace, options.limit)
-    hardware = Hardware.load(options.hardware).with_(vram=options.vram, link=options.link)
-    if device.name == "host" and not (options.model or options.expert_size):
-        model = Model.from_info(trace.meta.model)
-    else:
-        model = resolve_model(options, trace, notes)
-    workload, profile = workloads_of(options, trace, model)
-    total = workload.n_layers * workload.n_experts
-    given = options.slots or (() if options.vram else (SLOTS,))
-    sizes: list[int | None] = [slots_of(s, total) for s in given]
-    sizes = sizes or [None]
-    base = Job(
-        workload, model, hardware, pool=options.pool, reset=options.reset,
-        write_back=options.write_back, pinned=not options.pageable, seed=options.seed,
-        profile=profile,
-    )  # fmt: skip
-    todo: list[tuple[Job, str]] = []
-    for mode in modes:
-        if mode not in WITH_POLICY:
-            todo.append((base, mode))
-            continue
-        for size in sizes:
-            for spec in specs:
-                job = replace(base, policy=spec, slots=size)
-                check_needs(job, trace)
-                todo.append((job, mode))
+    how = how or How()
+    r = resolve(s, own_sizes=device.name == "host")
+    given: Any = s.slots or (() if s.vram else (SLOTS,))
+    sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
+    todo = list(jobs(r, modes, sizes, specs, [], lambda mode: mode in WITH_POLICY))
     runs = []
     with Session(device, how) as session:
         for i, (job, mode) in enumerate(todo):
             if progress:
-                progress(i, len(todo), job.policy.name if job.policy else mode)
+                progress(i, len(todo), label(job, mode))
             run = session.run(job, mode)
             _compare_counters(run)
             runs.append(run)
     if progress:
         progress(len(todo), len(todo), "")
-    return Study(options, how, device.name, trace, workload, model, hardware, runs, notes)
+    return Replays(s, how, device.name, r.trace, r.workload, r.model, r.hardware, runs, r.notes)
 
 
 COMPARED = (

@@ -159,7 +159,7 @@ def found(kind: str, folder: Path | None, odd: bool = False) -> object:
         plan = plan_of(case, "lru+" + named("Ahead", "", ""), slots=6)
         return plan.counters.prefetch_issued > 0
     policy = named("Pages", "default", "prefetch_always_max")
-    rows = run(Options(vram="128MiB", ratios=(1.05,), passes=2, policies=(policy,))).rows
+    rows = run(Options(vram="128MiB", ratios=(1.05,), passes=2, policies=(policy,))).runs
     return {k: v for k, v in rows[0].items() if k not in ("policy",)}
 
 

@@ -13,7 +13,8 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.mechanisms.expert_cache import ExpertCache
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
-from uvmsim.studies.compare import Options, load_trace, resolve_model
+from uvmsim.studies.resolve import load_trace, resolve_model
+from uvmsim.studies.scenario import Scenario
 from uvmsim.workload import build_workload
 
 
@@ -56,7 +57,7 @@ def test_plain_replay_beats_a_python_dictionary(policy, least):
 def test_the_compiled_clock_beats_simpy():
     """Measured: 200 to 400 times."""
     trace = load_trace(None, None)
-    model = resolve_model(Options(), trace, [])
+    model = resolve_model(Scenario(), trace, [])
     job = Job(build_workload(trace), model, Hardware.load("rtx5090"))
     plan = ExpertCache().plan(replace(job, policy=parse("lru"), slots=128))
     fast.run(plan)

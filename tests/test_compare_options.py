@@ -9,30 +9,27 @@ from click.testing import CliRunner
 
 from traces.errors import InputError
 from uvmsim.commands.compare import compare as command
-from uvmsim.studies.compare import (
-    DEFAULT_PAGE_POLICIES,
-    DEFAULT_POLICIES,
-    Options,
-    compare,
-    policies_of,
-)
+from uvmsim.studies.choice import DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES, policies_for
+from uvmsim.studies.compare import compare
+from uvmsim.studies.scenario import Scenario
 
-UVM = Options(mechanisms=("uvm",))
+UVM = Scenario(mechanisms=("uvm",))
 
 
-def names(options: Options) -> tuple[list[str], list[str]]:
-    experts, pages = policies_of(options)
+def names(scenario: Scenario) -> tuple[list[str], list[str]]:
+    experts, pages = policies_for(scenario.mechanisms or ("expert-cache",), scenario.policies)
     return [p.name for p in experts], [p.name for p in pages]
 
 
 @pytest.mark.parametrize(
-    "options", [Options(), UVM, Options(mechanisms=("uvm", "expert-cache")), Options(policies=("lru",))]
+    "options",
+    [Scenario(), UVM, Scenario(mechanisms=("uvm", "expert-cache")), Scenario(policies=("lru",))],
 )  # fmt: skip
 def test_equal_options_ask_for_the_same_policies(options):
     for other in (
         pickle.loads(pickle.dumps(options)),
         copy.deepcopy(options),
-        Options(**vars(options)),
+        Scenario(**vars(options)),
     ):
         assert other == options
         assert names(other) == names(options)
@@ -42,10 +39,10 @@ def test_equal_options_ask_for_the_same_policies(options):
 def test_the_defaults_named_one_by_one_are_named_policies():
     """By another object of the same names, or the same one: no difference."""
     for given in (DEFAULT_POLICIES, (*DEFAULT_POLICIES,)):
-        options = Options(mechanisms=("uvm",), policies=given)
-        assert options == Options(mechanisms=("uvm",), policies=DEFAULT_POLICIES)
-        with pytest.raises(InputError, match="none of them is for --mechanism uvm"):
-            policies_of(options)
+        options = Scenario(mechanisms=("uvm",), policies=given)
+        assert options == Scenario(mechanisms=("uvm",), policies=DEFAULT_POLICIES)
+        with pytest.raises(InputError, match="none of them is for `mechanisms` uvm"):
+            names(options)
     assert names(UVM) == ([], list(DEFAULT_PAGE_POLICIES))
 
 
@@ -59,6 +56,7 @@ def test_the_options_printed_are_those_of_ever():
     done = CliRunner().invoke(command, ["--slots", "50%", "--limit", "800", "--json"])
     told = json.loads(done.stdout)["options"]
     assert told == printed
-    same = compare(Options(slots=("50%",), limit=800)).to_json()["options"]
+    same = compare(Scenario(slots=("50%",), limit=800)).to_json()["options"]
     assert json.dumps(same, sort_keys=True) == json.dumps(told, sort_keys=True)
-    assert Options(mechanisms=("uvm",)).to_json()["policies"] == DEFAULT_POLICIES
+    uvm = Scenario(mechanisms=("uvm",), limit=8, vram="1GiB")
+    assert compare(uvm).to_json()["options"]["policies"] == DEFAULT_POLICIES

@@ -8,13 +8,9 @@ from click.testing import CliRunner
 from traces.errors import InputError
 from uvmsim.commands.compare import compare as command
 from uvmsim.mechanisms.uvm import setup_of
-from uvmsim.studies.compare import (
-    DEFAULT_PAGE_POLICIES,
-    Options,
-    compare,
-    page_grained,
-    policies_of,
-)
+from uvmsim.studies.choice import DEFAULT_PAGE_POLICIES, page_grained, policies_for
+from uvmsim.studies.compare import compare
+from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.cells import expand
 from uvmsim.studies.sweep.config import SweepConfig, check
 from uvmsim.studies.sweep.rows import to_table
@@ -25,7 +21,7 @@ SMALL = {"vram": "1GiB", "limit": 64, "mechanisms": ("uvm",)}
 
 
 def runs(**given):
-    return compare(Options(**(SMALL | given))).to_json()["runs"]
+    return compare(Scenario(**(SMALL | given))).to_json()["runs"]
 
 
 def test_bundled_trace_pages():
@@ -45,7 +41,7 @@ def test_bundled_trace_pages():
 def test_nothing_is_paged_twice_where_all_fits():
     (row,) = runs(policies=("default",), vram="16GiB")
     assert row["evictions"] == row["bytes_d2h"] == 0
-    job = compare(Options(**(SMALL | {"policies": ("default",), "vram": "16GiB"}))).runs[0].job
+    job = compare(Scenario(**(SMALL | {"policies": ("default",), "vram": "16GiB"}))).runs[0].job
     setup, space = setup_of(job, False)
     assert row["chunks_in"] <= space.n_blocks
     assert row["bytes_h2d"] <= int(setup.n_pages[setup.populated > 0].sum()) * 4096
@@ -65,13 +61,13 @@ def test_policies_go_to_the_mechanisms_of_their_grain():
 
 
 def test_defaults_of_each_grain():
-    specs, pages = policies_of(Options(mechanisms=("uvm",)))
+    specs, pages = policies_for(("uvm",), None)
     assert specs == []
     assert tuple(p.name for p in pages) == DEFAULT_PAGE_POLICIES
-    specs, pages = policies_of(Options(mechanisms=("uvm", "expert-cache")))
+    specs, pages = policies_for(("uvm", "expert-cache"), None)
     assert len(specs) == 5
     assert len(pages) == 4
-    specs, pages = policies_of(Options(mechanisms=("resident", "expert-cache")))
+    specs, pages = policies_for(("resident", "expert-cache"), None)
     assert len(specs) == 5
     assert pages == []
 
@@ -87,10 +83,10 @@ def test_page_policies_are_told_apart():
     [
         ({"policies": ("prefetch_alwys_max",)}, "did you mean 'prefetch_always_max'"),
         ({"policies": ("lruu",)}, "did you mean 'lru'"),
-        ({"policies": ("lru",)}, "--mechanism uvm"),
-        ({"policies": ("default", "lru")}, "add --mechanism expert-cache"),
+        ({"policies": ("lru",)}, "policies lru: none of them is for `mechanisms` uvm"),
+        ({"policies": ("default", "lru")}, "add `mechanisms` expert-cache"),
         ({"policies": ("default",), "mechanisms": ("uvm", "expert-cache")}, "expert-cache"),
-        ({"threshold": 0}, "--threshold 0"),
+        ({"threshold": 0}, "threshold 0"),
         ({"unit": "access"}, "--unit access"),
         ({"vram": "2MiB"}, "--vram"),
         ({"hardware": "a100"}, "no [uvm] constants"),
@@ -106,7 +102,7 @@ def test_mistakes_take_one_line(given, part):
 
 def test_presets_and_phases():
     """A preset of real tensors, and another policy in each phase."""
-    options = Options(
+    options = Scenario(
         model="olmoe-1b-7b", trace=None, vram="2GiB", mechanisms=("uvm",), policies=("default",)
     )
     with pytest.raises(InputError):  # the bundled trace is of another shape

@@ -98,7 +98,7 @@ def prefill_tok_s(m: Model, h: Hardware, copied: int = 0, tokens: int = 512) -> 
 def pp512(model: str, mechanism: str, ncmoe: int | None = None) -> float:
     """llama-bench's prompt speed: its prefills depend on which experts random tokens use."""
     options = Options(model=model, mechanisms=(mechanism,), ncmoe=ncmoe, generate=0, reps=1)
-    return run(options).rows[0]["tokens_per_s"]
+    return run(options).runs[0]["tokens_per_s"]
 
 
 def test_rtx5090_gives_back_the_rows_it_was_derived_from():

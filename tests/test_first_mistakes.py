@@ -6,9 +6,10 @@ from routing import generate, plan_of
 
 import uvmsim
 from traces.errors import InputError
-from uvmsim.studies.compare import Options, compare
+from uvmsim.studies.compare import compare
 from uvmsim.studies.microbench.table import Options as Microbench
 from uvmsim.studies.microbench.table import run as microbench
+from uvmsim.studies.scenario import Scenario
 
 POLICY = """
 from typing import NamedTuple
@@ -43,7 +44,7 @@ def policy(tmp_path, hook="on_access", beyond=0):
 
 
 def run(spec):
-    return compare(Options(policies=(spec,), slots=("25%",), limit=900))
+    return compare(Scenario(policies=(spec,), slots=("25%",), limit=900))
 
 
 def test_the_same_policy_without_a_mistake_is_lru(tmp_path):
@@ -67,7 +68,7 @@ def test_a_misspelt_hook_is_an_error(tmp_path):
 
 
 def test_a_pool_that_holds_everything_says_that_policies_do_not_differ():
-    result = compare(Options(policies=("lru", "fifo"), slots=("100%",), limit=900))
+    result = compare(Scenario(policies=("lru", "fifo"), slots=("100%",), limit=900))
     assert any("policies do not differ" in note for note in result.notes)
 
 

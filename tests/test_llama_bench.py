@@ -174,7 +174,7 @@ def test_warm_ups_run_but_do_not_count(words):
     hw = small_hardware(140)
     result = simulate(Job(made.workload, model, hw), "uvm")
     duration = np.diff(result.step_end, prepend=0)
-    pp, tg = run(Options(words[1], "small", prompt=32, generate=4, reps=2)).rows
+    pp, tg = run(Options(words[1], "small", prompt=32, generate=4, reps=2)).runs
     for row, test, tokens in ((pp, 0, 32), (tg, 1, 4)):
         rates = []
         for rep in range(2):

@@ -16,7 +16,7 @@ SMALL = "256MiB"
 
 
 def rows(**given):
-    return run(Options(**({"vram": SMALL} | given))).rows
+    return run(Options(**({"vram": SMALL} | given))).runs
 
 
 def lru_misses(blocks, chunks, passes):
@@ -82,7 +82,7 @@ def test_page_stride_that_fits(ratio, seq, rand):
     """gpu_ext microbench/memory, RTX 5090, medians; the constant is from the 0.5x row."""
     for pattern, published in (("seq", seq), ("rand", rand)):
         options = Options(pattern=pattern, hardware="rtx5090", ratios=(ratio,), passes=1)
-        (row,) = run(options).rows
+        (row,) = run(options).runs
         assert row["evictions"] == row["activations"] == 0
         assert row["median_pass_ms"] == pytest.approx(published, rel=0.02)
 
@@ -167,21 +167,21 @@ def test_command_line():
 @pytest.mark.parametrize(
     ("given", "part"),
     [
-        ({"pattern": "abc"}, "--pattern abc"),
-        ({"advice": "x"}, "--advice x"),
-        ({"ratios": (0.0,)}, "--ratio 0"),
-        ({"ratios": (float("nan"),)}, "--ratio nan"),
-        ({"threshold": 0}, "--threshold 0"),
-        ({"tenants": 0}, "--tenants 0"),
-        ({"stride": 8192}, "--stride 8192"),
-        ({"passes": 0}, "--passes 0"),
-        ({"vram": "2MiB"}, "--vram"),
-        ({"passes": 1000, "vram": "8GiB"}, "give fewer --passes"),
-        ({"ratios": (64.0,), "vram": "64GiB"}, "--ratio 64"),
+        ({"pattern": "abc"}, "pattern abc"),
+        ({"advice": "x"}, "advice x"),
+        ({"ratios": (0.0,)}, "ratios 0"),
+        ({"ratios": (float("nan"),)}, "ratios nan"),
+        ({"threshold": 0}, "threshold 0"),
+        ({"tenants": 0}, "tenants 0"),
+        ({"stride": 8192}, "stride 8192"),
+        ({"passes": 0}, "passes 0"),
+        ({"vram": "2MiB"}, "vram 2MiB"),
+        ({"passes": 1000, "vram": "8GiB"}, "give fewer `passes`"),
+        ({"ratios": (64.0,), "vram": "64GiB"}, "ratios 64"),
         ({"policies": ("defalt",)}, "did you mean 'default'"),
         ({"hardware": "a100"}, "no [uvm] constants"),
-        ({"trace_out": "x.arrow"}, "--trace-out"),
-        ({"engine": "x"}, "--engine x"),
+        ({"trace_out": "x.arrow"}, "trace_out"),
+        ({"engine": "x"}, "engine x"),
     ],
 )
 def test_mistakes_take_one_line(given, part):

@@ -93,9 +93,10 @@ def whole(told: str, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def compared():
-    from uvmsim.studies.compare import Options, compare
+    from uvmsim.studies.compare import compare
+    from uvmsim.studies.scenario import Scenario
 
-    return compare(Options(limit=800))
+    return compare(Scenario(limit=800))
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
@@ -135,7 +136,7 @@ def test_compare_with_a_long_name(compared):
 
 
 def microbench_table():
-    from uvmsim.studies.microbench.table import Options, Table
+    from uvmsim.studies.microbench.table import Microbench, Options
 
     def row(ratio, policy, ms):
         return {
@@ -146,7 +147,7 @@ def microbench_table():
 
     names = ("default", "prefetch_always_max", "prefetch_none+eviction_fifo_chance")
     rows = [row(r, p, 12_345.678) for r in (0.95, 1.05) for p in names]
-    return Table(Options(), Hardware.load("a30"), rows, [])
+    return Microbench(Options(), Hardware.load("a30"), rows, [])
 
 
 @pytest.mark.parametrize("width", [80, 60])
@@ -164,7 +165,7 @@ def test_microbench(width):
 @pytest.mark.parametrize("width", [80, 60])
 def test_llama_bench(width):
     from uvmsim.report.llama_bench_table import print_table
-    from uvmsim.studies.llamabench.table import Options, Table
+    from uvmsim.studies.llamabench.table import LlamaBench, Options
 
     def row(mechanism, policy, test):
         return {
@@ -177,7 +178,7 @@ def test_llama_bench(width):
     rows = [row("uvm", p, t) for p in policies for t in ("pp512", "tg128")]
     rows += [row("cpu-offload", None, t) | {"ncmoe": 36} for t in ("pp512", "tg128")]
     out = console(width)
-    made = Table(Options(), Model.load("gpt-oss-20b"), Hardware.load("rtx5090"), rows, [])
+    made = LlamaBench(Options(), Model.load("gpt-oss-20b"), Hardware.load("rtx5090"), rows, [])
     print_table(made, out)
     whole(text(out), ["prefetch_always_max", "uvm"])
     assert text(out).count("11309.92 ± 0.12") == 8
@@ -188,12 +189,11 @@ def test_llama_bench(width):
 
 def test_replay():
     from replay.report import print_study
-    from replay.session import How
-    from replay.study import study
-    from uvmsim.studies.compare import Options
+    from replay.study import replay
+    from uvmsim.studies.scenario import Scenario
 
-    options = Options(policies=("lru", "lru+next-layer"), limit=6, mechanisms=("expert-cache",))
-    made = study(options, How(), "host")
+    scenario = Scenario(policies=("lru", "lru+next-layer"), limit=6)
+    made = replay(scenario, backend="host")
     for width in (80, 60):
         out = console(width)
         print_study(made, out)
@@ -205,9 +205,10 @@ def test_replay():
 @pytest.mark.parametrize("width", [80, 50])
 def test_curves_stand_in_blocks(width):
     from uvmsim.report.mrc_table import print_curves
-    from uvmsim.studies.mrc.study import Study, study
+    from uvmsim.studies.mrc.study import mrc
+    from uvmsim.studies.scenario import Scenario
 
-    made = study(Study(policies=("belady", "lfu", "layer-lru", "fifo"), limit=800))
+    made = mrc(Scenario(policies=("belady", "lfu", "layer-lru", "fifo"), limit=800))
     out, broad = console(width), console(400)
     print_curves(made, out)
     print_curves(made, broad)

@@ -142,9 +142,10 @@ def test_the_command_prints_rows_like_compare_and_says_verified(command):
     d = json.loads(out)
     assert [r["policy"] for r in d["runs"]] == ["lru", "belady", None]
     assert all(r["verified"] is True and r["status"] == "ok" for r in d["runs"])
-    from uvmsim.studies.compare import Options, compare
+    from uvmsim.studies.compare import compare
+    from uvmsim.studies.scenario import Scenario
 
-    simulated = compare(Options(limit=4, slots=("25%",), policies=("lru",))).to_json()
+    simulated = compare(Scenario(limit=4, slots=("25%",), policies=("lru",))).to_json()
     row = simulated["runs"][0]
     for key in ("hits", "misses", "hit_rate_by_layer", "evictions", "tokens", "slots"):
         assert d["runs"][0][key] == row[key]

@@ -8,7 +8,8 @@ import pytest
 
 from traces.errors import InputError
 from traces.samples import BUNDLED
-from uvmsim.studies.compare import Options, compare
+from uvmsim.studies.compare import compare
+from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.cells import chunks, expand
 from uvmsim.studies.sweep.config import SweepConfig, load
 from uvmsim.studies.sweep.rows import COLUMNS, MEASURES, PARAMETERS, flatten
@@ -158,7 +159,7 @@ def test_rows_are_exactly_those_of_single_runs(axes):
     runner = Runner()
     for cell in cells_of(**axes, limit=60):
         row = runner.row(cell)
-        options = Options(
+        options = Scenario(
             expert_size=SIZE, limit=60, unit=cell.unit, hardware=cell.row["hardware"],
             vram=str(cell.row["vram_bytes"]), link=f"{cell.row['link_bytes_per_s']}B/s",
             slots=(str(cell.slots),) if cell.slots else (), mechanisms=(cell.mechanism,),

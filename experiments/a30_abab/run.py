@@ -41,7 +41,7 @@ def row(policy: str, ratio: float) -> dict[str, Any]:
     options = Options(
         pattern="abab", ratios=(ratio,), hardware="a30", policies=(policy,), vram=VRAM
     )
-    return run(options).rows[0]
+    return run(options).runs[0]
 
 
 def adaptive(ratio: float) -> dict[str, Any]:

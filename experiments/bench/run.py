@@ -176,10 +176,11 @@ def sample_job(trace: str | None = None) -> Any:
     """The default comparison's job, on the bundled trace or one given."""
     from uvmsim.machine.hardware import Hardware
     from uvmsim.runs.job import Job
-    from uvmsim.studies.compare import Options, load_trace, resolve_model
+    from uvmsim.studies.resolve import load_trace, resolve_model
+    from uvmsim.studies.scenario import Scenario
     from uvmsim.workload import build_workload
 
-    options = Options(trace=trace)
+    options = Scenario(trace=trace)
     t = load_trace(trace, None)
     return Job(build_workload(t), resolve_model(options, t, []), Hardware.load("rtx5090"))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 
 from uvmsim.report.plots import COLOURS, figure, save
-from uvmsim.studies.compare import Options, compare
+from uvmsim.studies.compare import compare
+from uvmsim.studies.scenario import Scenario
 
 POLICIES = {
     "lru": "lru",
@@ -24,7 +25,7 @@ HARDWARE = "rtx5090"
 
 def main(trace: str, target: str) -> None:
     """Simulate every policy at every share and draw."""
-    options = Options(
+    options = Scenario(
         trace=trace,
         policies=tuple(POLICIES),
         slots=tuple(f"{s}%" for s in SHARES),

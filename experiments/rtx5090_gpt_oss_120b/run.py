@@ -29,7 +29,7 @@ def simulate(row: dict[str, Any], reps: int) -> dict[str, dict[str, Any]]:
         mechanisms=(row["mechanism"],), policies=(row["policy"],) if "policy" in row else (),
         ncmoe=row.get("ncmoe"), reps=reps,
     )  # fmt: skip
-    return {r["test"]: r for r in run(options).rows}
+    return {r["test"]: r for r in run(options).runs}
 
 
 def rows_of(published: dict[str, Any], reps: int) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def what_if(reps: int) -> list[dict[str, Any]]:
     out = []
     for name, change in WHAT_IF:
         given = {"policies": ("default", "prefetch_always_max")} | change
-        for row in run(Options(reps=reps, **given)).rows:
+        for row in run(Options(reps=reps, **given)).runs:
             out.append({"what": name} | {k: row[k] for k in ("policy", "test", "tokens_per_s")})
     return out
 

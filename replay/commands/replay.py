@@ -7,8 +7,13 @@ import sys
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command(short_help="Run policies on the real GPU: measured tokens/s, every output checked.")
+
+@click.command(
+    cls=Command,
+    short_help="Run policies on the real GPU: measured tokens/s, every output checked.",
+)
 @click.argument("trace", required=False, type=click.Path())
 @click.option(
     "--backend", default="cuda", metavar="cuda|host",
@@ -80,15 +85,13 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     from replay.layout import UNITS
     from replay.report import print_study
     from replay.session import DEFAULT_LIMIT, How
-    from replay.study import HARDWARE, POLICIES, study
+    from replay.study import replay as run
     from uvmsim.commands.compare import choose
     from uvmsim.core.units import parse_bytes
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import Options, policy_list
+    from uvmsim.studies.scenario import Scenario
 
     choose("--backend", backend, NAMES)
-    choose("--pool", given["pool"], ("global", "per-layer"))
-    choose("--reset", given["reset"], ("never", "sequence"))
     if given["dtype"] is not None:
         choose("--dtype", given["dtype"], tuple(UNITS))
     size = given.pop("bank")
@@ -104,11 +107,9 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     del given["split"]
     for name in ("slots", "mechanisms", "policies"):
         given[name] = policy_list(given[name])
-    given["policies"] = given["policies"] or POLICIES
-    given["hardware"] = given["hardware"] or HARDWARE
-    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("replaying") as progress:
-        result = study(options, how, backend, progress)
+        result = run(scenario, backend=backend, how=how, progress=progress)
     if as_json:
         click.echo(json.dumps(result.to_json(), sort_keys=True))
     else:

@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from replay.session import layouts_of
+from replay.study import WITH_POLICY
 from replay.validate.config import BUNDLED, TraceEntry, ValidationConfig
 from traces.errors import InputError
-from traces.routing import RoutingTrace
+from traces.samples import BUNDLED as BUNDLED_FILE
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
-from uvmsim.studies.compare import (
-    Options,
+from uvmsim.studies.resolve import (
+    Resolved,
+    base_job,
+    jobs,
     load_trace,
     model_json,
+    profile_of,
     resolve_model,
     slots_of,
     trace_json,
 )
-from uvmsim.studies.simulate import check_needs
-from uvmsim.workload import Workload, build_workload
+from uvmsim.studies.scenario import Scenario
+from uvmsim.workload import build_workload
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,28 @@ def build(config: ValidationConfig, hardware: Hardware) -> Grid:
 
 def _add(grid: Grid, config: ValidationConfig, entry: TraceEntry, hardware: Hardware) -> None:
     notes: list[str] = []
-    path = None if entry.path == BUNDLED else entry.path
-    trace = load_trace(path, entry.limit or config.limit)
-    options = Options(trace=path, model=entry.model, expert_size=entry.expert_size)
-    model = resolve_model(options, trace, notes)
+    s = Scenario(
+        None if entry.path == BUNDLED else entry.path, entry.model, entry.expert_size,
+        profile=BUNDLED_FILE if entry.profile == BUNDLED else entry.profile,
+        limit=entry.limit or config.limit, mechanisms=config.mode, slots=config.slots,
+        policies=config.policy, pageable=config.pageable, write_back=config.write_back,
+        seed=config.seed,
+    )  # fmt: skip
+    trace = load_trace(s.trace, s.limit)
+    model = resolve_model(s, trace, notes)
     workload = build_workload(trace)
-    profile = _profile(entry, workload)
+    profile = profile_of(s, workload)
     name = entry.name or Path(entry.path).stem
     if name in grid.traces:
         raise InputError(f"two traces are called {name!r}; give them a name = '...' each")
     grid.traces[name] = {"trace": trace_json(trace, workload), "model": model_json(model)}
     grid.notes += [f"{name}: {n}" for n in notes]
-    base = Job(
-        workload, as_replayed(model, entry.dtype), hardware, pinned=not config.pageable,
-        write_back=config.write_back, seed=config.seed, profile=profile,
-    )  # fmt: skip
+    replayed = as_replayed(model, entry.dtype)
+    base = replace(base_job(s, workload, replayed, hardware, profile), ncmoe=0)
+    r = Resolved(trace, workload, replayed, hardware, base, notes)
     for mode in config.mode:
-        for policy, size, job in _jobs(config, base, mode, trace, hardware):
+        for size, job in _jobs(config, r, mode):
+            policy = job.policy.name if job.policy else None
             key = "/".join(x for x in (name, mode, size, policy) if x)
             grid.cells.append(Cell(key, name, mode, policy, size, job, entry.dtype))
 
@@ -107,27 +115,16 @@ def as_replayed(model: Model, dtype: str | None) -> Model:
     )  # fmt: skip
 
 
-def _profile(entry: TraceEntry, workload: Workload) -> Workload | None:
-    if not entry.profile:
-        return None
-    learned = build_workload(load_trace(None if entry.profile == BUNDLED else entry.profile, None))
-    if (learned.n_layers, learned.n_experts) != (workload.n_layers, workload.n_experts):
-        raise InputError(f"{entry.path}: its profile is of a model of another shape")
-    return learned
-
-
-def _jobs(
-    config: ValidationConfig, base: Job, mode: str, trace: RoutingTrace, hardware: Hardware
-) -> Iterator[tuple[str | None, str | None, Job]]:
-    if not (mode == "managed" or mechanism_named(mode).takes_policy):
-        yield None, None, base
+def _jobs(config: ValidationConfig, r: Resolved, mode: str) -> Iterator[tuple[str | None, Job]]:
+    """The jobs of a mode, each with its pool's size as the config gives it."""
+    if mode not in WITH_POLICY:
+        yield None, r.base
         return
-    total = base.workload.n_layers * base.workload.n_experts
-    sizes: list[tuple[str, Job]] = [
-        (s, replace(base, slots=slots_of(s, total))) for s in config.slots
-    ] + [(f"{v} B", replace(base, hardware=hardware.with_(vram=v))) for v in config.vram]
-    for size, sized in sizes:
-        for text in config.policy:
-            job = replace(sized, policy=parse(text))
-            check_needs(job, trace)
-            yield job.policy.name if job.policy else text, size, job
+    specs = [parse(p) for p in config.policy]
+    for size in config.slots:
+        for job, _ in jobs(r, [mode], [slots_of(size, r.experts)], specs, [], lambda _: True):
+            yield size, job
+    for vram in config.vram:
+        smaller = replace(r, base=replace(r.base, hardware=r.hardware.with_(vram=vram)))
+        for job, _ in jobs(smaller, [mode], [None], specs, [], lambda _: True):
+            yield f"{vram} B", job

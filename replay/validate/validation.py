@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-import uvmsim
 from replay.validate.bounds import bounds, peak_of
 from replay.validate.config import ValidationConfig
+from replay.validate.config import load as read_config
 from replay.validate.grid import Cell, Grid, build
 from replay.validate.measure import Runner
 from replay.validate.predict import predict, speeds
@@ -23,13 +24,14 @@ from replay.validate.uvm import load as load_faults
 from replay.validate.uvm import tables_of
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
+from uvmsim.version import __version__
 
 PREDICTIONS, MEASUREMENTS, REPORT = "predictions.json", "measurements.json", "report.json"
 Progress = Callable[[int, int, str], None]
 
 
 def validate(
-    config: ValidationConfig,
+    config: ValidationConfig | str | os.PathLike[str],
     folder: str | Path,
     *,
     backend: str = "cuda",
@@ -37,12 +39,15 @@ def validate(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Predict, write, measure, compare; returns the report, which is in ``folder`` too.
+    """Predict, write, measure, compare; returns the report, which is in ``folder`` too. ``config``
+    may be the path of its TOML file.
 
     Files: ``predictions.json`` (complete before the first measurement starts),
     ``measurements.json`` (rewritten after every cell, so an interrupt keeps what was measured),
     ``report.json``, ``report.md``. ``hardware`` replaces the config's. Raises `InputError`.
     """
+    if not isinstance(config, ValidationConfig):
+        config = read_config(os.fspath(config))
     spec = hardware or config.hardware
     if not spec:
         raise InputError(
@@ -245,7 +250,7 @@ def _about(
     file = Path(spec)
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     return {
-        "uvmsim": uvmsim.__version__,
+        "uvmsim": __version__,
         "backend": backend,
         "hardware": {"name": hw.name, "gpu": hw.gpu, "file": file.name, "sha256": digest},
         "config": _plain(config),

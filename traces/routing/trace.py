@@ -50,6 +50,15 @@ class RoutingTrace:
         self.weights, self.scores = columns.get("weights"), columns.get("scores")
         self.token, self.time_ns = columns.get("token"), columns.get("time_ns")
 
+    def __repr__(self) -> str:
+        m = self.meta.model
+        where = self.path.name if self.path else "in memory"
+        cut = "" if self.complete else ", incomplete"
+        return (
+            f"<RoutingTrace {where}: {m.name}, {self.n_rows:,} rows of {len(m.moe_layers)} layers x "
+            f"{m.n_experts} experts, top-{m.top_k}{cut}>"
+        )
+
     @property
     def n_rows(self) -> int:
         return len(self.seq)

@@ -19,6 +19,6 @@ CLOCKS = {"des": "uvmsim.clocks.des", "fast": "uvmsim.clocks.fast"}
 def clock(name: str) -> Callable[[Plan], Timeline]:
     """The clock of that name; raises `InputError` for another."""
     if name not in CLOCKS:
-        raise InputError(f"--engine {name}: must be one of {', '.join(CLOCKS)}")
+        raise InputError(f"{name}: must be one of {', '.join(CLOCKS)}", argument="engine")
     played: Callable[[Plan], Timeline] = importlib.import_module(CLOCKS[name]).run
     return played

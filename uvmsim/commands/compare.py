@@ -6,8 +6,12 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command(short_help="Compare policies on a trace: tokens/s, hit rate, bytes moved.")
+
+@click.command(
+    cls=Command, short_help="Compare policies on a trace: tokens/s, hit rate, bytes moved."
+)
 @click.argument("trace", required=False, type=click.Path())
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; default: the trace's own.")
 @click.option(
@@ -70,17 +74,14 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.progress import bar
     from uvmsim.report.table import print_comparison
-    from uvmsim.studies.compare import Options, policy_list
     from uvmsim.studies.compare import compare as run
+    from uvmsim.studies.scenario import Scenario
 
-    choose("--pool", given["pool"], ("global", "per-layer"))
-    choose("--unit", given["unit"], ("event", "access"))
-    choose("--reset", given["reset"], ("never", "sequence"))
     for name in ("slots", "mechanisms", "policies"):
         given[name] = policy_list(given[name])
-    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("comparing") as progress:
-        result = run(options, progress)
+        result = run(scenario, progress)
     if as_json:
         click.echo(json.dumps(result.to_json(), sort_keys=True))
     else:

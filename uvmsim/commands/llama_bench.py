@@ -6,8 +6,12 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command("llama-bench", short_help="llama-bench's table for a model larger than the GPU.")
+
+@click.command(
+    "llama-bench", cls=Command, short_help="llama-bench's table for a model larger than the GPU."
+)
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
 @click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
 @click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
@@ -55,14 +59,16 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.llama_bench_table import print_table
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
-    from uvmsim.studies.llamabench.table import Options, run
+    from uvmsim.studies.llamabench.table import llama_bench as run
+    from uvmsim.studies.scenario import Scenario
 
     for name in ("mechanisms", "policies"):
         given[name] = policy_list(given[name])
-    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    given["trace"] = given.pop("like")
+    how = {k: given.pop(k) for k in ("prompt", "generate", "reps", "trace_out")}
+    scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("llama-bench") as progress:
-        table = run(options, progress)
+        table = run(scenario, **how, progress=progress)
     if as_json:
         click.echo(json.dumps(table.to_json(), sort_keys=True))
     else:

@@ -6,9 +6,12 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
+
 
 @click.command(
-    short_help="Scans and page-stride walks: time, faults and evictions of page policies."
+    cls=Command,
+    short_help="Scans and page-stride walks: time, faults and evictions of page policies.",
 )
 @click.option("--pattern", default="abab", metavar="abab|seq|rand", help="What is touched; abab.")
 @click.option(
@@ -49,16 +52,16 @@ def microbench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     """
     from uvmsim.report.microbench_table import print_table
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
-    from uvmsim.studies.microbench.table import Options, run
+    from uvmsim.studies.microbench.table import microbench as run
+    from uvmsim.studies.scenario import Scenario
 
     given["policies"] = policy_list(given["policies"])
     given["ratios"] = tuple(_number(x) for x in policy_list(given["ratios"]))
-    if given["hardware"] is None and given["pattern"] != "abab":
-        given["hardware"] = "rtx5090"
-    options = Options(**{k: v for k, v in given.items() if v not in (None, ())})
+    given = {k: v for k, v in given.items() if v not in (None, ())}
+    shared = ("hardware", "vram", "policies", "threshold", "seed", "engine")
+    scenario = Scenario(**{k: given.pop(k) for k in shared if k in given})
     with bar("microbench") as progress:
-        table = run(options, progress)
+        table = run(scenario, **given, progress=progress)
     if as_json:
         click.echo(json.dumps(table.to_json(), sort_keys=True))
     else:

@@ -6,8 +6,10 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command, policy_list
 
-@click.command(short_help="Miss-ratio curves: what each pool size would miss.")
+
+@click.command(cls=Command, short_help="Miss-ratio curves: what each pool size would miss.")
 @click.argument("trace", required=False, type=click.Path())
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
@@ -41,20 +43,22 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
     """
     from uvmsim.commands.compare import choose
     from uvmsim.report.progress import bar
-    from uvmsim.studies.compare import policy_list
-    from uvmsim.studies.mrc.study import Study, study
+    from uvmsim.studies.mrc.study import mrc as run
+    from uvmsim.studies.scenario import Scenario
 
     choose("--pool", given["pool"], ("global", "per-layer", "both"))
-    choose("--unit", given["unit"], ("event", "access"))
     for name in ("policies", "slots"):
         given[name] = policy_list(given[name])
     if plot:
         from uvmsim.report.plots import check_target
 
         check_target(plot)
-    options = Study(**{k: v for k, v in given.items() if v not in (None, ())})
+    sample = given.pop("sample")
+    if given["pool"] == "both":
+        del given["pool"]
+    scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("curves") as progress:
-        result = study(options, progress)
+        result = run(scenario, sample=sample, progress=progress)
     if plot:
         from uvmsim.report.mrc_plot import draw
 

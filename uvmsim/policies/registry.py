@@ -1,7 +1,7 @@
 """Names to policies: every module of this folder, plug-ins, and users' own files.
 
 `parse` reads ``EVICTION[:key=value...][+PREFETCH[:key=value...]]``; either part may be
-``./mine.py:MyPolicy``.
+``./mine.py:MyPolicy``. `spec_of` also takes classes and instances.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PolicySpec:
     eviction: Eviction
     prefetch: Prefetch | None
     files: tuple[str, ...] = ()
-    """Users' own files among them."""
+    """Users' own files among them; of a class that was given as such, what it is called."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -57,9 +57,7 @@ class Kind:
 @functools.cache
 def builtin() -> dict[str, type[Policy]]:
     """All named policies: one class a name, found by looking, not by a list."""
-    import uvmsim.policies as folder
-
-    return discover(folder, "uvmsim.policies", Policy, CONTRACT)
+    return discover(importlib.import_module("uvmsim.policies"), "uvmsim.policies", Policy, CONTRACT)
 
 
 def discover(
@@ -93,7 +91,10 @@ def _collect(module: ModuleType, base: type[P], found: dict[str, type[P]]) -> No
 
 
 def parse(text: str) -> PolicySpec:
-    """The policies named by ``text``; raises `InputError` with the nearest name that exists."""
+    """The policies named by ``text``; raises `InputError` with the nearest name that exists. What is
+    no text is taken as `spec_of` does."""
+    if not isinstance(text, str):
+        return spec_of(text)
     parts = text.split("+")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"policy {text!r}: expected EVICTION or EVICTION+PREFETCH")
@@ -119,6 +120,49 @@ def parse(text: str) -> PolicySpec:
     return PolicySpec(text, eviction, prefetch, tuple(files))
 
 
+def spec_of(policy: Any) -> PolicySpec:
+    """The policies meant by a name (as for `parse`), a class, an instance with its parameters set, or
+    a pair of these: one that evicts and one that prefetches. Raises `InputError`."""
+    if isinstance(policy, PolicySpec):
+        return policy
+    if isinstance(policy, str):
+        return parse(policy)
+    parts = policy if isinstance(policy, tuple) else (policy,)
+    bases = (Eviction, Prefetch)
+    kind = Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
+    made = [made_of(part, kind) for part in parts]
+    name = "+".join(name_of(p) for p, _ in made)
+    evicts: list[Eviction] = [p for p, _ in made if isinstance(p, Eviction)]
+    fetches: list[Prefetch] = [p for p, _ in made if isinstance(p, Prefetch)]
+    if len(evicts) != 1 or len(fetches) > 1:
+        raise InputError(f"policy {name!r}: give one that evicts, and at most one that prefetches")
+    files = tuple(file for _, file in made if file)
+    return PolicySpec(name, evicts[0], fetches[0] if fetches else None, files)
+
+
+def made_of(policy: Any, kind: Kind) -> tuple[Any, str | None]:
+    """As `make`, of a name, a class or an instance; ``file`` is then what a user's class is called."""
+    if isinstance(policy, str):
+        return make(policy, kind)
+    cls = policy if isinstance(policy, type) else type(policy)
+    if not issubclass(cls, kind.bases):
+        names = " or ".join(b.__name__ for b in kind.bases)
+        raise InputError(f"{kind.noun} {policy!r}: give a name, or a class derived from {names}")
+    told = None
+    if cls.__module__.partition(".")[0] not in user_files.OURS:
+        told = cls.__qualname__
+        _check_hooks(f"policy {told}", cls, kind)
+    return (cls() if policy is cls else policy), told
+
+
+def name_of(policy: Policy) -> str:
+    """The name of a policy with the parameters that were set: ``lru-k:k=3``."""
+    cls = type(policy)
+    given = {k: getattr(policy, k, None) for k in parameters(cls)}
+    told = [f":{k}={v}" for k, v in given.items() if v != getattr(cls, k, None)]
+    return (cls.name or cls.__name__) + "".join(told)
+
+
 def _static(base: type) -> tuple[str, ...]:
     return tuple(k for k, v in vars(base).items() if isinstance(v, staticmethod))
 
@@ -133,7 +177,7 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
             raise InputError(f"{noun} {part!r}: say which class, e.g. {head}:MyPolicy")
         file = head
         cls = _load_user(head, settings.pop(0), kind)
-        _check_hooks(head, cls, kind)
+        _check_hooks(f"policy file {head}", cls, kind)
     else:
         if head not in kind.known:
             near = difflib.get_close_matches(head, kind.known, 1)
@@ -154,7 +198,7 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
     return policy, file
 
 
-def _check_hooks(file: str, cls: type[Policy], kind: Kind) -> None:
+def _check_hooks(whose: str, cls: type[Policy], kind: Kind) -> None:
     """A misspelt hook would never be called, and nobody would notice."""
     base = next(b for b in kind.bases if issubclass(cls, b))
     hooks = kind.hooks[base]
@@ -165,24 +209,24 @@ def _check_hooks(file: str, cls: type[Policy], kind: Kind) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"policy file {file}: {cls.__name__}.{name} is no hook; {hint}hooks are "
+                f"{whose}: {cls.__name__}.{name} is no hook; {hint}hooks are "
                 f"{', '.join(hooks)} (a function of your own goes outside the class)"
             )
         if name in hooks:
-            _check_signature(file, cls, base, name, value)
+            _check_signature(whose, cls, base, name, value)
 
 
-def _check_signature(file: str, cls: type, base: type, name: str, value: Any) -> None:
+def _check_signature(whose: str, cls: type, base: type, name: str, value: Any) -> None:
     """A hook is static and takes what the base class's does."""
     if not isinstance(value, staticmethod):
         raise InputError(
-            f"policy file {file}: {cls.__name__}.{name}: hooks are static; put @staticmethod above it"
+            f"{whose}: {cls.__name__}.{name}: hooks are static; put @staticmethod above it"
         )
     wanted = list(inspect.signature(getattr(base, name)).parameters)
     given = list(inspect.signature(value.__func__).parameters)
     if len(given) != len(wanted):
         raise InputError(
-            f"policy file {file}: {cls.__name__}.{name} takes ({', '.join(wanted)}), this one takes "
+            f"{whose}: {cls.__name__}.{name} takes ({', '.join(wanted)}), this one takes "
             f"({', '.join(given)})"
         )
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from uvmsim.core.units import format_bytes
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
-from uvmsim.studies.llamabench.table import Table
+from uvmsim.studies.llamabench.table import LlamaBench
 
 GIB = 2**30
 COLUMNS = (
@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-def print_table(t: Table, console: Console | None = None) -> None:
+def print_table(t: LlamaBench, console: Console | None = None) -> None:
     """Head as llama-bench's, then a row a test, with the driver's counters of a repetition."""
     console = console or wide()
     hw = t.hardware
@@ -38,7 +38,7 @@ def print_table(t: Table, console: Console | None = None) -> None:
     if t.options.program:
         console.print(f"{hw.engine.name}: {hw.engine.summary}", soft_wrap=True)
     # A head in two lines would be no Markdown.
-    rows = [Row([Text(cell) for cell in _cells(row)]) for row in t.rows]
+    rows = [Row([Text(cell) for cell in _cells(row)]) for row in t.runs]
     show(console, COLUMNS, rows, break_heads=False, box=MARKDOWN)
     console.print(Text("bytes and chunks are of one repetition", style="dim"))
     for note in t.notes:

@@ -10,7 +10,7 @@ from rich.text import Text
 from uvmsim.core.units import format_bytes
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
-from uvmsim.studies.microbench.table import Table
+from uvmsim.studies.microbench.table import Microbench
 
 COLUMNS = (
     Column("ratio"),
@@ -25,7 +25,7 @@ COLUMNS = (
 )
 
 
-def print_table(t: Table, console: Console | None = None) -> None:
+def print_table(t: Microbench, console: Console | None = None) -> None:
     """A row a ratio and policy; with several processes one more for each."""
     console = console or wide()
     hw, o = t.hardware, t.options
@@ -33,12 +33,12 @@ def print_table(t: Table, console: Console | None = None) -> None:
         f"{o.pattern} on {hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}", soft_wrap=True
     )
     rows = []
-    for row in t.rows:
+    for row in t.runs:
         rows.append(Row([f"{row['ratio']:g}x", Text(row["policy"]), *_cells(row)]))
         for one in row.get("tenants", ()):
             rows.append(Row(["", f"  process {one['tenant']}", *_cells(one)], "dim"))
     show(console, COLUMNS, rows, header_style="bold")
-    for note in dict.fromkeys([*t.notes, *(n for r in t.rows for n in r["notes"])]):
+    for note in dict.fromkeys([*t.notes, *(n for r in t.runs for n in r["notes"])]):
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 

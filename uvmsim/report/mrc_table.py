@@ -22,7 +22,7 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     shape = f"{w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}"
     name = Path(t.path or "trace").name
     console.print(f"{name}: {shape}; {len(w.ids):,} accesses", soft_wrap=True)
-    sampled = f", sampled ({c.options.sample:.0%} of the trace)" if c.options.sample else ""
+    sampled = f", sampled ({c.sample:.0%} of the trace)" if c.sample else ""
     columns = [Column("slots"), Column("share")]
     for pool, curves in c.by_pool.items():
         columns += [Column(f"{curve.policy}\n{pool}") for curve in curves]

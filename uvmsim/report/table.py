@@ -73,7 +73,7 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         ("hardware", f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}, "
          f"link {format_rate(hw.h2d_bytes_per_s)}"),
     ]  # fmt: skip
-    if c.options.program:
+    if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
@@ -88,10 +88,10 @@ def _table(
     main = "decode_tokens_per_s" if decode else "prefill_tokens_per_s"
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
-        pool = "one pool" if c.options.pool == "global" else "a pool a layer"
+        pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
     elif key == "paged":
-        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.options.threshold
+        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.scenario.threshold
         title = f"paged by the driver, {chunks:,} chunks of 2 MiB, threshold {threshold} %"
     else:
         title = "without an expert pool"

@@ -26,14 +26,14 @@ def check_needs(job: Job, trace: RoutingTrace) -> None:
         if need == "profile":
             if job.profile is None:
                 raise InputError(
-                    f"policy {job.policy.name} learns from a profile trace; give --profile TRACE"
+                    f"policy {job.policy.name} learns from a profile trace; give `profile` TRACE"
                 )
         elif need not in trace.capabilities:
             raise InputError(f"policy {job.policy.name} {MISSING.get(need, f'needs {need}')}")
         elif need == "router_scores" and job.workload.unit == "access":
             raise InputError(
                 f"policy {job.policy.name} needs a layer's router scores, which single accesses "
-                "have not; leave out --unit access"
+                "have not; leave out `unit` access"
             )
 
 

@@ -9,9 +9,10 @@ of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from traces.errors import InputError
-from uvmsim.policies.pages.registry import PagePolicySpec, parse_pages
+from uvmsim.policies.pages.registry import PagePolicySpec, pages_of, parse_pages
 
 COPY_USED = "copy-used"
 PREFIX = "phase:"
@@ -30,6 +31,16 @@ class PhasedPolicy:
     def copies(self) -> bool:
         """Whether a prefill copies its experts."""
         return self.prefill is None
+
+
+def phased_of(policy: Any) -> PhasedPolicy:
+    """As `parse_phased`, of a name, or of a class or an instance for both phases."""
+    if isinstance(policy, PhasedPolicy):
+        return policy
+    if isinstance(policy, str):
+        return parse_phased(policy)
+    spec = pages_of(policy)
+    return PhasedPolicy(spec.name, spec, spec)
 
 
 def parse_phased(text: str) -> PhasedPolicy:

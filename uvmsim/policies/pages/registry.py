@@ -7,12 +7,14 @@ that orders evictions. Each may be ``./mine.py:MyPolicy``.
 from __future__ import annotations
 
 import functools
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import uvmsim.policies.pages as folder
 from traces.errors import InputError
 from uvmsim.policies.pages.base import PagePolicy
-from uvmsim.policies.registry import Kind, discover, make
+from uvmsim.policies.registry import Kind, discover, made_of, name_of
 
 PREFETCH_HOOKS = ("page_prefetch", "page_prefetch_iter")
 ORDER_HOOKS = ("block_activate", "block_access", "evict_prepare")
@@ -40,7 +42,12 @@ class PagePolicySpec:
 @functools.cache
 def builtin_pages() -> dict[str, type[PagePolicy]]:
     """All named page policies, found by looking."""
-    return discover(folder, "uvmsim.page_policies", PagePolicy, ("base", "registry"))
+    return discover(
+        importlib.import_module("uvmsim.policies.pages"),
+        "uvmsim.page_policies",
+        PagePolicy,
+        ("base", "registry"),
+    )
 
 
 def hooks_of(cls: type[PagePolicy]) -> tuple[str, ...]:
@@ -50,11 +57,31 @@ def hooks_of(cls: type[PagePolicy]) -> tuple[str, ...]:
 
 def parse_pages(text: str) -> PagePolicySpec:
     """The page policies named by ``text``; raises `InputError` with the nearest name that exists."""
-    kind = Kind("page policy", (PagePolicy,), {PagePolicy: HOOKS}, builtin_pages())
     parts = text.split("+")
     if len(parts) > 2 or not all(parts):
         raise InputError(f"page policy {text!r}: expected POLICY or PREFETCH+EVICTION")
-    made = [make(part, kind) for part in parts]
+    return _join(text, parts)
+
+
+def pages_of(policy: Any) -> PagePolicySpec:
+    """The page policies meant by a name (as for `parse_pages`), a class, an instance with its
+    parameters set, or a pair of these. Raises `InputError`."""
+    if isinstance(policy, PagePolicySpec):
+        return policy
+    if isinstance(policy, str):
+        return parse_pages(policy)
+    return _join(None, policy if isinstance(policy, tuple) else (policy,))
+
+
+def _join(name: str | None, parts: Sequence[Any]) -> PagePolicySpec:
+    """One policy or two; ``name`` None: made of theirs."""
+    kind = Kind("page policy", (PagePolicy,), {PagePolicy: HOOKS}, builtin_pages())
+    made = [made_of(part, kind) for part in parts]
+    text = "+".join(name_of(p) for p, _ in made) if name is None else name
+    if not 1 <= len(parts) <= 2:
+        raise InputError(
+            f"page policy {text!r}: give one, or one that prefetches and one that evicts"
+        )
     files = tuple(file for _, file in made if file)
     first, last = made[0][0], made[-1][0]
     if first is last:

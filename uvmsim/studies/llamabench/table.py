@@ -2,85 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-import uvmsim
 from traces.errors import InputError
-from traces.routing import open_routing
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.paging.trail import Paged
-from uvmsim.policies.pages.phases import parse_phased
-from uvmsim.policies.registry import parse
+from uvmsim.policies.pages.phases import phased_of
+from uvmsim.policies.registry import spec_of
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
+from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.llamabench.workload import Bench, bench
+from uvmsim.studies.resolve import load_trace, machine_of, slots_of
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, name_of, plain
 from uvmsim.studies.simulate import simulate
+from uvmsim.version import __version__
+
+DEFAULT_MODEL = "gpt-oss-120b"
 
 
 @dataclass(frozen=True)
 class Options:
     """What the user asked for; defaults are the command line's."""
 
-    model: str = "gpt-oss-120b"
-    hardware: str = "rtx5090"
-    program: str | None = None
+    model: Any = DEFAULT_MODEL
+    hardware: Any = DEFAULT_HARDWARE
+    program: Any = None
     mechanisms: tuple[str, ...] = ("uvm",)
-    policies: tuple[str, ...] = ()
-    vram: str | None = None
-    link: str | None = None
+    policies: tuple[Any, ...] = ()
+    vram: str | int | float | None = None
+    link: str | int | float | None = None
     threshold: int = 51
     ncmoe: int | None = None
     slots: int | None = None
     prompt: int = 512
     generate: int = 128
     reps: int = 5
-    like: str | None = None
+    like: Any = None
     seed: int = 0
     engine: str = "fast"
     trace_out: str | None = None
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class LlamaBench(Answer):
     """All rows, and what they share."""
+
+    printer: ClassVar[str] = "uvmsim.report.llama_bench_table:print_table"
 
     options: Options
     model: Model
     hardware: Hardware
-    rows: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
     notes: list[str]
+
+    @property
+    def outcomes(self) -> Sequence[dict[str, Any]]:
+        """One a mechanism, policy and test."""
+        return self.runs
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a mechanism, policy and test; counters are of one repetition."""
+        return [flat(run) for run in self.runs]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
-            "uvmsim": uvmsim.__version__,
+            "uvmsim": __version__,
             "model": {"name": self.model.name, "bytes": self.model.total_bytes,
                       "params": self.model.total_params},
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": {k: v for k, v in vars(self.options).items() if v is not None},
-            "rows": self.rows,
+            "options": {k: plain(v) for k, v in vars(self.options).items() if v is not None},
+            "rows": self.runs,
             "notes": self.notes,
         }  # fmt: skip
 
 
-def run(
-    options: Options, progress: Callable[[int, int, str], None] | None = None
-) -> Table:  # fmt: skip
+def llama_bench(
+    scenario: Scenario | None = None,
+    *,
+    prompt: int = 512,
+    generate: int = 128,
+    reps: int = 5,
+    trace_out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> LlamaBench:
+    """What llama-bench would print on a scenario's machine: ``prompt`` tokens in, ``generate`` out.
+
+    Of the scenario: ``model`` (gpt-oss-120b), ``hardware``, ``vram``, ``link``, ``mechanisms`` (uvm),
+    ``policies``, one of ``slots``, ``threshold``, ``ncmoe``, ``seed``, ``engine``; a ``trace`` gives
+    random tokens its experts' popularity. ``trace_out``: a file for the driver's events of the one
+    run. Raises `InputError`.
+    """
+    s = scenario or Scenario()
+    s = s.or_else(model=DEFAULT_MODEL, hardware=DEFAULT_HARDWARE, mechanisms="uvm")
+    mechanisms: Any = s.mechanisms
+    sizes: Any = s.slots
+    if len(sizes) > 1:
+        raise InputError(f"{', '.join(sizes)}: give one size", argument="slots")
+    model: Any = s.model if isinstance(s.model, Model) else Model.load(str(s.model))
+    slots = slots_of(sizes[0], len(model.moe_layers) * model.n_experts) if sizes else None
+    if sizes and sizes[0].isdigit():
+        slots = int(sizes[0])  # more than there are is all
+    policies: Any = s.policies or ()
+    out = None if trace_out is None else os.fspath(trace_out)
+    options = Options(
+        s.model, s.hardware, s.program, mechanisms, policies, s.vram, s.link, s.threshold, s.ncmoe,
+        slots, prompt, generate, reps, s.trace, s.seed, s.engine, out,
+    )  # fmt: skip
+    return run(options, progress)
+
+
+def run(options: Options, progress: Progress | None = None) -> LlamaBench:
     """Every mechanism and policy through llama-bench's tests. Raises `InputError`."""
     if not 1 <= options.threshold <= 100:
-        raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
+        raise InputError(f"{options.threshold}: a share in %, 1 to 100", argument="threshold")
     _check(options)
-    model = Model.load(options.model)
-    hw = Hardware.load(options.hardware, options.program).with_(
-        vram=options.vram, link=options.link
-    )
-    like = open_routing(options.like) if options.like else None
+    model = options.model if isinstance(options.model, Model) else Model.load(options.model)
+    hw = machine_of(
+        Scenario(
+            hardware=options.hardware, program=options.program, vram=options.vram,
+            link=options.link,
+        )
+    )  # fmt: skip
+    like = load_trace(options.like) if options.like else None
     made = bench(model, options.prompt, options.generate, options.reps, options.seed, like)
     notes = []
     if like is None and model.routing_sigma is None:
@@ -92,7 +144,8 @@ def run(
     todo = list(_jobs(options, base))
     if options.trace_out and (len(todo) != 1 or mechanism_named(todo[0][1]).grain != "page"):
         raise InputError(
-            "--trace-out writes one run of paging; give one --policy of --mechanism uvm"
+            "writes one run of paging; give one `policies` of `mechanisms` uvm",
+            argument="trace_out",
         )
     rows: list[dict[str, Any]] = []
     for i, (job, name) in enumerate(todo):
@@ -106,7 +159,7 @@ def run(
         notes += [n for n in result.notes if n not in notes]
     if progress:
         progress(len(todo), len(todo), "")
-    return Table(options, model, hw, rows, notes)
+    return LlamaBench(options, model, hw, rows, notes)
 
 
 def _write(path: str, result: Outcome) -> None:
@@ -122,12 +175,14 @@ def _check(options: Options) -> None:
     """Options that nothing asked for would use are mistakes."""
     kinds = [mechanism_named(name) for name in options.mechanisms]
     if options.slots is not None and "expert-cache" not in options.mechanisms:
-        raise InputError("--slots is for --mechanism expert-cache")
+        raise InputError("is for `mechanisms` expert-cache", argument="slots")
     if options.ncmoe is not None and "cpu-offload" not in options.mechanisms:
-        raise InputError("--ncmoe is for --mechanism cpu-offload")
+        raise InputError("is for `mechanisms` cpu-offload", argument="ncmoe")
     if options.policies and not any(k.takes_policy for k in kinds):
         names = ", ".join(options.mechanisms)
-        raise InputError(f"--policy {options.policies[0]}: {names} has no policies")
+        raise InputError(
+            f"{name_of(options.policies[0])}: {names} has no policies", argument="policies"
+        )
 
 
 def _jobs(options: Options, base: Job):
@@ -135,10 +190,10 @@ def _jobs(options: Options, base: Job):
         kind = mechanism_named(name)
         if kind.grain == "page":
             for policy in options.policies or ("default",):
-                yield replace(base, page_policy=parse_phased(policy)), name
+                yield replace(base, page_policy=phased_of(policy)), name
         elif kind.takes_policy:
             for policy in options.policies or ("lru",):
-                yield replace(base, policy=parse(policy), slots=options.slots), name
+                yield replace(base, policy=spec_of(policy), slots=options.slots), name
         else:
             n = base.model.n_layers if options.ncmoe is None else options.ncmoe
             yield replace(base, ncmoe=n), name

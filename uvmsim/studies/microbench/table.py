@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-import uvmsim
 from traces.errors import InputError
 from uvmsim.clocks import CLOCKS, des_paging
 from uvmsim.machine.hardware import Hardware
@@ -18,9 +18,14 @@ from uvmsim.paging import tables as t
 from uvmsim.paging.drive import PagedRun, Setup, run_paging, uvm_of
 from uvmsim.paging.layout import BLOCK, PAGE
 from uvmsim.paging.trail import driver_counters
-from uvmsim.policies.pages.registry import PagePolicySpec, parse_pages
+from uvmsim.policies.pages.registry import PagePolicySpec, pages_of
+from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.microbench import patterns as p
+from uvmsim.studies.resolve import machine_of
+from uvmsim.studies.scenario import Progress, Scenario, plain
+from uvmsim.version import __version__
 
+DEFAULT_HARDWARE = "a30"
 ADVICE = {
     "none": 0,
     "prefetch": 0,
@@ -43,48 +48,93 @@ class Options:
 
     pattern: str = "abab"
     ratios: tuple[float, ...] = ()
-    hardware: str = "a30"
-    policies: tuple[str, ...] = ("default",)
+    hardware: Any = DEFAULT_HARDWARE
+    policies: tuple[Any, ...] = ("default",)
     threshold: int = 51
     passes: int | None = None
     tenants: int = 1
     stride: int = PAGE
-    vram: str | None = None
+    vram: str | int | float | None = None
     advice: str = "none"
     seed: int = 0
     engine: str = "fast"
     trace_out: str | None = None
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class Microbench(Answer):
     """All rows, and what they share."""
+
+    printer: ClassVar[str] = "uvmsim.report.microbench_table:print_table"
 
     options: Options
     hardware: Hardware
-    rows: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
     notes: list[str]
+
+    @property
+    def outcomes(self) -> Sequence[dict[str, Any]]:
+        """One a ratio and policy."""
+        return self.runs
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row a ratio and policy; without ``tenants``, each process's own."""
+        return [flat({k: v for k, v in run.items() if k != "tenants"}) for run in self.runs]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
-            "uvmsim": uvmsim.__version__,
+            "uvmsim": __version__,
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": {k: v for k, v in vars(self.options).items() if v is not None},
-            "rows": self.rows,
+            "options": {k: plain(v) for k, v in vars(self.options).items() if v is not None},
+            "rows": self.runs,
             "notes": self.notes,
         }
 
 
-def run(options: Options, progress: Callable[[int, int, str], None] | None = None) -> Table:
+def microbench(
+    scenario: Scenario | None = None,
+    *,
+    pattern: str = "abab",
+    ratios: Sequence[float] = (),
+    passes: int | None = None,
+    tenants: int = 1,
+    stride: int = PAGE,
+    advice: str = "none",
+    trace_out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Microbench:
+    """Paging microbenchmarks on a scenario's hardware (a30; with ``seq`` and ``rand`` rtx5090).
+
+    Of the scenario: ``hardware``, ``vram``, ``policies`` of pages, ``threshold``, ``seed``,
+    ``engine``. ``pattern``: ``abab``, ``seq`` or ``rand``; ``ratios``: bytes over device memory;
+    ``passes``: timed passes, of abab halves; ``tenants``: processes; ``stride``: of seq and rand, in
+    bytes; ``trace_out``: a file for the driver's events of the one run. Raises `InputError`.
+    """
+    s = scenario or Scenario()
+    s = s.or_else(
+        hardware=DEFAULT_HARDWARE if pattern == "abab" else "rtx5090", policies=("default",)
+    )
+    policies: Any = s.policies
+    out = None if trace_out is None else os.fspath(trace_out)
+    options = Options(
+        pattern, tuple(ratios), s.hardware, policies, s.threshold, passes, tenants, stride, s.vram,
+        advice, s.seed, s.engine, out,
+    )  # fmt: skip
+    return run(options, progress)
+
+
+def run(options: Options, progress: Progress | None = None) -> Microbench:
     """Every ratio with every policy. Raises `InputError`."""
     check(options)
-    hw = Hardware.load(options.hardware).with_(vram=options.vram)
+    hw = machine_of(Scenario(hardware=options.hardware, vram=options.vram))
     uvm_of(hw)
-    policies = [parse_pages(name) for name in options.policies]
+    policies = [pages_of(p) for p in options.policies]
     ratios = options.ratios or RATIOS[options.pattern]
     if options.trace_out and len(ratios) * len(policies) != 1:
-        raise InputError("--trace-out writes one run; give one --ratio and one --policy")
+        raise InputError(
+            "writes one run; give one `ratios` and one `policies`", argument="trace_out"
+        )
     rows = []
     for i, ratio in enumerate(ratios):
         setup = setup_of(options, hw, ratio)
@@ -94,45 +144,48 @@ def run(options: Options, progress: Callable[[int, int, str], None] | None = Non
             rows.append(_row(options, hw, ratio, setup, spec))
     if progress:
         progress(1, 1, "")
-    return Table(options, hw, rows, list(_notes(options)))
+    return Microbench(options, hw, rows, list(_notes(options)))
 
 
 def check(options: Options) -> None:
     """One line for what cannot be run."""
     if options.pattern not in p.PATTERNS:
-        raise InputError(f"--pattern {options.pattern}: must be one of {', '.join(p.PATTERNS)}")
+        raise InputError(f"{options.pattern}: must be one of {', '.join(p.PATTERNS)}", "pattern")
     if options.advice not in ADVICE:
-        raise InputError(f"--advice {options.advice}: must be one of {', '.join(ADVICE)}")
+        raise InputError(f"{options.advice}: must be one of {', '.join(ADVICE)}", "advice")
     if options.engine not in CLOCKS:
-        raise InputError(f"--engine {options.engine}: must be one of {', '.join(CLOCKS)}")
+        raise InputError(f"{options.engine}: must be one of {', '.join(CLOCKS)}", "engine")
     if not 1 <= options.threshold <= 100:
-        raise InputError(f"--threshold {options.threshold}: a share in %, 1 to 100")
+        raise InputError(f"{options.threshold}: a share in %, 1 to 100", "threshold")
     if not 1 <= options.tenants <= 8:
-        raise InputError(f"--tenants {options.tenants}: 1 to 8 processes")
+        raise InputError(f"{options.tenants}: 1 to 8 processes", "tenants")
     if not 1 <= options.stride <= PAGE:
         raise InputError(
-            f"--stride {options.stride}: 1 to {PAGE} bytes, so that all pages are used"
+            f"{options.stride}: 1 to {PAGE} bytes, so that all pages are used", "stride"
         )
     if options.passes is not None and not 1 <= options.passes <= 1000:
-        raise InputError(f"--passes {options.passes}: 1 to 1000")
+        raise InputError(f"{options.passes}: 1 to 1000", "passes")
     for ratio in options.ratios:
         if not 0 < ratio <= 64:
-            raise InputError(f"--ratio {ratio:g}: bytes over device memory, above 0 and up to 64")
+            raise InputError(f"{ratio:g}: bytes over device memory, above 0 and up to 64", "ratios")
 
 
 def setup_of(options: Options, hw: Hardware, ratio: float) -> Setup:
     """Memory and kernels of all processes; each has ``ratio`` x capacity bytes of its own."""
     n_chunks = hw.vram_bytes // BLOCK
     if n_chunks < LEAST_CHUNKS:
-        raise InputError(f"--vram {options.vram}: too little to page with; give at least 128MiB")
+        raise InputError(f"{options.vram}: too little to page with; give at least 128MiB", "vram")
     whole = ratio * (1.0 if options.pattern == "abab" else p.REPORTED)
     n_blocks = max(-(-round(whole * n_chunks * BLOCK) // BLOCK), 2)
     if n_blocks * options.tenants > MOST_BLOCKS:
-        raise InputError(f"--ratio {ratio:g}: more than 512 GiB in all; give less, or less --vram")
+        raise InputError(
+            f"{ratio:g}: more than 512 GiB in all; give less, or less `vram`", argument="ratios"
+        )
     if n_blocks * options.tenants * passes_of(options) > MOST_VISITS:
         raise InputError(
-            f"--ratio {ratio:g}: {passes_of(options)} passes over {n_blocks:,} chunks are too many at "
-            f"once; give fewer --passes, or less --vram"
+            f"{ratio:g}: {passes_of(options)} passes over {n_blocks:,} chunks are too many at once; "
+            "give fewer `passes`, or less `vram`",
+            argument="ratios",
         )
     made = [_one(options, hw, n_blocks, n_chunks, seed) for seed in range(options.tenants)]
     return made[0] if len(made) == 1 else co_locate(made)

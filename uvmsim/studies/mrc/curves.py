@@ -8,7 +8,7 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.experts.decisions import Decisions
-from uvmsim.policies.registry import parse
+from uvmsim.policies.registry import PolicySpec
 from uvmsim.runs.job import Job
 from uvmsim.studies.mrc.stack import stack_histogram
 from uvmsim.workload import Workload
@@ -67,9 +67,8 @@ def layer_events(w: Workload, layer: int) -> tuple[np.ndarray, np.ndarray]:
     return w.ids[take] % w.n_experts, lo
 
 
-def policy_curve(job: Job, policy: str, slots: list[int]) -> Curve:
+def policy_curve(job: Job, spec: PolicySpec, slots: list[int]) -> Curve:
     """Any policy's misses at the sizes given, by running it."""
-    spec = parse(policy)
     done, misses = [], []
     for n in sorted(set(slots)):
         run = replace(job, policy=spec, slots=n)
@@ -77,7 +76,7 @@ def policy_curve(job: Job, policy: str, slots: list[int]) -> Curve:
         decisions.serve_all()
         done.append(decisions.slots)
         misses.append(decisions.counters().misses)
-    return Curve(policy, np.array(done), np.array(misses), len(job.workload.ids))
+    return Curve(spec.name, np.array(done), np.array(misses), len(job.workload.ids))
 
 
 WINDOWS = 20
@@ -96,9 +95,11 @@ def sampled_lru_curve(w: Workload, share: float, pool: str = "global", seed: int
     the step where the pool holds one pass.
     """
     if not 0 < share <= 1:
-        raise InputError(f"--sample {share}: give a share above 0, at most 1")
+        raise InputError(f"{share}: give a share above 0, at most 1", argument="sample")
     if w.n_steps < 4 * WINDOWS:
-        raise InputError(f"--sample: the trace has only {w.n_steps} forward passes; leave it out")
+        raise InputError(
+            f": the trace has only {w.n_steps} forward passes; leave it out", argument="sample"
+        )
     length = max(1, int(share * w.n_steps / WINDOWS))
     stride = w.n_steps / WINDOWS
     start = np.random.default_rng(seed).random() * max(stride - length, 0)

@@ -2,52 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-import uvmsim
 from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import parse
+from uvmsim.policies.registry import parse, spec_of
 from uvmsim.runs.job import Job
-from uvmsim.studies.compare import DEFAULT_HARDWARE, load_trace, slots_of, trace_json
+from uvmsim.studies.answer import Answer
 from uvmsim.studies.mrc.curves import Curve, lru_curve, policy_curve, sampled_lru_curve
+from uvmsim.studies.resolve import base_job, load_trace, profile_of, slots_of, trace_json
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, POOLS, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import check_needs
+from uvmsim.version import __version__
 from uvmsim.workload import Workload, build_workload
 
 DEFAULT_SHARES = ("6.25%", "12.5%", "25%", "37.5%", "50%", "75%", "100%")
-POOLS = ("global", "per-layer")
+DEFAULT_POLICIES = ("belady",)
+"""Beside LRU."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """What the user asked for; defaults are the command line's."""
-
-    trace: str | None = None
-    policies: tuple[str, ...] = ("belady",)
-    slots: tuple[str, ...] = DEFAULT_SHARES
-    pool: str = "both"
-    unit: str = "event"
-    sample: float | None = None
-    limit: int | None = None
-    profile: str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Curves:
+@dataclass(frozen=True, repr=False)
+class Curves(Answer):
     """The answer: for each kind of pool, LRU's whole curve and the others' at the sizes asked for."""
 
-    options: Study
+    printer: ClassVar[str] = "uvmsim.report.mrc_table:print_curves"
+
+    scenario: Scenario
+    sample: float | None
     trace: RoutingTrace
     workload: Workload
     sizes: list[int]
     by_pool: dict[str, list[Curve]]
+
+    @property
+    def outcomes(self) -> Sequence[Curve]:
+        """One a kind of pool and policy."""
+        return [c for curves in self.by_pool.values() for c in curves]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a point of a curve."""
+        return [
+            {
+                "pool": pool,
+                "policy": c.policy,
+                "slots": int(c.slots[i]),
+                "misses": c.misses[i].item(),
+                "accesses": c.accesses,
+                "miss_ratio": float(c.ratio[i]),
+                "standard_error": None if c.error is None else float(c.error[i]),
+            }
+            for pool, curves in self.by_pool.items()
+            for c in curves
+            for i in range(len(c.slots))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """One object of plain JSON types."""
@@ -64,50 +77,64 @@ class Curves:
             for c in curves
         ]
         return {
-            "uvmsim": uvmsim.__version__,
+            "uvmsim": __version__,
             "trace": trace_json(self.trace, self.workload),
-            "unit": self.options.unit,
-            "sample": self.options.sample,
+            "unit": self.scenario.unit,
+            "sample": self.sample,
             "curves": curves,
         }
 
 
-def study(o: Study, progress: Callable[[int, int, str], None] | None = None) -> Curves:
-    """Compute the curves. Raises `InputError`; ``progress`` as in `uvmsim.studies.compare.compare`."""
-    if o.seed < 0:
-        raise InputError(f"--seed {o.seed}: must be 0 or more")
-    trace = load_trace(o.trace, o.limit)
-    w = build_workload(trace, o.unit)
+def mrc(
+    scenario: Scenario | Any = None,
+    *,
+    sample: float | None = None,
+    progress: Progress | None = None,
+) -> Curves:
+    """Miss-ratio curves of a scenario, or of a trace (a path, a `RoutingTrace`; None: the bundled).
+
+    LRU's curve is exact for every size, from one pass over the trace; ``sample`` estimates it from that
+    share of the trace. Other policies (``policies``; Belady's MIN) are simulated at ``slots`` (6.25 %
+    to 100 %). Without ``pool`` both kinds of pool are looked at. No times: model, hardware and sizes
+    in bytes do not matter. ``progress`` as in `uvmsim.compare`. Raises `InputError`.
+    """
+    s = scenario_of(scenario)
+    s = s.or_else(policies=DEFAULT_POLICIES, slots=DEFAULT_SHARES)
+    trace = load_trace(s.trace, s.limit)
+    w = build_workload(trace, s.unit)
     total = w.n_layers * w.n_experts
-    sizes = sorted({slots_of(s, total) for s in o.slots})
-    profile = build_workload(load_trace(o.profile, None)) if o.profile else None
+    given: Any = s.slots
+    sizes = sorted({slots_of(x, total) for x in given})
     # No times are asked for: any size of expert, any machine will do.
     model = Model.from_info(trace.meta.model, expert_bytes=1 << 20)
-    base = Job(w, model, Hardware.load(DEFAULT_HARDWARE), seed=o.seed, profile=profile)
-    names = [p for p in o.policies if p != "lru"]
-    for name in names:
-        check_needs(replace(base, policy=parse(name)), trace)
-    pools = POOLS if o.pool == "both" else (o.pool,)
+    base = base_job(s, w, model, Hardware.load(DEFAULT_HARDWARE), profile_of(s, w))
+    named: Any = s.policies
+    specs = [parse("lru"), *(spec_of(p) for p in named if p != "lru")]
+    for spec in specs[1:]:
+        check_needs(replace(base, policy=spec), trace)
+    pools = POOLS if s.pool is None else (s.pool,)
     by_pool: dict[str, list[Curve]] = {}
-    done, todo = 0, len(pools) * (1 + len(names))
+    done, todo = 0, len(pools) * len(specs)
     for pool in pools:
         job = replace(base, pool=pool)
         each = 1 if pool == "global" else w.n_layers
-        fitting = [n for n in sizes if n // each >= (w.top_k if o.unit == "event" else 1)]
-        if not fitting and o.pool != "both":
-            raise InputError(f"--slots: no size gives {pool} pools of {w.top_k} slots or more")
+        fitting = [n for n in sizes if n // each >= (w.top_k if s.unit == "event" else 1)]
+        if not fitting and s.pool is not None:
+            raise InputError(
+                f": no size gives {pool} pools of {w.top_k} slots or more", argument="slots"
+            )
         by_pool[pool] = []
-        for name in ["lru", *names]:
+        for i, spec in enumerate(specs):
             if progress:
-                progress(done, todo, f"{name}, {pool}")
-            if name != "lru":
-                by_pool[pool].append(policy_curve(job, name, fitting))
-            elif o.sample is not None:
-                by_pool[pool].append(sampled_lru_curve(w, o.sample, pool, o.seed))
+                progress(done, todo, f"{spec.name}, {pool}")
+            if i:
+                by_pool[pool].append(policy_curve(job, spec, fitting))
+            elif sample is not None:
+                by_pool[pool].append(sampled_lru_curve(w, sample, pool, s.seed))
             else:
                 by_pool[pool].append(_whole_lru(job, fitting))
             done += 1
-    return Curves(o, trace, w, sizes, by_pool)
+    return Curves(s, sample, trace, w, sizes, by_pool)
 
 
 def _whole_lru(job: Job, sizes: list[int]) -> Curve:
@@ -116,7 +143,7 @@ def _whole_lru(job: Job, sizes: list[int]) -> Curve:
     narrow = [n for n in sizes if len(curve.slots) == 0 or n < curve.slots[0]]
     if not narrow:
         return curve
-    waves = policy_curve(job, "lru", narrow)
+    waves = policy_curve(job, parse("lru"), narrow)
     return replace(
         curve,
         slots=np.concatenate((waves.slots, curve.slots)),

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import uvmsim
 from traces.errors import InputError
 from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
@@ -20,8 +19,10 @@ from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.pages.phases import parse_phased
 from uvmsim.policies.registry import PolicySpec, parse
-from uvmsim.studies.compare import Options, resolve_model, slots_of
+from uvmsim.studies.resolve import resolve_model, slots_of
+from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.config import SweepConfig, policies_for
+from uvmsim.version import __version__
 
 CHUNK = 64
 """Most cells handed to a worker at once."""
@@ -167,7 +168,7 @@ class _Resolver:
         elif n_moe is None and m is not None:
             n_moe = m.n_layers
         row = {
-            "uvmsim": uvmsim.__version__,
+            "uvmsim": __version__,
             "trace": trace.path or "bundled",
             "trace_sha256": trace.sha256,
             "trace_model": trace.info.name,
@@ -217,9 +218,9 @@ class _Resolver:
         self, trace: str | None, name: str | None, size: str | None, paged: bool
     ) -> _Resolved:
         facts = self.facts[trace]
-        options = Options(trace=trace, model=name, expert_size=size)
+        scenario = Scenario(trace, name, size)
         try:
-            model = resolve_model(options, _Bare(facts), [])  # type: ignore[arg-type]
+            model = resolve_model(scenario, _Bare(facts), [])  # type: ignore[arg-type]
         except InputError as err:
             return _Resolved(_digest([name, size, asdict(facts.info)]), None, str(err))
         bare = replace(model, tensors=())

@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from traces.errors import InputError
 from uvmsim.core.units import parse_bandwidth, parse_bytes
-from uvmsim.studies.compare import DEFAULT_HARDWARE, DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES
+from uvmsim.studies.choice import DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES
+from uvmsim.studies.scenario import DEFAULT_HARDWARE
 
 RANGE_KEYS = ("from", "to", "steps", "scale")
 
@@ -51,7 +52,7 @@ def one_of(*allowed: str) -> Callable[[Any], str]:
 
 
 def pool_size(value: Any) -> str:
-    """``96``, ``"96"`` or ``"12.5%"`` as text, which `uvmsim.studies.compare.slots_of` understands."""
+    """``96``, ``"96"`` or ``"12.5%"`` as text, which `uvmsim.studies.resolve.slots_of` understands."""
     shown = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
     try:
         good = float(shown.removesuffix("%")) > 0 and (shown.endswith("%") or shown.isdigit())
@@ -188,7 +189,8 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
     from uvmsim.machine.hardware import Hardware
     from uvmsim.machine.model import Model
     from uvmsim.mechanisms import mechanism
-    from uvmsim.studies.compare import page_grained, parse_expert_size
+    from uvmsim.studies.choice import page_grained
+    from uvmsim.studies.resolve import parse_expert_size
 
     tests: dict[str, Callable[[Any], Any]] = {
         "model": Model.load,
@@ -220,7 +222,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
 def policies_for(config: SweepConfig, mechanism: str) -> list[str]:
     """The policies of the grain that a mechanism decides about; its defaults where none are named."""
     from uvmsim.mechanisms import mechanism as mechanism_named
-    from uvmsim.studies.compare import page_grained
+    from uvmsim.studies.choice import page_grained
 
     kind = mechanism_named(mechanism)
     if not kind.takes_policy:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvmsim
 from uvmsim.studies.sweep import local
 from uvmsim.studies.sweep.cells import Cell, expand
 from uvmsim.studies.sweep.cluster import Cluster
@@ -17,6 +16,7 @@ from uvmsim.studies.sweep.config import SweepConfig
 from uvmsim.studies.sweep.rows import ERROR, OK, OUT_OF_MEMORY
 from uvmsim.studies.sweep.source import facts_of, traces_of
 from uvmsim.studies.sweep.store import Store
+from uvmsim.version import __version__
 
 FLUSH = 0.5
 """Seconds a finished row waits at most before it is on disk."""
@@ -41,10 +41,14 @@ class Summary:
     """Cells whose row was made by another version of uvmsim."""
     keys: frozenset[str]
     """Keys of the grid's cells."""
+    order: tuple[str, ...] = ()
+    """The same in the grid's order."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, without the keys."""
-        return {k: v for k, v in vars(self).items() if k != "keys"} | {"uvmsim": uvmsim.__version__}
+        return {k: v for k, v in vars(self).items() if k not in ("keys", "order")} | {
+            "uvmsim": __version__
+        }
 
 
 def sweep(
@@ -121,8 +125,9 @@ def _summary(store: Store, cells: list[Cell], already: int) -> Summary:
         out_of_memory=count[OUT_OF_MEMORY],
         errors=count[ERROR],
         first_error=next((r["error"] for r in mine if r["status"] == ERROR), None),
-        other_versions=sum(r["uvmsim"] != uvmsim.__version__ for r in mine),
+        other_versions=sum(r["uvmsim"] != __version__ for r in mine),
         keys=keys,
+        order=tuple(order),
     )
 
 

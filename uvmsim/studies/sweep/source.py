@@ -7,7 +7,7 @@ from pathlib import Path
 
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from uvmsim.studies.compare import load_trace
+from uvmsim.studies.resolve import load_trace
 from uvmsim.studies.sweep.cells import TraceFacts
 from uvmsim.studies.sweep.config import SweepConfig, is_url
 

@@ -1,0 +1,285 @@
+"""From a question to what is run: the trace, model and machine it names, and its jobs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from traces.errors import InputError
+from traces.routing import RoutingTrace, open_routing
+from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
+from uvmsim.core.units import parse_bandwidth, parse_bytes
+from uvmsim.machine.engine import EngineProfile
+from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.model import Model
+from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.mechanisms.base import Mechanism
+from uvmsim.policies.pages.phases import PhasedPolicy
+from uvmsim.policies.registry import PolicySpec
+from uvmsim.runs.job import Job
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, name_of, trace_name
+from uvmsim.studies.simulate import check_needs
+from uvmsim.workload import Workload, build_workload
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the runs of a scenario share."""
+
+    trace: RoutingTrace
+    workload: Workload
+    model: Model
+    hardware: Hardware
+    base: Job
+    """Without a policy and without a pool size."""
+    notes: list[str]
+
+    @property
+    def experts(self) -> int:
+        """Of all layers together."""
+        return self.workload.n_layers * self.workload.n_experts
+
+
+def resolve(s: Scenario, *, own_sizes: bool = False) -> Resolved:
+    """Read what ``s`` names. Raises `InputError`.
+
+    ``own_sizes``: where neither model nor expert size is given, experts have the bytes that the
+    trace's own model has, small as they may be.
+    """
+    notes: list[str] = []
+    trace = load_trace(s.trace, s.limit)
+    hardware = machine_of(s)
+    if own_sizes and not (s.model or s.expert_size):
+        model = Model.from_info(trace.meta.model)
+    else:
+        model = resolve_model(s, trace, notes)
+    workload, profile = workloads_of(s, trace, model)
+    base = base_job(s, workload, model, hardware, profile)
+    return Resolved(trace, workload, model, hardware, base, notes)
+
+
+def base_job(
+    s: Scenario, workload: Workload, model: Model, hardware: Hardware, profile: Workload | None
+) -> Job:
+    """The job of a scenario without a policy and without a pool size."""
+    return Job(
+        workload, model, hardware, pool=s.pool or "global", reset=s.reset,
+        write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
+        ncmoe=model.n_layers if s.ncmoe is None else s.ncmoe, threshold=s.threshold,
+    )  # fmt: skip
+
+
+def jobs(
+    r: Resolved, mechanisms: Sequence[str], sizes: Sequence[int | None],
+    specs: Sequence[PolicySpec], pages: Sequence[PhasedPolicy],
+    with_policy: Callable[[str], bool] = lambda name: mechanism_of(name).takes_policy,
+) -> Iterator[tuple[Job, str]]:  # fmt: skip
+    """Every mechanism with every policy that is for it, at every size of the pool.
+
+    ``with_policy``: which mechanisms decide by a policy of expert grain. Where there are no ``pages``
+    all do.
+    """
+    for name in mechanisms:
+        if pages and mechanism_of(name).grain == "page":
+            for page_policy in pages:
+                yield replace(r.base, page_policy=page_policy), name
+        elif not with_policy(name):
+            yield r.base, name
+        else:
+            for size in sizes:
+                for spec in specs:
+                    job = replace(r.base, policy=spec, slots=size)
+                    check_needs(job, r.trace)
+                    yield job, name
+
+
+def mechanism_of(name: str) -> Mechanism:
+    """The mechanism of that name; `InputError` names the argument."""
+    try:
+        return mechanism_named(name)
+    except InputError as err:
+        raise InputError(str(err).removeprefix("--mechanism "), argument="mechanisms") from None
+
+
+def machine_of(s: Scenario) -> Hardware:
+    """The hardware with the memory and the link asked for."""
+    named: Any = s.hardware or DEFAULT_HARDWARE
+    hardware = named if isinstance(named, Hardware) else Hardware.load(named)
+    if s.program:
+        hardware = hardware.running(EngineProfile.load(str(s.program)))
+    vram = None if s.vram is None else _parsed("vram", parse_bytes, s.vram)
+    if vram == 0:
+        raise InputError(f"{s.vram}: a GPU with no memory cannot run anything", argument="vram")
+    link = None if s.link is None else _parsed("link", parse_bandwidth, s.link)
+    return hardware.with_(vram=vram, link=link)
+
+
+def _parsed(argument: str, parse: Callable[[Any], T], value: Any) -> T:
+    try:
+        return parse(value)
+    except InputError as err:
+        raise InputError(str(err), argument=argument) from None
+
+
+# ---- traces ---------------------------------------------------------------------------------------
+
+
+def open_trace(trace: str | os.PathLike[str] | RoutingTrace | None = None) -> RoutingTrace:
+    """The routing trace in a file (Arrow, memory-mapped, or Parquet); None: the bundled one. A trace
+    that is open already is given back as it is. Raises `InputError`.
+    """
+    return load_trace(trace)
+
+
+def load_trace(trace: Any, limit: int | None = None) -> RoutingTrace:
+    """The trace at a path, or in memory; the bundled one for None; cut after ``limit`` tokens."""
+    if not isinstance(trace, RoutingTrace):
+        trace = _opened(trace)
+    if limit is not None:
+        if limit <= 0:
+            raise InputError(f"{limit}: give a number of tokens above 0", argument="limit")
+        trace = trace.head(limit)
+    return trace
+
+
+def _opened(path: Any) -> RoutingTrace:
+    if path is None:
+        return open_routing(BUNDLED)
+    file = Path(path)
+    if not file.exists() and not Path(f"{path}.partial").exists():
+        there = [p.name for p in file.parent.glob("*.arrow")] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, there, 1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        raise InputError(f"{path}: no such trace{hint}")
+    return open_routing(path)
+
+
+def workloads_of(
+    s: Scenario, trace: RoutingTrace, model: Model
+) -> tuple[Workload, Workload | None]:
+    """What is run and, where a profile was named, what policies learn from; `InputError` where
+    shapes differ."""
+    workload = build_workload(trace, s.unit)
+    if len(model.moe_layers) != workload.n_layers:
+        raise InputError(
+            f"{trace.path}: has rows of {workload.n_layers} layers, the model has "
+            f"{len(model.moe_layers)} with experts; see `uvmsim trace check`"
+        )
+    return workload, profile_of(s, workload)
+
+
+def profile_of(s: Scenario, workload: Workload) -> Workload | None:
+    """What policies learn from; `InputError` where it is of another shape."""
+    if not s.profile:
+        return None
+    learned = build_workload(load_trace(s.profile))
+    if (learned.n_layers, learned.n_experts) != (workload.n_layers, workload.n_experts):
+        raise InputError(
+            f"{trace_name(s.profile)}: made by a model of another shape", argument="profile"
+        )
+    return learned
+
+
+# ---- models and sizes -----------------------------------------------------------------------------
+
+
+def resolve_model(s: Scenario, trace: RoutingTrace, notes: list[str]) -> Model:
+    """The model to page: the one named, the trace's own, or the preset of its name."""
+    info = trace.meta.model
+    size = parse_expert_size(s.expert_size)
+    if s.model:
+        named: Any = s.model
+        model = named if isinstance(named, Model) else Model.load(named)
+        return model.scaled(size) if size else model_checked(model, trace)
+    if s.trace is None and size is None:
+        size = max(Model.load(BUNDLED_EXPERTS_AS).expert_bytes)
+        notes.append(
+            f"the bundled model is tiny; its experts are given the size of {BUNDLED_EXPERTS_AS}'s "
+            "(--expert-size to change)"
+        )
+    if info.expert_bytes is None and info.name.lower() in Model.list_presets():
+        notes.append(f"sizes from the preset {info.name.lower()}")
+        model = model_checked(Model.load(info.name.lower()), trace)
+        return model.scaled(size) if size else model
+    return Model.from_info(info, expert_bytes=size)
+
+
+def model_checked(model: Model, trace: RoutingTrace) -> Model:
+    """``model``, if the trace's shape is its shape; else `InputError`."""
+    model.check_fits(trace.meta)
+    return model
+
+
+def parse_expert_size(value: str | int | float | None) -> int | None:
+    """Bytes, ``13.2MB``, or the name of a model preset whose expert's size is meant."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value.lower() in Model.list_presets():
+        return max(Model.load(value).expert_bytes)
+    size = _parsed("expert_size", parse_bytes, value)
+    if size <= 0:
+        raise InputError(f"{value}: an expert has at least one byte", argument="expert_size")
+    return size
+
+
+def slots_of(text: str, total: int) -> int:
+    """``96`` or ``12.5%`` (of all ``total`` experts) as a number of slots, rounded down."""
+    share = text.endswith("%")
+    try:
+        value = float(text[:-1]) * total / 100 if share else int(text)
+    except ValueError:
+        raise InputError(
+            f"{text}: give a number of experts or a share like 25%", argument="slots"
+        ) from None
+    if not value >= 1 or (share and value > total):
+        raise InputError(
+            f"{text}: that is {value:g} of {total} experts; give 1 to {total}, or up to 100%",
+            argument="slots",
+        )
+    return min(int(value + 1e-9), total)
+
+
+# ---- what results say of these --------------------------------------------------------------------
+
+
+def trace_json(trace: RoutingTrace, w: Workload) -> dict[str, Any]:
+    """What a result says of its trace."""
+    tokens = [int(w.step_tokens[w.step_phase == p].sum()) for p in (0, 1)]
+    return {
+        "path": Path(trace.path or "trace").name,
+        "sha256": trace.sha256,
+        "complete": trace.complete,
+        "model": trace.meta.model.name,
+        "layers": w.n_layers,
+        "experts": w.n_experts,
+        "top_k": w.top_k,
+        "tokens": sum(tokens),
+        "prefill_tokens": tokens[0],
+        "decode_tokens": tokens[1],
+        "steps": w.n_steps,
+        "sequences": len(set(trace.seq.tolist())),
+        "missing_rows": w.missing_rows,
+    }
+
+
+def model_json(model: Model) -> dict[str, Any]:
+    """What a result says of its model."""
+    keys = ("name", "quantisation", "n_layers", "n_experts", "top_k")
+    d = {k: getattr(model, k) for k in keys}
+    return d | {
+        "expert_bytes": max(model.expert_bytes),
+        "total_bytes": model.total_bytes,
+        "scaled": model.sources.get("scaled"),
+    }
+
+
+def label(job: Job, mechanism: str) -> str:
+    """What a progress bar says of a run."""
+    policy = job.page_policy or job.policy
+    return name_of(policy) if policy else mechanism
