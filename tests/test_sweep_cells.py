@@ -217,9 +217,8 @@ def test_an_exception_is_a_row_with_its_place(monkeypatch):
 
 
 def test_a_program_is_an_axis_and_leaves_the_keys_of_the_machines_own_as_they_were():
-    cells = cells_of(
-        policy="lru", hardware="h100", program=[None, "estimated-python", "replay-h100"]
-    )
+    how = {"policy": "lru", "hardware": "h100"}
+    cells = cells_of(**how, program=["estimated-python", "replay-h100"])
     assert [c.row["program"] for c in cells] == ["estimated-python", "replay-h100"]
     assert cells[0].share == cells[1].share and cells[0].key != cells[1].key
-    assert cells[0].key == cells_of(policy="lru", hardware="h100")[0].key
+    assert cells[0].key == cells_of(**how)[0].key
