@@ -13,7 +13,7 @@ from replay.session import How, Session
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import spec_of
+from uvmsim.policies.kinds import EXPERTS, PolicyKind
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.resolve import jobs, label, model_json, resolve, slots_of, trace_json
@@ -27,6 +27,11 @@ HARDWARE = "h100"
 SLOTS = "25%"
 """Pool where neither slots nor memory is given."""
 WITH_POLICY = ("expert-cache", "managed")
+
+
+def decided_by(mode: str) -> PolicyKind | None:
+    """The kind of policy that a mode asks."""
+    return EXPERTS if mode in WITH_POLICY else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,13 +106,13 @@ def replay(
     wanted: Any = s.mechanisms
     modes = [mode_named(mode) for mode in wanted]
     named: Any = s.policies
-    specs = [spec_of(p) for p in named]
+    specs = [EXPERTS.of(p) for p in named]
     device = backend_named(backend) if isinstance(backend, str) else backend
     how = how or How()
     r = resolve(s, own_sizes=device.name == "host")
     given: Any = s.slots or (() if s.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
-    todo = list(jobs(r, modes, sizes, specs, [], lambda mode: mode in WITH_POLICY))
+    todo = list(jobs(r, modes, sizes, {EXPERTS.noun: specs}, decided_by))
     runs = []
     with Session(device, how) as session:
         for i, (job, mode) in enumerate(todo):

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from traces.errors import InputError
 from uvmsim.commands.compare import compare as command
 from uvmsim.mechanisms.uvm import setup_of
-from uvmsim.studies.choice import DEFAULT_PAGE_POLICIES, page_grained, policies_for
+from uvmsim.policies.kinds import EXPERTS, PAGES, kind_of
+from uvmsim.studies.choice import policies_for
 from uvmsim.studies.compare import compare
 from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.cells import expand
@@ -61,21 +62,19 @@ def test_policies_go_to_the_mechanisms_of_their_grain():
 
 
 def test_defaults_of_each_grain():
-    specs, pages = policies_for(("uvm",), None)
-    assert specs == []
-    assert tuple(p.name for p in pages) == DEFAULT_PAGE_POLICIES
-    specs, pages = policies_for(("uvm", "expert-cache"), None)
-    assert len(specs) == 5
-    assert len(pages) == 4
-    specs, pages = policies_for(("resident", "expert-cache"), None)
-    assert len(specs) == 5
-    assert pages == []
+    chosen = policies_for(("uvm",), None)
+    assert list(chosen) == ["page"]
+    assert tuple(p.name for p in chosen["page"]) == PAGES.defaults
+    chosen = policies_for(("uvm", "expert-cache"), None)
+    assert {noun: len(found) for noun, found in chosen.items()} == {"page": 4, "expert": 5}
+    chosen = policies_for(("resident", "expert-cache"), None)
+    assert {noun: len(found) for noun, found in chosen.items()} == {"expert": 5}
 
 
 def test_page_policies_are_told_apart():
-    assert page_grained("prefetch_stride+eviction_mru")
-    assert page_grained("phase:copy-used,prefetch_always_max")
-    assert not page_grained("lfu+next-layer")
+    assert kind_of("prefetch_stride+eviction_mru") is PAGES
+    assert kind_of("phase:copy-used,prefetch_always_max") is PAGES
+    assert kind_of("lfu+next-layer") is EXPERTS
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_warm_ups_run_but_do_not_count(words):
 def test_more_memory_takes_fewer_chunks(words):
     model = Model.load(words[1])
     made = bench(model, 32, 8, 2, 0)
-    job = Job(made.workload, model, small_hardware(100), page_policy=parse_phased("default"))
+    job = Job(made.workload, model, small_hardware(100), policy=parse_phased("default"))
     moved = []
     for chunks in (80, 120, 160, 400):
         hw = small_hardware(chunks)

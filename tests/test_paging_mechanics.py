@@ -348,7 +348,7 @@ def test_copy_used_copies_the_used_experts_bytes(tmp_path):
     _, job = small_job(tmp_path, 300)
     w, m = job.workload, job.model
     policy = parse_phased("phase:copy-used,prefetch_always_max")
-    result = simulate(dataclasses.replace(job, page_policy=policy), "uvm", record=True)
+    result = simulate(dataclasses.replace(job, policy=policy), "uvm", record=True)
     k = result.trail.setup.kernels
     used = np.diff(w.event_lo)
     for step in range(w.n_steps):
@@ -357,7 +357,7 @@ def test_copy_used_copies_the_used_experts_bytes(tmp_path):
         copied = int(k.copy_bytes[k.step == step].sum())
         assert copied == (want if w.step_phase[step] == PREFILL else 0)
     paged = simulate(
-        dataclasses.replace(job, page_policy=parse_phased("prefetch_always_max")), "uvm",
+        dataclasses.replace(job, policy=parse_phased("prefetch_always_max")), "uvm",
         record=True,
     )  # fmt: skip
     prefill = w.step_phase == PREFILL
@@ -369,7 +369,7 @@ def test_one_policy_for_both_phases_is_that_policy(tmp_path):
     _, job = small_job(tmp_path, 140, generate=6)
     names = ("default", "phase:default,default", "phase:prefetch_always_max,default")
     runs = [
-        simulate(dataclasses.replace(job, page_policy=parse_phased(n)), "uvm", record=True)
+        simulate(dataclasses.replace(job, policy=parse_phased(n)), "uvm", record=True)
         for n in names
     ]
     assert np.array_equal(runs[0].trail.run.counts, runs[1].trail.run.counts)

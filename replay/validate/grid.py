@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from replay.session import layouts_of
-from replay.study import WITH_POLICY
+from replay.study import WITH_POLICY, decided_by
 from replay.validate.config import BUNDLED, TraceEntry, ValidationConfig
 from traces.errors import InputError
 from traces.samples import BUNDLED as BUNDLED_FILE
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import parse
+from uvmsim.policies.kinds import EXPERTS
 from uvmsim.runs.job import Job
 from uvmsim.studies.resolve import (
     Resolved,
@@ -120,11 +120,11 @@ def _jobs(config: ValidationConfig, r: Resolved, mode: str) -> Iterator[tuple[st
     if mode not in WITH_POLICY:
         yield None, r.base
         return
-    specs = [parse(p) for p in config.policy]
+    specs = {EXPERTS.noun: [EXPERTS.of(p) for p in config.policy]}
     for size in config.slots:
-        for job, _ in jobs(r, [mode], [slots_of(size, r.experts)], specs, [], lambda _: True):
+        for job, _ in jobs(r, [mode], [slots_of(size, r.experts)], specs, decided_by):
             yield size, job
     for vram in config.vram:
         smaller = replace(r, base=replace(r.base, hardware=r.hardware.with_(vram=vram)))
-        for job, _ in jobs(smaller, [mode], [None], specs, [], lambda _: True):
+        for job, _ in jobs(smaller, [mode], [None], specs, decided_by):
             yield f"{vram} B", job

@@ -39,6 +39,7 @@ from uvmsim.experts.pool import (
     new_tally,
 )
 from uvmsim.policies.base import EVENT, Eviction, Pool
+from uvmsim.policies.registry import PolicySpec
 from uvmsim.runs.job import Job, capacities
 from uvmsim.runs.plan import Counters
 
@@ -94,8 +95,8 @@ class Decisions:
         """``capacity`` int64 [pools] and ``pool_of`` int32 [experts]: as the job says, if not given.
 
         Raises `InputError` where the policy cannot be asked."""
-        if job.policy is None:
-            raise InputError("the expert cache needs a policy; give --policy")
+        if not isinstance(job.policy, PolicySpec):
+            raise InputError("the expert cache needs a policy that decides about experts")
         if capacity is None or pool_of is None:
             capacity, pool_of = capacities(job)
         self.job, self.spec = job, job.policy

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from traces.errors import InputError
 from uvmsim.clocks import clock as clock_named
+from uvmsim.policies.kinds import PolicyKind
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome, about_job
 from uvmsim.runs.plan import Plan
@@ -20,16 +22,20 @@ class Mechanism:
     """How a missing byte is served."""
 
     name: ClassVar[str] = ""
-    takes_policy: ClassVar[bool] = False
-    """Whether its outcome depends on the policy."""
-    grain: ClassVar[str] = "expert"
-    """What its policies decide about: ``expert`` or ``page``."""
+    decides: ClassVar[PolicyKind | None] = None
+    """The kind of policy that is for it; None: it has nothing to decide."""
+    records_faults: ClassVar[bool] = False
+    """Whether `export_faults` has anything to write."""
     notes: list[str] = field(default_factory=list)
 
     def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
         """The job's outcome by one of `uvmsim.clocks.CLOCKS`. ``record``: keep what an export needs.
         Raises `InputError`."""
         raise NotImplementedError
+
+    def export_faults(self, run: Outcome, path: str, about: dict[str, Any]) -> None:
+        """Write the driver's events of a recorded run to a fault trace. Raises `InputError`."""
+        raise InputError(f"--mechanism {self.name}: no driver pages, so there is nothing to write")
 
     def decided_by(self, job: Job) -> Hashable | None:
         """What of the machine bears on what the policy decides; None: there is no telling. Jobs that

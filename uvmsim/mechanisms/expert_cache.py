@@ -11,6 +11,7 @@ from uvmsim.clocks import fast
 from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.pricing import price
 from uvmsim.mechanisms.base import Planned
+from uvmsim.policies.kinds import EXPERTS, PolicyKind
 from uvmsim.runs.job import Job, capacities
 from uvmsim.runs.outcome import Outcome
 from uvmsim.runs.plan import Plan
@@ -21,7 +22,7 @@ class ExpertCache(Planned):
     """Slots for experts in VRAM; a miss copies the expert over the link, a policy says who leaves."""
 
     name: ClassVar[str] = "expert-cache"
-    takes_policy: ClassVar[bool] = True
+    decides: ClassVar[PolicyKind | None] = EXPERTS
 
     def plan(self, job: Job) -> Plan:
         decisions = Decisions(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from uvmsim.paging import tables as t
 from uvmsim.paging.drive import Setup, run_paging, uvm_of
 from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
 from uvmsim.paging.layout import BLOCK
+from uvmsim.paging.trace_out import write_trace
 from uvmsim.paging.trail import Paged
-from uvmsim.policies.pages.phases import parse_phased
+from uvmsim.policies.kinds import PAGES, PolicyKind
+from uvmsim.policies.pages.phases import PhasedPolicy
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 
@@ -34,8 +36,8 @@ class Uvm(Mechanism):
     """
 
     name: ClassVar[str] = "uvm"
-    takes_policy: ClassVar[bool] = True
-    grain: ClassVar[str] = "page"
+    decides: ClassVar[PolicyKind | None] = PAGES
+    records_faults: ClassVar[bool] = True
 
     def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
         """The driver keeps the clock itself; ``des`` plays what it did again."""
@@ -44,7 +46,10 @@ class Uvm(Mechanism):
         uvm_of(hw)
         if w.unit != "event":
             raise InputError(f"--mechanism uvm pages whole layers; leave out --unit {w.unit}")
-        policy = job.page_policy or parse_phased("default")
+        policy = job.policy or PAGES.of(PAGES.plain)
+        if not isinstance(policy, PhasedPolicy):
+            raise InputError(f"policy {policy.name}: decides about experts, not about pages")
+        job = dataclasses.replace(job, policy=policy)
         setup, space = setup_of(job, policy.copies)
         record = record or clock == "des"
         paged = run_paging(setup, hw, policy.prefill or policy.decode, policy.decode, record=record)
@@ -62,6 +67,11 @@ class Uvm(Mechanism):
             "threshold": job.threshold,
         }
         return Outcome(job, self.name, trail.step_ns(), trail=trail, notes=paged.notes, about=about)
+
+    def export_faults(self, run: Outcome, path: str, about: dict[str, Any]) -> None:
+        """See `uvmsim.paging.trace_out`."""
+        assert isinstance(run.trail, Paged)
+        write_trace(path, run.trail.run, run.trail.setup, run.job.hardware, about)
 
 
 def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.kinds import Spec
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
-
-if TYPE_CHECKING:
-    from uvmsim.policies.pages.phases import PhasedPolicy
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,8 @@ class Job:
     workload: Workload
     model: Model
     hardware: Hardware
-    policy: PolicySpec | None = None
+    policy: Spec | None = None
+    """Of the kind that the mechanism takes; None: its plain one, or nothing to decide."""
     slots: int | None = None
     """Expert slots; None = as many as fit in VRAM beside the rest of the model."""
     pool: str = "global"
@@ -42,8 +39,6 @@ class Job:
     seed: int = 0
     profile: Workload | None = None
     """What policies that need a profile learn from."""
-    page_policy: PhasedPolicy | None = None
-    """`uvm`: what pages; None is the driver as it comes."""
     threshold: int = 51
     """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
 

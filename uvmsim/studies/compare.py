@@ -10,10 +10,11 @@ from traces.routing import RoutingTrace
 from uvmsim.experts.decisions import Decisions
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.policies.kinds import EXPERTS
 from uvmsim.policies.registry import parse
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
-from uvmsim.studies.choice import DEFAULT_POLICIES, policies_for
+from uvmsim.studies.choice import policies_for
 from uvmsim.studies.resolve import Resolved, jobs, label, model_json, resolve, slots_of, trace_json
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
@@ -57,7 +58,7 @@ class Comparison(Answer):
             "trace": trace_json(self.trace, self.workload),
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
-            "options": asked | {"policies": asked.get("policies", DEFAULT_POLICIES)},
+            "options": asked | {"policies": asked.get("policies", EXPERTS.defaults)},
             "notes": self.notes,
             "runs": self._runs_json(),
         }
@@ -85,9 +86,9 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
     mechanisms: Any = s.mechanisms
     policies: Any = s.policies
-    specs, pages = policies_for(mechanisms, policies)
+    chosen = policies_for(mechanisms, policies)
     r = resolve(s)
-    todo = list(jobs(r, mechanisms, _sizes(s, r), specs, pages))
+    todo = list(jobs(r, mechanisms, _sizes(s, r), chosen))
     runs = []
     for i, (job, mechanism) in enumerate(todo):
         if progress:

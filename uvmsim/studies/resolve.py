@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +18,9 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.mechanisms.base import Mechanism
-from uvmsim.policies.pages.phases import PhasedPolicy
-from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.runs.job import Job
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, name_of, trace_name
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
 
@@ -77,26 +76,23 @@ def base_job(
 
 def jobs(
     r: Resolved, mechanisms: Sequence[str], sizes: Sequence[int | None],
-    specs: Sequence[PolicySpec], pages: Sequence[PhasedPolicy],
-    with_policy: Callable[[str], bool] = lambda name: mechanism_of(name).takes_policy,
+    chosen: Mapping[str, Sequence[Spec]],
+    decides: Callable[[str], PolicyKind | None] = lambda name: mechanism_of(name).decides,
 ) -> Iterator[tuple[Job, str]]:  # fmt: skip
-    """Every mechanism with every policy that is for it, at every size of the pool.
+    """Every mechanism with every policy that is for it, at every size of the pool that bears on it.
 
-    ``with_policy``: which mechanisms decide by a policy of expert grain. Where there are no ``pages``
-    all do.
+    ``chosen``: policies by the noun of their kind. ``decides``: the kind that a mechanism takes.
     """
     for name in mechanisms:
-        if pages and mechanism_of(name).grain == "page":
-            for page_policy in pages:
-                yield replace(r.base, page_policy=page_policy), name
-        elif not with_policy(name):
+        kind = decides(name)
+        if kind is None:
             yield r.base, name
-        else:
-            for size in sizes:
-                for spec in specs:
-                    job = replace(r.base, policy=spec, slots=size)
-                    check_needs(job, r.trace)
-                    yield job, name
+            continue
+        for size in sizes if kind.pooled else (None,):
+            for spec in chosen[kind.noun]:
+                job = replace(r.base, policy=spec, slots=size)
+                check_needs(job, r.trace)
+                yield job, name
 
 
 def mechanism_of(name: str) -> Mechanism:
@@ -281,5 +277,4 @@ def model_json(model: Model) -> dict[str, Any]:
 
 def label(job: Job, mechanism: str) -> str:
     """What a progress bar says of a run."""
-    policy = job.page_policy or job.policy
-    return name_of(policy) if policy else mechanism
+    return job.policy.name if job.policy else mechanism

@@ -28,6 +28,16 @@ class PhasedPolicy:
     decode: PagePolicySpec
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Of a trace: nothing."""
+        return frozenset()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Users' own files among them."""
+        return (*(self.prefill.files if self.prefill else ()), *self.decode.files)
+
+    @property
     def copies(self) -> bool:
         """Whether a prefill copies its experts."""
         return self.prefill is None

@@ -13,9 +13,6 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
-from uvmsim.paging.trail import Paged
-from uvmsim.policies.pages.phases import phased_of
-from uvmsim.policies.registry import spec_of
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
@@ -142,33 +139,24 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
         )
     base = Job(made.workload, model, hw, threshold=options.threshold, seed=options.seed)
     todo = list(_jobs(options, base))
-    if options.trace_out and (len(todo) != 1 or mechanism_named(todo[0][1]).grain != "page"):
+    if options.trace_out and (len(todo) != 1 or not mechanism_named(todo[0][1]).records_faults):
         raise InputError(
             "writes one run of paging; give one `policies` of `mechanisms` uvm",
             argument="trace_out",
         )
     rows: list[dict[str, Any]] = []
     for i, (job, name) in enumerate(todo):
-        label = job.page_policy.name if job.page_policy else (job.policy.name if job.policy else "")
         if progress:
-            progress(i, len(todo), f"{name} {label}")
+            progress(i, len(todo), f"{name} {job.policy.name if job.policy else ''}")
         result = simulate(job, name, options.engine, record=options.trace_out is not None)
         if options.trace_out:
-            _write(options.trace_out, result)
+            words = {"llama_bench": model.name, "policy": result.policy}
+            mechanism_named(name).export_faults(result, options.trace_out, words)
         rows += _rows(made, result)
         notes += [n for n in result.notes if n not in notes]
     if progress:
         progress(len(todo), len(todo), "")
     return LlamaBench(options, model, hw, rows, notes)
-
-
-def _write(path: str, result: Outcome) -> None:
-    """The driver's events of a run."""
-    from uvmsim.paging.trace_out import write_trace
-
-    assert isinstance(result.trail, Paged)  # `run` has asked for paging
-    words = {"llama_bench": result.job.model.name, "policy": result.policy}
-    write_trace(path, result.trail.run, result.trail.setup, result.job.hardware, words)
 
 
 def _check(options: Options) -> None:
@@ -178,7 +166,7 @@ def _check(options: Options) -> None:
         raise InputError("is for `mechanisms` expert-cache", argument="slots")
     if options.ncmoe is not None and "cpu-offload" not in options.mechanisms:
         raise InputError("is for `mechanisms` cpu-offload", argument="ncmoe")
-    if options.policies and not any(k.takes_policy for k in kinds):
+    if options.policies and not any(k.decides for k in kinds):
         names = ", ".join(options.mechanisms)
         raise InputError(
             f"{name_of(options.policies[0])}: {names} has no policies", argument="policies"
@@ -188,12 +176,10 @@ def _check(options: Options) -> None:
 def _jobs(options: Options, base: Job):
     for name in options.mechanisms:
         kind = mechanism_named(name)
-        if kind.grain == "page":
-            for policy in options.policies or ("default",):
-                yield replace(base, page_policy=phased_of(policy)), name
-        elif kind.takes_policy:
-            for policy in options.policies or ("lru",):
-                yield replace(base, policy=spec_of(policy), slots=options.slots), name
+        if kind.decides is not None:
+            size = options.slots if kind.decides.pooled else None
+            for policy in options.policies or (kind.decides.plain,):
+                yield replace(base, policy=kind.decides.of(policy), slots=size), name
         else:
             n = base.model.n_layers if options.ncmoe is None else options.ncmoe
             yield replace(base, ncmoe=n), name

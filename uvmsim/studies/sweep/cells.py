@@ -17,8 +17,7 @@ from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
-from uvmsim.policies.pages.phases import parse_phased
-from uvmsim.policies.registry import PolicySpec, parse
+from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.studies.resolve import resolve_model, slots_of
 from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.sweep.config import SweepConfig, policies_for
@@ -141,7 +140,8 @@ class _Resolver:
     def cell(self, p: dict[str, Any]) -> Cell:
         trace, profile = self.facts[p["trace"]], None
         kind = mechanism_named(p["mechanism"])
-        paged = kind.grain == "page"
+        decides = kind.decides
+        paged = decides is not None and not decides.pooled
         model = self.model(p["trace"], p["model"], p["expert_size"], paged)
         machine = self.hardware(p["hardware"], p["program"], p["vram"], p["link"])
         hw: Hardware = machine.value
@@ -149,11 +149,11 @@ class _Resolver:
         policy = slots = None
         asked = policy_digest = pool = reset = None
         error = model.error
-        if paged:
-            policy_digest, policy = _page_policy(p["policy"]), p["policy"]
-        elif kind.takes_policy:
-            spec, policy_digest = self.policy(p["policy"])
-            policy, pool, reset = p["policy"], p["pool"], p["reset"]
+        if decides is not None:
+            policy = p["policy"]
+            spec, policy_digest = self.policy(decides, policy)
+        if decides is not None and decides.pooled:
+            pool, reset = p["pool"], p["reset"]
             if "profile" in spec.needs and p["profile"]:
                 profile = self.facts[p["profile"]]
             asked = p["slots"]
@@ -248,23 +248,9 @@ class _BareMeta:
     model: ModelInfo
 
 
-def _page_policy(text: str) -> str:
-    """As `_policy`, of a policy of pages."""
-    phased = parse_phased(text)
-    named = text
-    for spec in (phased.prefill, phased.decode):
-        for file in spec.files if spec else ():
-            source = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-            named = named.replace(file, f"{Path(file).name}@{source}")
-    return named
-
-
-def _policy(text: str) -> tuple[PolicySpec, str]:
+def _policy(kind: PolicyKind, text: str) -> tuple[Spec, str]:
     """The policy and what its key says: its text, and the source of a user's own file."""
-    spec = parse(text)
-    if not spec.files:
-        return spec, text
-    named = text
+    spec, named = kind.of(text), text
     for file in spec.files:
         source = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         named = named.replace(file, f"{Path(file).name}@{source}")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from traces.errors import InputError
 from uvmsim.core.units import parse_bandwidth, parse_bytes
-from uvmsim.studies.choice import DEFAULT_PAGE_POLICIES, DEFAULT_POLICIES
+from uvmsim.policies.kinds import EXPERTS, kind_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE
 
 RANGE_KEYS = ("from", "to", "steps", "scale")
@@ -149,7 +149,7 @@ class SweepConfig(BaseModel):
     link: Rates = [None]
     slots: Annotated[list[str | None], _axis(pool_size)] = [None]
     mechanism: Annotated[list[str], _axis(text)] = ["expert-cache"]
-    policy: Annotated[list[str], _axis(text)] = list(DEFAULT_POLICIES)
+    policy: Annotated[list[str], _axis(text)] = list(EXPERTS.defaults)
     pool: Annotated[list[str], _axis(one_of("global", "per-layer"))] = ["global"]
     unit: Annotated[list[str], _axis(one_of("event", "access"))] = ["event"]
     reset: Annotated[list[str], _axis(one_of("never", "sequence"))] = ["never"]
@@ -189,7 +189,6 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
     from uvmsim.machine.hardware import Hardware
     from uvmsim.machine.model import Model
     from uvmsim.mechanisms import mechanism
-    from uvmsim.studies.choice import page_grained
     from uvmsim.studies.resolve import parse_expert_size
 
     tests: dict[str, Callable[[Any], Any]] = {
@@ -198,7 +197,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
         "hardware": Hardware.load,
         "program": EngineProfile.load,
         "mechanism": mechanism,
-        "policy": page_grained,
+        "policy": kind_of,
     }
     for key, test in tests.items():
         for value in getattr(config, key):
@@ -212,7 +211,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
         if not 1 <= value <= 100:
             raise InputError(f"{where}: threshold: {value} is no share in %, 1 to 100")
     for name in config.mechanism:
-        if mechanism(name).takes_policy and not policies_for(config, name):
+        if mechanism(name).decides and not policies_for(config, name):
             raise InputError(f"{where}: policy: none of them is for mechanism {name}")
     for key in ("vram", "limit"):
         if 0 in getattr(config, key):
@@ -220,16 +219,15 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
 
 
 def policies_for(config: SweepConfig, mechanism: str) -> list[str]:
-    """The policies of the grain that a mechanism decides about; its defaults where none are named."""
+    """The policies of the kind that a mechanism takes; its defaults where none are named."""
     from uvmsim.mechanisms import mechanism as mechanism_named
-    from uvmsim.studies.choice import page_grained
 
-    kind = mechanism_named(mechanism)
-    if not kind.takes_policy:
+    kind = mechanism_named(mechanism).decides
+    if kind is None:
         return config.policy[:1]
-    if kind.grain == "page" and config.policy == list(DEFAULT_POLICIES):
-        return list(DEFAULT_PAGE_POLICIES)
-    return [p for p in config.policy if page_grained(p) == (kind.grain == "page")]
+    if config.policy == list(EXPERTS.defaults):
+        return list(kind.defaults)
+    return [p for p in config.policy if kind_of(p) is kind]
 
 
 def is_url(path: str) -> bool:

@@ -16,8 +16,6 @@ from typing import Any
 from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.mechanisms import mechanism as mechanism_named
-from uvmsim.policies.pages.phases import parse_phased
-from uvmsim.policies.registry import parse
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.simulate import check_needs
@@ -68,11 +66,9 @@ class Runner:
         ):
             raise InputError("the profile was made by a model of another shape")
         mechanism = mechanism_named(cell.mechanism)
-        paged = mechanism.grain == "page"
         job = Job(
             workload, cell.model, cell.hardware,
-            policy=parse(cell.policy) if cell.policy and not paged else None,
-            page_policy=parse_phased(cell.policy) if cell.policy and paged else None,
+            policy=mechanism.decides.of(cell.policy) if cell.policy and mechanism.decides else None,
             threshold=cell.threshold,
             slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
             pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
