@@ -49,6 +49,7 @@ from uvmsim.paging.tables import (
     Tables,
     Time,
 )
+from uvmsim.paging.touches import start_of
 from uvmsim.policies.pages.base import ASKED, BATCH, NOW_NS, PAGES
 
 
@@ -237,11 +238,6 @@ def move_range(t: Tables, s: States, first, last, to_host, counters):
         done = max(done, arrival)
     t.time.clock[HANDLER] = max(t.time.clock[HANDLER], done)
     row(t.time, ROW_REPLAY, 0, -1)
-
-
-def start_of(ends, i):
-    """Where part ``i`` begins, of parts that follow one another and end at ``ends``."""
-    return np.int64(0) if i == 0 else ends[i - 1]
 
 
 def run_kernels(t: Tables, s: States, k: Kernels, first, last):

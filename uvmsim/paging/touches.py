@@ -154,6 +154,12 @@ class Sink(NamedTuple):
 
 
 @kernel_part
+def start_of(ends, i):
+    """Where part ``i`` begins, of parts that follow one another and end at ``ends``."""
+    return np.int64(0) if i == 0 else ends[i - 1]
+
+
+@kernel_part
 def _touch(to: Sink, lo, hi):
     """A run of bytes."""
     if to.write:
@@ -180,12 +186,10 @@ def _end_wave(to: Sink, row, limit):
 def _end_kernel(to: Sink, step, ns):
     if to.write:
         out, at = to.out, to.n[KERNELS]
-        wave = np.int64(0) if at == 0 else out.wave_hi[at - 1]
         rounds = np.int64(0)
-        for w in range(wave, to.n[WAVES]):
-            first = np.int64(0) if w == 0 else out.touch_hi[w - 1]
-            limit = out.limit[w]
-            rounds += (out.touch_hi[w] - first + limit - 1) // limit if limit > 0 else 1
+        for w in range(start_of(out.wave_hi, at), to.n[WAVES]):
+            touches, limit = out.touch_hi[w] - start_of(out.touch_hi, w), out.limit[w]
+            rounds += (touches + limit - 1) // limit if limit > 0 else 1
         out.tail_ns[at] = ns // max(rounds, 1)
         out.step[at] = step
         out.compute_ns[at] = ns
