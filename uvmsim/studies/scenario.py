@@ -348,7 +348,7 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, tuple):
-        return tuple(x if isinstance(x, str) else name_of(x) for x in value)
+        return tuple(x if isinstance(x, str | int | float) else name_of(x) for x in value)
     return trace_name(value) if hasattr(value, "sha256") else value.name
 
 

@@ -206,7 +206,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
             try:
                 test(value)
             except InputError as err:
-                raise InputError(f"{where}: {key}: {err}") from None
+                raise InputError(f"{where}: {key}: {err.args[0]}") from None
     for value in config.threshold:
         if not 1 <= value <= 100:
             raise InputError(f"{where}: threshold: {value} is no share in %, 1 to 100")
