@@ -20,7 +20,7 @@ from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.studies.resolve import resolve_model, slots_of
 from uvmsim.studies.scenario import Scenario
-from uvmsim.studies.sweep.config import SweepConfig, policies_for
+from uvmsim.studies.sweep.config import SweepConfig, in_words, policies_for
 from uvmsim.version import __version__
 
 CHUNK = 64
@@ -161,7 +161,7 @@ class _Resolver:
                 try:
                     slots = slots_of(asked, trace.n_layers * trace.info.n_experts)
                 except InputError as err:
-                    error = error or str(err)
+                    error = error or in_words(err)
         n_moe = p["ncmoe"]
         if p["mechanism"] != "cpu-offload":
             n_moe = None
@@ -222,7 +222,7 @@ class _Resolver:
         try:
             model = resolve_model(scenario, _Bare(facts), [])  # type: ignore[arg-type]
         except InputError as err:
-            return _Resolved(_digest([name, size, asdict(facts.info)]), None, str(err))
+            return _Resolved(_digest([name, size, asdict(facts.info)]), None, in_words(err))
         bare = replace(model, tensors=())
         plain = {k: v for k, v in bare.to_json().items() if k not in ("sources", "summary")}
         if paged:  # only pages care where tensors lie

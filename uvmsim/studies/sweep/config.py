@@ -230,6 +230,15 @@ def policies_for(config: SweepConfig, mechanism: str) -> list[str]:
     return [p for p in config.policy if kind_of(p) is kind]
 
 
+def in_words(err: InputError) -> str:
+    """What a row says of an error, in one line: arguments by the flags of `uvmsim compare`, whose
+    options a sweep's keys are."""
+    names = {key: key for key in SweepConfig.model_fields}
+    names |= {"mechanisms": "mechanism", "policies": "policy"}
+    flags = {name: "--" + key.replace("_", "-") for name, key in names.items()}
+    return " ".join(str(err.with_flags(flags)).split())
+
+
 def is_url(path: str) -> bool:
     """Whether a trace is named by a URL (``https://``, ``s3://``) and not by a path."""
     return "://" in path

@@ -20,6 +20,7 @@ from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.simulate import check_needs
 from uvmsim.studies.sweep.cells import Cell, TraceFacts
+from uvmsim.studies.sweep.config import in_words
 from uvmsim.studies.sweep.rows import ERROR, OK, OUT_OF_MEMORY, flatten
 from uvmsim.studies.sweep.source import open_trace, same_trace
 from uvmsim.workload import Workload, build_workload
@@ -51,7 +52,7 @@ class Runner:
                 "needed_bytes": err.needed, "available_bytes": err.available,
             }  # fmt: skip
         except InputError as err:
-            return failed(cell, " ".join(str(err).split()))
+            return failed(cell, in_words(err))
         except Exception as err:
             return failed(cell, described(err))
 
