@@ -306,6 +306,8 @@ def test_benches_take_scenarios():
         .to_pylist()
     )
     assert row["ratio"] == 0.95 and row["policy"] == "default"
+    asked = uvmsim.microbench(small, ratios=[0.95], passes=2).to_json()["options"]
+    assert (asked["ratios"], asked["policies"]) == ((0.95,), ("default",))
     made = uvmsim.llama_bench(
         uvmsim.Scenario(model="gpt-oss-20b", hardware="rtx4090", mechanisms="resident"),
         prompt=8, generate=2, reps=1,
