@@ -306,6 +306,7 @@ def test_benches_take_scenarios():
         .to_pylist()
     )
     assert row["ratio"] == 0.95 and row["policy"] == "default"
+    small = uvmsim.Scenario(vram="256MiB")
     asked = uvmsim.microbench(small, ratios=[0.95], passes=2).to_json()["options"]
     assert (asked["ratios"], asked["policies"]) == ((0.95,), ("default",))
     made = uvmsim.llama_bench(
