@@ -83,8 +83,8 @@ def layout_for(
     if side == 0:
         least = matrix_bytes(dtype, step, step)
         raise InputError(
-            f"an expert of {nbytes} bytes cannot hold {dtype} matrices; give --expert-size "
-            f"{least}B or more, or another --dtype"
+            f"an expert of {nbytes} bytes cannot hold {dtype} matrices; give `expert_size` "
+            f"{least}B or more, or another `dtype`"
         )
     return ExpertLayout(dtype, side, weights // side // step * step, nbytes)
 

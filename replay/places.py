@@ -80,7 +80,7 @@ class Remote(Places):
 
     def __init__(self, bank: Bank):
         if bank.kind == "pageable":
-            raise InputError("zero-copy reads pinned host memory; leave out --pageable")
+            raise InputError("zero-copy reads pinned host memory; leave out `pageable`")
         self.table = np.array(bank.ptrs, np.uint64)
 
 
@@ -100,7 +100,7 @@ class Managed(Places):
         self.table = np.array(bank.ptrs, np.uint64)
         whole = bank.memory
         if advice is not None and advice not in ADVICE:
-            raise InputError(f"--advise {advice}: must be one of {', '.join(ADVICE)}")
+            raise InputError(f"{advice}: must be one of {', '.join(ADVICE)}", argument="advice")
         # The host wrote the bank: its pages are there. Say so, for what was read back meanwhile.
         backend.migrate(whole.ptr, whole.nbytes, False, COMPUTE)
         backend.synchronise()

@@ -80,7 +80,7 @@ class Session:
         mode = mode_named(mode)
         how = how or self.how
         if how.split < 1:
-            raise InputError(f"--split {how.split}: give a number of parts from 1 up")
+            raise InputError(f"{how.split}: give a number of parts from 1 up", argument="split")
         try:
             return self._run(job, mode, how)
         except self.backend.errors as err:
@@ -161,8 +161,8 @@ class Session:
         if needed > safe and not how.managed_at_own_risk:
             raise InputError(
                 f"managed: {needed:,} bytes of managed memory are more than the safe {safe:,} (half of "
-                "what the card has free, at most 8 GiB); give a smaller --expert-size, or read "
-                "about --managed-at-own-risk"
+                "what the card has free, at most 8 GiB); give a smaller `expert_size`, or read "
+                "about `managed_at_own_risk`"
             )
 
     def _prepare(self, job: Job, layouts: list[ExpertLayout]) -> None:

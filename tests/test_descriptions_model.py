@@ -231,7 +231,7 @@ INFO = ModelInfo("dump", n_layers=3, moe_layers=(1, 2), n_experts=8, top_k=2)
 
 
 def test_a_trace_that_knows_only_the_shape_needs_a_size():
-    with pytest.raises(InputError, match="--expert-size"):
+    with pytest.raises(InputError, match="expert_size"):
         Model.from_info(INFO)
     m = Model.from_info(INFO, expert_bytes=1000)
     assert m.expert_bytes == (1000, 1000) and m.dense_bytes == (0, 0, 0)
@@ -292,7 +292,7 @@ def test_a_trace_must_fit_its_model():
     with pytest.raises(InputError) as e:
         m.check_fits(ModelInfo("dump", 24, tuple(range(24)), 32, 4))
     assert "24 MoE layers of 32 experts, top-4" in str(e.value)
-    assert "--model gpt-oss-20b fits" in str(e.value)
+    assert "`model` gpt-oss-20b fits" in str(e.value)
     with pytest.raises(InputError, match="the model that made the trace"):
         m.check_fits(INFO)
     # Routing dumps number MoE layers from 0 even where block 0 is dense.

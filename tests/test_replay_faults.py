@@ -91,7 +91,7 @@ def test_managed_memory_beyond_the_safe_share_is_refused():
     job = case.job("lru", slots=4)
     size = sum(job.model.expert_bytes) * case.n_experts
     room = Faults(device_bytes=2 * size + 100)
-    with pytest.raises(InputError, match="managed-at-own-risk"):
+    with pytest.raises(InputError, match="managed_at_own_risk"):
         replay(Faults(device_bytes=int(1.9 * size)), job, "uvm")
     assert verified(replay(room, job, "uvm")[0])
     bold = How(dtype="fp32", managed_at_own_risk=True)

@@ -25,4 +25,4 @@ def backend(name: str, **options: Any) -> Backend:
         from replay.backend.cuda import CudaBackend
 
         return CudaBackend(**options)
-    raise InputError(f"--backend {name}: must be {' or '.join(NAMES)}")
+    raise InputError(f"{name}: must be {' or '.join(NAMES)}", argument="backend")

@@ -50,16 +50,16 @@ class CudaBackend(Backend):
             from cupy_backends.cuda.api import driver, runtime
         except ImportError as err:
             raise InputError(
-                f"--backend cuda needs CuPy ({err}): pip install -e '.[gpu]' in the checkout, or use "
-                "--backend host"
+                f"backend cuda needs CuPy ({err}): pip install -e '.[gpu]' in the checkout, or use "
+                "`backend` host"
             ) from None
         self._cupy, self._rt = cupy, runtime
         self.errors = (runtime.CUDARuntimeError, driver.CUDADriverError)
         try:
             if runtime.getDeviceCount() <= self.index:
-                raise InputError(f"no CUDA device {self.index}; use --backend host to run without")
+                raise InputError(f"no CUDA device {self.index}; use `backend` host to run without")
         except runtime.CUDARuntimeError as err:
-            raise InputError(f"no CUDA device ({err}); use --backend host to run without") from None
+            raise InputError(f"no CUDA device ({err}); use `backend` host to run without") from None
         runtime.setDevice(self.index)
         runtime.free(0)  # makes the context
         p = runtime.getDeviceProperties(self.index)
@@ -128,7 +128,7 @@ class CudaBackend(Backend):
         if nbytes > free:
             raise InputError(
                 f"{what}: {nbytes:,} bytes do not fit into the card's {free:,} free ones; "
-                "give fewer --slots"
+                "give fewer `slots`"
             )
         return self._new(lambda: self._rt.malloc(nbytes), nbytes, "device", what)
 

@@ -93,7 +93,7 @@ class HostBackend(Backend):
         if nbytes > free:
             raise InputError(
                 f"{what}: {nbytes:,} bytes do not fit into the device's {free:,} free ones; "
-                "give fewer --slots"
+                "give fewer `slots`"
             )
         return self._new(nbytes, "device")
 

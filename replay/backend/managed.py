@@ -19,7 +19,7 @@ class ManagedCalls:
             from cuda.bindings import runtime
         except ImportError:
             raise InputError(
-                "--mode uvm needs cuda-bindings; pip install -e '.[gpu]' in the checkout"
+                "mode managed needs cuda-bindings; pip install -e '.[gpu]' in the checkout"
             ) from None
         self._rt = runtime
         # CUDA 12 has the struct in the calls' second version, CUDA 13 in the only one.

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import click
 
+from uvmsim.commands.flags import Command
 
-@click.command(short_help="Measure this machine; write a hardware profile for --hardware.")
+
+@click.command(
+    cls=Command, short_help="Measure this machine; write a hardware profile for --hardware."
+)
 @click.option(
     "-o", "--output", default="hardware.toml", show_default=True, metavar="FILE.toml",
     help="The profile; its raw tables go beside it as FILE.measurements.json.",

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from uvmsim.commands.flags import Command
 
-@click.command(short_help="Predict a grid of runs, measure them, report how far off.")
+
+@click.command(cls=Command, short_help="Predict a grid of runs, measure them, report how far off.")
 @click.argument("config", type=click.Path())
 @click.option(
     "-o", "--output", metavar="DIR", help="Folder of the report; CONFIG's name with .validation."

@@ -6,8 +6,12 @@ import json
 
 import click
 
+from uvmsim.commands.flags import Command
 
-@click.command(short_help="Run a grid of configurations; stops and goes on at any moment.")
+
+@click.command(
+    cls=Command, short_help="Run a grid of configurations; stops and goes on at any moment."
+)
 @click.argument("config", type=click.Path())
 @click.argument("traces", nargs=-1, type=click.Path(), metavar="[TRACE]...")
 @click.option(
@@ -87,7 +91,9 @@ def sweep(
             click.echo(f"wrote {path}")
 
 
-@click.command(short_help="Draw a sweep: tokens/s over memory and link, a panel a policy.")
+@click.command(
+    cls=Command, short_help="Draw a sweep: tokens/s over memory and link, a panel a policy."
+)
 @click.argument("dataset", type=click.Path())
 @click.option(
     "-o", "--output", default="sweep.png", show_default=True, metavar="FILE", help="PNG or SVG."

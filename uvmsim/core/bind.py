@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from numba import njit
-from numba.core.registry import cpu_target
 
 from traces.jit import compiled as cached
 from uvmsim.core.digest import layout
@@ -54,8 +53,6 @@ def bind(
     False for plain Python throughout. Nothing is compiled before the first call; Numba's errors come
     from there.
     """
-    if compiled:
-        cpu_target.typing_context.refresh()  # so that overloads are known
     linker = Linker(template, swaps, switches or {}, compiled)  # type: ignore[arg-type]
     digest = linker.digest()
     digest.add(repr((compiled, [layout(s) for s in states])), "the states")

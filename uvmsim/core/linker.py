@@ -35,6 +35,8 @@ class Linker:
         self, template: FunctionType, swaps: Mapping[Callable, Callable],
         switches: Mapping[str, Any], compiled: bool,
     ):  # fmt: skip
+        if compiled:
+            cpu_target.typing_context.refresh()  # so that overloads are known
         self._home = template.__module__.rpartition(".")[0]
         self._template = template
         self._swaps = {id(plain(k)): v for k, v in swaps.items()}

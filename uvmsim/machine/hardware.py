@@ -204,7 +204,7 @@ class Hardware:
         if vram is not None:
             new["vram_bytes"] = units.parse_bytes(vram)
             if new["vram_bytes"] == 0:
-                raise InputError("a GPU with no memory cannot run anything; give --vram above 0")
+                raise InputError("a GPU with no memory cannot run anything; give `vram` above 0")
         if link is not None:
             rate = units.parse_bandwidth(link)
             new |= {"h2d_bytes_per_s": rate, "d2h_bytes_per_s": rate}

@@ -145,7 +145,7 @@ class Model:
         if info.expert_bytes is None and expert_bytes is None:
             raise InputError(
                 f"the trace knows the shape of {info.name} but not its bytes; "
-                "give --model (a preset, .toml or .gguf) or --expert-size"
+                "give `model` (a preset, .toml or .gguf) or `expert_size`"
             )
         known = info.expert_bytes is not None
         each = info.expert_bytes if info.expert_bytes is not None else (expert_bytes or 0,) * n_moe
@@ -280,7 +280,7 @@ class Model:
         if want == have:
             return
         fits = [n for n in _presets_with(want) if n != self.name]
-        mend = f"--model {fits[0]} fits" if fits else "give the model that made the trace (--model)"
+        mend = f"`model` {fits[0]} fits" if fits else "give the model that made the trace (`model`)"
         raise InputError(
             f"the trace ({info.name}) has {_shape(want)}, but model {self.name} has "
             f"{_shape(have)}; {mend}"

@@ -33,7 +33,9 @@ def mechanism(name: str) -> Mechanism:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"--mechanism {name}: not known{hint} (there are: {', '.join(known)})")
+        raise InputError(
+            f"{name}: not known{hint} (there are: {', '.join(known)})", argument="mechanisms"
+        )
     return known[name]()
 
 
@@ -43,5 +45,5 @@ def planned(name: str) -> Planned:
 
     found = mechanism(name)
     if not isinstance(found, Planned):
-        raise InputError(f"--mechanism {name}: writes no plan of copies; simulate() runs it")
+        raise InputError(f"{name}: writes no plan of copies; simulate() runs it", "mechanisms")
     return found

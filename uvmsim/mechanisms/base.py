@@ -35,7 +35,7 @@ class Mechanism:
 
     def export_faults(self, run: Outcome, path: str, about: dict[str, Any]) -> None:
         """Write the driver's events of a recorded run to a fault trace. Raises `InputError`."""
-        raise InputError(f"--mechanism {self.name}: no driver pages, so there is nothing to write")
+        raise InputError(f"{self.name}: no driver pages, nothing to write", argument="mechanisms")
 
     def decided_by(self, job: Job) -> Hashable | None:
         """What of the machine bears on what the policy decides; None: there is no telling. Jobs that

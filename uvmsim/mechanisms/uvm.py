@@ -45,7 +45,9 @@ class Uvm(Mechanism):
         w, hw = job.workload, job.hardware
         uvm_of(hw)
         if w.unit != "event":
-            raise InputError(f"--mechanism uvm pages whole layers; leave out --unit {w.unit}")
+            raise InputError(
+                f"uvm: pages whole layers; leave out `unit` {w.unit}", argument="mechanisms"
+            )
         policy = job.policy or PAGES.of(PAGES.plain)
         if not isinstance(policy, PhasedPolicy):
             raise InputError(f"policy {policy.name}: decides about experts, not about pages")
@@ -86,8 +88,9 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     n_chunks = vram // BLOCK
     if n_chunks < LEAST_CHUNKS:
         raise InputError(
-            f"--vram: {hw.vram_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
-            f"give at least {LEAST_CHUNKS * BLOCK >> 20}MiB"
+            f": {hw.vram_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
+            f"give at least {LEAST_CHUNKS * BLOCK >> 20}MiB",
+            argument="vram",
         )
     advice = np.zeros(space.n_blocks, np.uint8)
     advice[: space.kv_block] = t.PREFER_GPU

@@ -184,7 +184,7 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(
                 f"{noun} {head!r} is not known{hint} (`uvmsim policies` lists all; page policies "
-                "are for --mechanism uvm, the others for expert-cache)"
+                "are for mechanism uvm, the others for expert-cache)"
             )
         cls = kind.known[head]
     policy = cls()

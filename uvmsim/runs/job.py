@@ -84,7 +84,7 @@ def capacities(job: Job) -> tuple[np.ndarray, np.ndarray]:
         capacity = np.full(w.n_layers, min(slots // w.n_layers, w.n_experts), np.int64)
         pool_of = np.repeat(np.arange(w.n_layers, dtype=np.int32), w.n_experts)
     else:
-        raise InputError(f"--pool {job.pool}: must be global or per-layer")
+        raise InputError(f"{job.pool}: must be global or per-layer", argument="pool")
     least = w.top_k if w.unit == "event" else 1
     if capacity.min() < least:
         a_layer = " a layer" if job.pool == "per-layer" else ""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from traces.errors import InputError
+from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import EXPERTS, PolicyKind, Spec, kind_of
-from uvmsim.studies.resolve import mechanism_of
 from uvmsim.studies.scenario import name_of
 
 Chosen = Mapping[str, list[Spec]]
@@ -18,7 +18,7 @@ def policies_for(mechanisms: Sequence[str], policies: Sequence[Any] | None) -> C
     """What the user names goes to the kind that knows it; where nothing is named each kind that a
     mechanism takes has its defaults. Raises `InputError` where a policy is for none of the mechanisms,
     or a mechanism gets none."""
-    takes = {m: mechanism_of(m).decides for m in mechanisms}
+    takes = {m: mechanism(m).decides for m in mechanisms}
     kinds: dict[str, PolicyKind] = {kind.noun: kind for kind in takes.values() if kind}
     if policies is None:
         # A name that can mean nothing is refused even where no policy is taken.

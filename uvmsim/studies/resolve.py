@@ -16,8 +16,7 @@ from uvmsim.core.units import parse_bandwidth, parse_bytes
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.mechanisms import mechanism as mechanism_named
-from uvmsim.mechanisms.base import Mechanism
+from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.runs.job import Job
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, trace_name
@@ -77,7 +76,7 @@ def base_job(
 def jobs(
     r: Resolved, mechanisms: Sequence[str], sizes: Sequence[int | None],
     chosen: Mapping[str, Sequence[Spec]],
-    decides: Callable[[str], PolicyKind | None] = lambda name: mechanism_of(name).decides,
+    decides: Callable[[str], PolicyKind | None] = lambda name: mechanism(name).decides,
 ) -> Iterator[tuple[Job, str]]:  # fmt: skip
     """Every mechanism with every policy that is for it, at every size of the pool that bears on it.
 
@@ -93,14 +92,6 @@ def jobs(
                 job = replace(r.base, policy=spec, slots=size)
                 check_needs(job, r.trace)
                 yield job, name
-
-
-def mechanism_of(name: str) -> Mechanism:
-    """The mechanism of that name; `InputError` names the argument."""
-    try:
-        return mechanism_named(name)
-    except InputError as err:
-        raise InputError(str(err).removeprefix("--mechanism "), argument="mechanisms") from None
 
 
 def machine_of(s: Scenario) -> Hardware:
