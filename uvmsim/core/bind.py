@@ -10,6 +10,7 @@ each version of each policy, and none serves another's.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ class Bound:
 
 _bound: dict[str, Bound] = {}
 """By digest: what this process has bound."""
+_lock = threading.Lock()
+"""Numba's registries are not made for several threads at once."""
 
 
 def bind(
@@ -53,7 +56,15 @@ def bind(
     False for plain Python throughout. Nothing is compiled before the first call; Numba's errors come
     from there.
     """
-    linker = Linker(template, swaps, switches or {}, compiled)  # type: ignore[arg-type]
+    with _lock:
+        return _bind(template, swaps, switches or {}, states, compiled)
+
+
+def _bind(
+    template: Any, swaps: Mapping[Callable[..., Any], Callable[..., Any]],
+    switches: Mapping[str, Any], states: tuple[Any, ...], compiled: bool,
+) -> Bound:  # fmt: skip
+    linker = Linker(template, swaps, switches, compiled)
     digest = linker.digest()
     digest.add(repr((compiled, [layout(s) for s in states])), "the states")
     name = digest.hexdigest()

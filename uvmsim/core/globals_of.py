@@ -21,9 +21,23 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(const)
 
 
+OURS = frozenset({"uvmsim", "traces", "replay"})
+"""Packages whose code does not change while a process runs."""
+
+_known: dict[CodeType, list[GlobalPath]] = {}
+
+
 def global_paths(f: FunctionType) -> list[GlobalPath]:
     """Every global that ``f`` reads, as the path that leads to a value that is no module; in order of
     first appearance. A module that is used as a value ends its path."""
+    if (f.__module__ or "").partition(".")[0] not in OURS:
+        return _global_paths(f)
+    if f.__code__ not in _known:
+        _known[f.__code__] = _global_paths(f)
+    return _known[f.__code__]
+
+
+def _global_paths(f: FunctionType) -> list[GlobalPath]:
     found: dict[GlobalPath, None] = {}
     for code in codes(f.__code__):
         instructions = list(dis.get_instructions(code))

@@ -18,10 +18,8 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 
 from uvmsim.core.digest import STABLE, Digest
-from uvmsim.core.globals_of import MISSING, GlobalPath, global_paths, lookup, plain
+from uvmsim.core.globals_of import MISSING, OURS, GlobalPath, global_paths, lookup, plain
 from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, kernel_part
-
-OURS = frozenset({"uvmsim", "traces", "replay"})
 
 
 class Linker:
