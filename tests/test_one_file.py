@@ -7,6 +7,7 @@ CONTRIBUTING.md has the steps.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import uvmsim
 from traces.importers.formats import formats
@@ -80,6 +82,18 @@ class Twice(Resident):
         plan = super().plan(job)
         plan.compute_ns *= 2
         return plan
+'''
+
+POOL = '''
+from typing import ClassVar
+
+from uvmsim.mechanisms.expert_cache import ExpertCache
+
+
+class SecondPool(ExpertCache):
+    """A pool like the first one."""
+
+    name: ClassVar[str] = "second-pool"
 '''
 
 IMPORTER = '''
@@ -175,6 +189,19 @@ def test_a_mechanism(drop):
         once, twice = (r.to_json() for r in study.with_(engine=clock).compare())
         assert twice["mechanism"] == "twice" and twice["hits"] == once["hits"]
         assert twice["time_s"] > once["time_s"]
+
+
+def test_a_mechanism_with_a_pool_stands_among_those_with_one(drop):
+    drop("uvmsim.mechanisms", "second_pool", POOL)
+    result = uvmsim.compare(
+        uvmsim.Scenario(limit=20, mechanisms=["expert-cache", "second-pool"], policies="belady")
+    )
+    first, second = result.to_json()["runs"]
+    assert first == second | {"mechanism": "expert-cache"} and first["misses_over_belady"] == 1
+    console = Console(file=io.StringIO(), width=120)
+    result.show(console)
+    shown = console.file.getvalue()
+    assert "second-pool belady" in shown and "without an expert pool" not in shown
 
 
 def test_an_engine_profile(presets):

@@ -35,7 +35,7 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
     rows = list(zip(c.runs, d["runs"], strict=True))
     groups: dict[Any, list[tuple[Outcome, dict]]] = {}
     for run, row in rows:
-        pool = row.get("slots") if run.mechanism == "expert-cache" else "other"
+        pool = row.get("slots") if run.pooled else "other"
         key = "paged" if "chunks" in row else pool
         groups.setdefault(key, []).append((run, row))
     heads: set[str] = set()
@@ -103,10 +103,13 @@ def _table(
         stays = name == ("decode t/s" if decode else "prefill t/s")
         leaves = 0 if stays else 1 + LEAVING.index(name)
         shown.append(Column(name, "left" if name == "time" else "right", leaves))
+    several = len({run.mechanism for run, _ in group}) > 1
     lines: list[Row] = []
     said: set[str] = set()
     for run, row in group:
         name = (run.policy if named else None) or run.mechanism
+        if named and several:
+            name = f"{run.mechanism} {name}"
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)

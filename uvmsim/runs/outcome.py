@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from traces.files.schema import DECODE, PREFILL
+from uvmsim.policies.registry import PolicySpec
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
@@ -59,6 +60,11 @@ class Outcome:
     @property
     def policy(self) -> str | None:
         return self.job.policy.name if self.job.policy else None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a policy decided about a pool of experts."""
+        return isinstance(self.job.policy, PolicySpec)
 
     @property
     def step_end(self) -> np.ndarray:

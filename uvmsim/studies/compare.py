@@ -68,7 +68,7 @@ class Comparison(Answer):
         for run in self.runs:
             d = run.to_json()
             least = self.belady_misses.get(d.get("slots", -1))
-            if run.mechanism == "expert-cache" and least:
+            if run.pooled and least:
                 d["belady_misses"] = least
                 d["misses_over_belady"] = d["misses"] / least
             runs.append(d)
@@ -97,7 +97,7 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     if progress:
         progress(len(todo), len(todo), "")
     least = _belady(runs)
-    pooled = [x.counters for x in runs if x.mechanism == "expert-cache" and x.counters]
+    pooled = [x.counters for x in runs if x.pooled and x.counters]
     if pooled and not any(c.evictions for c in pooled):
         r.notes.append(
             "no expert ever had to leave, so policies do not differ; give fewer --slots (25%) or "
@@ -115,7 +115,7 @@ def _sizes(s: Scenario, r: Resolved) -> list[int | None]:
 
 def _belady(runs: list[Outcome]) -> dict[int, int]:
     """Misses of MIN for every pool size among the runs (computed where it was not asked for)."""
-    pooled = [r for r in runs if r.counters is not None and r.mechanism == "expert-cache"]
+    pooled = [r for r in runs if r.counters is not None and r.pooled]
     least = {r.slots: r.counters.misses for r in pooled if r.counters and r.policy == "belady"}
     for run in pooled:
         if run.slots not in least:

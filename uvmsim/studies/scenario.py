@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from traces.errors import InputError
+from uvmsim.clocks import CLOCKS
 
 if TYPE_CHECKING:
     from traces.routing import RoutingTrace
@@ -271,8 +272,8 @@ def _policy(value: Any) -> Any:
 
 
 def _engine(value: Any) -> str:
-    if value not in ("fast", "des"):
-        raise InputError("must be one of des, fast")
+    if value not in CLOCKS:
+        raise InputError(f"must be one of {', '.join(CLOCKS)}")
     return str(value)
 
 
