@@ -268,8 +268,8 @@ def test_the_future_is_shown_to_declared_oracles_only(spy, policy, sees, reset):
 @pytest.mark.parametrize(
     ("policy", "word"),
     [
-        ("static-pin", "--profile"),
-        ("{f}:Profiled", "--profile"),
+        ("static-pin", "`profile`"),
+        ("{f}:Profiled", "`profile`"),
         ("lru+score-rank", "scores"),
         ("{f}:Scored", "scores"),
         ("{f}:Ranked", "rank"),
@@ -295,5 +295,5 @@ def test_met_needs_pass(spy):
 def test_scores_of_single_accesses_do_not_exist():
     """A score row belongs to a token's whole layer: with --unit access it is refused, not faked."""
     case = generate(1, scores=True)
-    with pytest.raises(InputError, match="unit access"):
+    with pytest.raises(InputError, match="leave out `unit` access"):
         check_needs(case.job("lru+score-rank", slots=6, unit="access"), case.trace)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, assert_same, cases, generate, naive_of, plan_of, settings_for
 
-from uvmsim.mechanisms import expert_cache
+from uvmsim.experts import decisions
 
 HERE = Path(__file__).parent
 
@@ -88,7 +88,7 @@ def test_a_small_block_changes_nothing(policy, monkeypatch):
     case = generate(5, layers=4, experts=10, top_k=3, sequences=3, prefill=6)
     for write_back in (False, True):
         how = {"slots": 11, "reset": "sequence", "write_back": write_back}
-        monkeypatch.setattr(expert_cache, "BLOCK", 1)
+        monkeypatch.setattr(decisions, "ROOM", 1)
         compare(case, policy, **how)
 
 

@@ -10,7 +10,7 @@ import ufm_manager
 import ufm_model as m
 
 import uvmsim
-from uvmsim.runs.outcome import late_waits, time_split
+from uvmsim.runs.played import late_waits, time_split
 
 PUBLISHED = Path(__file__).with_name("published.json")
 

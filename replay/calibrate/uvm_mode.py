@@ -1,4 +1,4 @@
-"""What page faults and soft evictions cost the replay engine in mode ``uvm``.
+"""What page faults and soft evictions cost the replay engine in mode ``managed``.
 
 In that mode a wave's victims are prefetched to the host first, its kernels wait for that, and then
 fault in the experts that are missing. Several experts faulted in by one kernel are served together,

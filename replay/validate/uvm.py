@@ -1,4 +1,4 @@
-"""Predicting the live ``uvm`` mode: a missing expert is faulted in by the kernel that reads it, one
+"""Predicting the live ``managed`` mode: a missing expert is faulted in by the kernel that reads it, one
 that leaves is prefetched to the host first, and the kernel waits for that.
 
 Decisions are the expert cache's. The times are those that the calibration fitted to the engine's own
@@ -27,7 +27,7 @@ KEYS = ("expert_bytes", "fault_ns", "evict_event_ns", "evict_ns", "fault_fixed_s
 
 @dataclass(frozen=True)
 class FaultCosts:
-    """What the calibration says of mode ``uvm``; fields as in `replay.calibrate.uvm_mode.fit`."""
+    """What the calibration says of mode ``managed``; fields as in `replay.calibrate.uvm_mode.fit`."""
 
     expert_bytes: int
     fault_ns: tuple[int, ...]
@@ -102,7 +102,7 @@ def load(hardware: str) -> FaultCosts:
         counted = (found["tables"].get("fault_groups") or [{}])[0]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{path.name}: has no times of mode uvm, which it is predicted from; run `uvmsim "
+            f"{path.name}: has no times of mode managed, which it is predicted from; run `uvmsim "
             "calibrate` on the GPU, and keep the file beside the profile"
         ) from None
     if counted.get("missed_bytes") and counted.get("fault_groups"):

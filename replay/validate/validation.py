@@ -71,7 +71,7 @@ def validate(
             progress(i, len(grid.cells), f"predict {cell.key}")
         predicted[cell.key] = predict(cell, faults)
     if any(p.get("free_prefetch_bytes") for p in predicted.values()):
-        grid.notes.append("mode uvm: prefetches are predicted to cost nothing")
+        grid.notes.append("mode managed: prefetches are predicted to cost nothing")
     _write(target / PREDICTIONS, {**about, "written": _now(), "cells": predicted})
     if say:
         say(f"{len(predicted)} cells predicted in {time.monotonic() - begin:.1f} s, written to "
@@ -176,7 +176,7 @@ def _count_faults(
     grid: Grid,
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Run the cells of mode ``uvm`` once more, untimed, with the driver's page faults counted, and
+    """Run the cells of mode ``managed`` once more, untimed, with the driver's page faults counted, and
     add them to what was measured; what the recording looked like."""
     begin = time.monotonic()
     cells = [

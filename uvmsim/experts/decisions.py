@@ -136,9 +136,9 @@ class Decisions:
 
     # ---- serving --------------------------------------------------------------------------------
 
-    def serve(self, upto: int | None = None, room: int = ROOM) -> Served:
+    def serve(self, upto: int | None = None) -> Served:
         """Serve the next events, up to event ``upto`` (None: all) or to where the pool is emptied, as
-        many as ``room`` copies allow but at least one. Raises `InputError` where the policy is at
+        many as `ROOM` copies allow but at least one. Raises `InputError` where the policy is at
         fault."""
         w, n = self.job.workload, self._tally.n
         first, emptied = self.at, False
@@ -146,7 +146,7 @@ class Decisions:
             emptied = first > 0
             self._begin(*next(self._segments))
         last = self._end if upto is None else min(upto, self._end)
-        out = self._room(first, last, room)
+        out = self._room(first, last)
         n[[COPIES, WAVES, WAITS]] = 0
         n[BASE] = self._copies
         at = self._ask(first, last, out)
@@ -210,7 +210,7 @@ class Decisions:
         """The policy's kernel, in plain Python if it does not compile: tried on no events at all."""
         kernel = bind(self.spec, self._states)
         try:
-            self._call(kernel, 0, 0, self._room(0, 0, 0))
+            self._call(kernel, 0, 0, self._room(0, 0))
         except NumbaError as err:
             if not self.spec.files:
                 raise
@@ -267,11 +267,11 @@ class Decisions:
             ) from err
         return es, ps
 
-    def _room(self, first: int, last: int, room: int) -> Out:
+    def _room(self, first: int, last: int) -> Out:
         w, most = self.job.workload, self._most
         accesses, widest = int(w.event_lo[last] - w.event_lo[first]), w.widest
         needed = 2 * accesses + 2 * most * (last - first)
-        size = max(min(room, needed), 2 * (widest + most)) + 2
+        size = max(min(ROOM, needed), 2 * (widest + most)) + 2
         i32, i64 = np.int32, np.int64
         # A prefetcher that writes past its limit must not write past the array: room for all.
         wanted = np.empty(most + self._context.n_total + 1, i32)

@@ -22,8 +22,11 @@ def mechanisms() -> dict[str, type[Mechanism]]:
     found: dict[str, type[Mechanism]] = {}
     for info in pkgutil.iter_modules(__path__):
         for cls in vars(importlib.import_module(f"{__name__}.{info.name}")).values():
-            if isinstance(cls, type) and issubclass(cls, Mechanism) and cls.name:
-                found[cls.name] = cls
+            if not (isinstance(cls, type) and issubclass(cls, Mechanism) and cls.name):
+                continue
+            if found.setdefault(cls.name, cls) is not cls:
+                both = f"{found[cls.name]}, {cls}"
+                raise RuntimeError(f"two mechanisms are called {cls.name!r}: {both}")
     return dict(sorted(found.items()))
 
 

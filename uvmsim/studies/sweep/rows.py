@@ -96,7 +96,7 @@ SCHEMA = pa.schema(COLUMNS)
 
 
 def flatten(measures: dict[str, Any]) -> dict[str, Any]:
-    """A run's measures (`uvmsim.runs.outcome.measures`) as columns: nested names joined by ``_``."""
+    """A run's measures (`Outcome.measures`) as columns: nested names joined by ``_``."""
     flat: dict[str, Any] = {}
     for key, value in measures.items():
         if isinstance(value, dict):
