@@ -137,11 +137,12 @@ def hardware(name: str | None, program: str | None, as_json: bool) -> None:
     from uvmsim.core.units import format_bytes, format_rate
 
     table = _table("Hardware (uvmsim hardware NAME for every number and its source)",
-                   "name", "VRAM", "memory", "link (to GPU)", "engine", "what it is")  # fmt: skip
+                   "name", "VRAM", "memory", "link (to GPU)", "what it is, its engine")  # fmt: skip
     for key, h in loaded.items():
         rates = (h.memory_bytes_per_s, h.h2d_bytes_per_s)
         vram = format_bytes(h.vram_bytes, binary=True)
-        table.add_row(key, vram, *map(format_rate, rates), h.engine.name, presets[key])
+        told = f"{presets[key]}; {h.engine.name}"
+        table.add_row(key, vram, *map(format_rate, rates), told)
     engines = _table("Engines (--program NAME)", "name", "what it is")
     for key, summary in EngineProfile.list_presets().items():
         engines.add_row(key, summary)
