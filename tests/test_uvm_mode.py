@@ -134,7 +134,7 @@ def test_a_profile_without_them_is_refused_in_one_line(tmp_path):
     for text in (None, "{}", '{"fitted": {}, "tables": {}}', "["):
         if text is not None:
             (tmp_path / "c.measurements.json").write_text(text)
-        with pytest.raises(InputError, match="no times of mode uvm") as err:
+        with pytest.raises(InputError, match="no times of mode managed") as err:
             load(str(tmp_path / "c.toml"))
         assert "\n" not in str(err.value)
 

@@ -274,7 +274,7 @@ def test_uvm_is_predicted_from_the_calibration_of_that_mode(grid, tmp_path):
     source = preset_paths("hardware")["h100"].read_text()
     (tmp_path / "cal.toml").write_text(source)
     loaded = config_module.load(tmp_path / "grid.toml")
-    with pytest.raises(InputError, match="has no times of mode uvm"):
+    with pytest.raises(InputError, match="has no times of mode managed"):
         run_module.validate(loaded, tmp_path / "out", backend="host")
     costs = {"expert_bytes": 4096, "fault_ns": [10**6] * 4, "evict_event_ns": 0,
              "evict_ns": 2 * 10**6, "fault_fixed_share": 0, "evict_fixed_share": 1}  # fmt: skip
