@@ -89,8 +89,8 @@ def test_importing_loads_nothing_heavy():
 
 
 PACKAGES = (
-    "uvmsim", "uvmsim.policies", "uvmsim.policies.pages", "uvmsim.studies", "traces",
-    "traces.routing", "traces.faults", "replay",
+    "uvmsim", "uvmsim.machine", "uvmsim.mechanisms", "uvmsim.policies", "uvmsim.policies.pages",
+    "uvmsim.studies", "traces", "traces.routing", "traces.faults", "replay",
 )  # fmt: skip
 
 
