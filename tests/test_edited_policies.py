@@ -105,3 +105,20 @@ def test_a_state_whose_fields_change_places_is_another(tmp_path):
         module = load(str(tmp_path / "p.py"))
         state = module.S(a=np.array([want]), b=np.array([9]))
         assert bind(module.f, {}, states=(state,)).run(state) == want
+
+
+def test_a_scripts_own_class_leaves_nothing_on_disk(tmp_path):
+    """Each process has a ``__main__`` of its own: what one keeps, the next would not find."""
+    code = (
+        "from typing import NamedTuple\nimport numpy as np\nfrom uvmsim.core.bind import bind\n"
+        "class S(NamedTuple):\n    a: np.ndarray\ndef f(s):\n    return s.a[0]\n"
+        "s = S(np.array([3]))\nassert bind(f, {}, states=(s,)).run(s) == 3\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    cache = tmp_path / "cache"
+    env = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not list(cache.rglob("*script*.nbi"))

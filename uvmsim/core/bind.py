@@ -18,7 +18,7 @@ from typing import Any
 from numba import njit
 
 from traces.jit import compiled as cached
-from uvmsim.core.digest import layout
+from uvmsim.core.digest import found_again, layout
 from uvmsim.core.jit import KERNEL_OPTIONS
 from uvmsim.core.linker import Linker
 
@@ -72,8 +72,10 @@ def _bind(
         plain = linker.link(name)
         if not compiled:
             _bound[name] = Bound(plain, keep=digest)
-        elif digest.opaque is None:
+        elif digest.opaque is None and all(found_again(s) for s in states):
             _bound[name] = Bound(cached(**KERNEL_OPTIONS)(plain), keep=digest)
+        elif digest.opaque is None:  # a notebook's class: a kept kernel would never be found again
+            _bound[name] = Bound(njit(**KERNEL_OPTIONS)(plain), keep=digest)
         else:
             note = f"compiled anew in each process: {digest.opaque}, whose content cannot be told"
             _bound[name] = Bound(njit(**KERNEL_OPTIONS)(plain), note, digest)

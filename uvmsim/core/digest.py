@@ -174,3 +174,14 @@ def layout(value: Any) -> Any:
         names = getattr(cls, "_fields", ())
         return (cls.__module__, cls.__qualname__, names, tuple(layout(v) for v in value))
     return None
+
+
+def found_again(state: Any) -> bool:
+    """Whether another process finds a state's classes by their names: those of a notebook or a script
+    (``__main__``) are new in each."""
+    if not isinstance(state, tuple):
+        return True
+    cls = type(state)
+    if cls is not tuple and getattr(sys.modules.get(cls.__module__), cls.__name__, None) is not cls:
+        return False
+    return cls.__module__ != "__main__" and all(found_again(part) for part in state)

@@ -21,12 +21,12 @@ from types import ModuleType
 from typing import Any
 
 from traces.errors import InputError
+from uvmsim.core.globals_of import OURS
 
 INSTALLED = tuple(
     str(Path(sysconfig.get_path(k)).resolve())
     for k in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-OURS = ("uvmsim", "traces", "replay")
 PREFIX = "uvmsim_user_"
 
 
