@@ -106,7 +106,6 @@ def replayed(run: Outcome) -> Replayed:
 
 def begun(job: Job, mode: str, machine: dict[str, Any]) -> Outcome:
     """An outcome that is still to come."""
-    policy = job.policy.name if job.policy else None
     run = Outcome(job, mode)
-    run.about = about_job(job, mode, policy) | {"machine": machine} | belief(run, {})
+    run.about = about_job(job, mode) | {"machine": machine} | belief(run, {})
     return run

@@ -30,10 +30,6 @@ Resolve = Callable[[FunctionType, GlobalPath], Any]
 """The value of a global of a function."""
 
 
-class Undigestable(Exception):
-    """Something was reached whose content cannot be told."""
-
-
 class Digest:
     """One digest, fed value by value; a function that was fed before is named by its number."""
 

@@ -89,16 +89,11 @@ class Decisions:
     least ``slots`` is a place beside the pool, of which an event has as many as it has experts.
     """
 
-    def __init__(
-        self, job: Job, capacity: np.ndarray | None = None, pool_of: np.ndarray | None = None
-    ):
-        """``capacity`` int64 [pools] and ``pool_of`` int32 [experts]: as the job says, if not given.
-
-        Raises `InputError` where the policy cannot be asked."""
+    def __init__(self, job: Job):
+        """Raises `InputError` where the policy cannot be asked, or the pool is too small."""
         if not isinstance(job.policy, PolicySpec):
             raise InputError("the expert cache needs a policy that decides about experts")
-        if capacity is None or pool_of is None:
-            capacity, pool_of = capacities(job)
+        capacity, pool_of = capacities(job)
         self.job, self.spec = job, job.policy
         self.capacity, self.pool_of = capacity, pool_of
         self.slots = int(capacity.sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from uvmsim.runs.plan import Plan
 from uvmsim.runs.played import Played, check
 
 
-@dataclass
 class Mechanism:
     """How a missing byte is served."""
 
@@ -26,7 +24,6 @@ class Mechanism:
     """The kind of policy that is for it; None: it has nothing to decide."""
     records_faults: ClassVar[bool] = False
     """Whether `export_faults` has anything to write."""
-    notes: list[str] = field(default_factory=list)
 
     def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
         """The job's outcome by one of `uvmsim.clocks.CLOCKS`. ``record``: keep what an export needs.
@@ -47,7 +44,6 @@ class Mechanism:
         return self.run(job)
 
 
-@dataclass
 class Planned(Mechanism):
     """A mechanism that writes a `Plan`, which any clock can play."""
 
@@ -60,7 +56,7 @@ class Planned(Mechanism):
         try:
             plan = self.plan(job)
         except DoesNotFit as err:
-            return Outcome(job, self.name, does_not_fit=err, about=self._about(job))
+            return Outcome(job, self.name, does_not_fit=err, about=about_job(job, self.name))
         return self.played(job, Played(plan, play(plan)))
 
     def played(self, job: Job, trail: Played) -> Outcome:
@@ -69,8 +65,5 @@ class Planned(Mechanism):
         plan = trail.plan
         return Outcome(
             job, self.name, np.diff(trail.timeline.step_end, prepend=0), plan.counters, plan.slots,
-            trail, plan.notes, about=self._about(job),
+            trail, plan.notes, about=about_job(job, self.name),
         )  # fmt: skip
-
-    def _about(self, job: Job) -> dict[str, object]:
-        return about_job(job, self.name, job.policy.name if job.policy else None)

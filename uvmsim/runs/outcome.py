@@ -118,10 +118,10 @@ class Outcome:
         return made | {"ttft_s": first_token(w, ns), "token_latency_ms": token_latency(w, ns)}
 
 
-def about_job(job: Job, mechanism: str, policy: str | None) -> dict[str, Any]:
+def about_job(job: Job, mechanism: str) -> dict[str, Any]:
     """What a run of expert grain says of its question."""
     return {
-        "policy": policy,
+        "policy": job.policy.name if job.policy else None,
         "mechanism": mechanism,
         "model": job.model.name,
         "hardware": job.hardware.name,
