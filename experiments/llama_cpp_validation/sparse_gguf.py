@@ -16,6 +16,9 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+LEADING = ("deepseek2", "glm4moe", "dots1")
+"""Architectures with a dense first block, a shared expert and a sigmoid router."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -61,6 +64,12 @@ SHAPES = {
                         expert_type="Q8_0", other_type="Q8_0", vocab_type="Q8_0"),
     "llama-dense-q8": Shape("llama", 8, 2048, 32, 8, 64, 0, 0, 0, 128256, dense_ff=8192,
                             expert_type="Q8_0", other_type="Q8_0", vocab_type="Q8_0", tied=True),
+    "minimax-m2-q8": Shape("minimax-m2", 6, 3072, 48, 8, 128, 32, 8, 1536, 200064,
+                           expert_type="Q8_0", other_type="Q8_0", vocab_type="Q8_0"),
+    "dots1-q4": Shape("dots1", 6, 2048, 32, 32, 128, 32, 6, 1408, 152064, dense_ff=10944,
+                      expert_type="Q4_0", other_type="Q8_0", vocab_type="Q8_0"),
+    "qwen2-dense-q8": Shape("qwen2", 6, 2048, 16, 2, 128, 0, 0, 0, 151936, dense_ff=11008,
+                            expert_type="Q8_0", other_type="Q8_0", vocab_type="Q8_0", tied=True),
     "qwen3-dense-f16": Shape("qwen3", 6, 1024, 16, 8, 128, 0, 0, 0, 151936, dense_ff=3072, tied=True),
 }  # fmt: skip
 """Models of 0.3 to 3 GiB in the families llama.cpp's users run, at real widths."""
@@ -103,7 +112,7 @@ def write_sparse(path: Path, shape: Shape, part: tuple[int, int] = (0, 1)) -> Pa
 
 
 def _metadata(w: Any, s: Shape) -> None:
-    dense_lead = s.arch in ("deepseek2", "glm4moe")
+    dense_lead = s.arch in LEADING
     latent = s.arch == "deepseek2"
     w.add_name(f"sparse-{s.arch}")
     w.add_context_length(s.ctx)
@@ -117,12 +126,14 @@ def _metadata(w: Any, s: Shape) -> None:
     if s.experts:
         w.add_expert_count(s.experts)
         w.add_expert_used_count(s.used)
-    if s.arch in ("qwen3moe", "qwen2moe", "gpt-oss", "deepseek2", "glm4moe"):
+    if s.arch in ("qwen3moe", "qwen2moe", "gpt-oss", "minimax-m2", *LEADING):
         w.add_expert_feed_forward_length(s.ff)
     if s.arch == "qwen2moe":
         w.add_expert_shared_feed_forward_length(s.ff)
     if s.arch == "gpt-oss":
         w.add_sliding_window(s.window)
+    if s.arch == "minimax-m2":
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if dense_lead:
         w.add_leading_dense_block_count(1)
         w.add_expert_shared_count(1)
@@ -183,12 +194,13 @@ def _block(s: Shape, i: int, add: Any) -> None:
     else:
         for tensor, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
             add(f"{p}{tensor}.weight", d, rows)
-            if s.arch in ("qwen2moe", "glm4moe", "gpt-oss"):
+            if s.arch in ("qwen2", "qwen2moe", "glm4moe", "gpt-oss"):
                 add(f"{p}{tensor}.bias", rows)
     add(p + "attn_output.weight", q, d)
-    if s.arch in ("qwen3moe", "olmoe", "qwen3"):
-        add(p + "attn_q_norm.weight", q if s.arch == "olmoe" else s.head)
-        add(p + "attn_k_norm.weight", kv if s.arch == "olmoe" else s.head)
+    if s.arch in ("qwen3moe", "olmoe", "qwen3", "minimax-m2", "dots1"):
+        whole = s.arch in ("olmoe", "minimax-m2")
+        add(p + "attn_q_norm.weight", q if whole else s.head)
+        add(p + "attn_k_norm.weight", kv if whole else s.head)
     if s.arch in ("gpt-oss", "glm4moe"):
         add(p + "post_attention_norm.weight", d)
     else:
@@ -196,7 +208,7 @@ def _block(s: Shape, i: int, add: Any) -> None:
     if s.arch == "gpt-oss":
         add(p + "attn_sinks.weight", s.heads)
         add(p + "attn_output.bias", d)
-    if not s.experts or (i == 0 and s.arch in ("deepseek2", "glm4moe")):
+    if not s.experts or (i == 0 and s.arch in LEADING):
         add(p + "ffn_gate.weight", d, s.dense_ff)
         add(p + "ffn_up.weight", d, s.dense_ff)
         add(p + "ffn_down.weight", s.dense_ff, d)
@@ -206,13 +218,13 @@ def _block(s: Shape, i: int, add: Any) -> None:
         add(f"{p}ffn_{tensor}_exps.weight", *shape, s.experts, kind=s.expert_type)
         if s.arch == "gpt-oss":
             add(f"{p}ffn_{tensor}_exps.bias", shape[1], s.experts, kind="F32")
-        if s.arch in ("qwen2moe", "deepseek2", "glm4moe"):
+        if s.arch in ("qwen2moe", *LEADING):
             add(f"{p}ffn_{tensor}_shexp.weight", *shape)
     if s.arch == "gpt-oss":
         add(p + "ffn_gate_inp.bias", s.experts)
     if s.arch == "qwen2moe":
         add(p + "ffn_gate_inp_shexp.weight", d)
-    if s.arch in ("deepseek2", "glm4moe"):
+    if s.arch in ("minimax-m2", *LEADING):
         add(p + "exp_probs_b.bias", s.experts)
 
 

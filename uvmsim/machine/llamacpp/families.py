@@ -13,6 +13,7 @@ from uvmsim.machine.llamacpp.ggml import Graph, Tensor, like, mul_mat, reshape
 
 KNOWN = frozenset((
     "llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss", "deepseek2", "glm4moe",
+    "minimax-m2", "dots1",
 ))  # fmt: skip
 RECURRENT = frozenset((
     "mamba", "mamba2", "rwkv6", "rwkv7", "jamba", "falcon-h1", "plamo2", "granitehybrid", "lfm2",

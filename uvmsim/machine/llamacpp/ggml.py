@@ -73,9 +73,10 @@ class Tensor:
     def n_bytes(self) -> int:
         """``ggml_nbytes``"""
         elements, size = BLOCKS[self.type]
-        n = size if elements == 1 else self.ne[0] * self.nb[0] // elements
-        first = 0 if elements == 1 else 1
-        return n + sum((self.ne[i] - 1) * self.nb[i] for i in range(first, 4))
+        a, b, c, d = self.ne
+        s0, s1, s2, s3 = self.nb
+        row = size + (a - 1) * s0 if elements == 1 else a * s0 // elements
+        return row + (b - 1) * s1 + (c - 1) * s2 + (d - 1) * s3
 
     @property
     def quantised(self) -> bool:

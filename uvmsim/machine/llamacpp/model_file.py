@@ -192,10 +192,11 @@ def _by_architecture(model: LlamaModel, gating: str) -> LlamaModel:
         "qwen3moe": {"gating": "softmax", "weights_norm": True},
         "qwen2moe": {"gating": "softmax", "weights_norm": False},
         "olmoe": {"gating": "softmax", "weights_norm": False},
+        "minimax-m2": {"weights_norm": True},
     }
     if arch in ("glm4moe", "deepseek2") and not gating:
-        sigmoid = arch == "glm4moe" or (model.n_layers_all in (61,) and model.n_expert > 160)
-        return replace(model, gating="sigmoid" if sigmoid else "softmax")
+        lite = model.n_layers in (47, 48) and model.n_vocab == 154880  # GLM-4.7-Flash
+        return replace(model, gating="sigmoid" if arch == "glm4moe" or lite else "softmax")
     return replace(model, **fixed.get(arch, {}))
 
 
