@@ -230,6 +230,22 @@ def test_what_llama_cpp_refuses(model: LlamaModel, tmp_path: Path):
         memory(loaded, LlamaConfig(type_k="q8_0"))
 
 
+@pytest.mark.parametrize("arch", ["qwen3next", "deepseek32", "mamba"])
+def test_another_state_is_refused(model: LlamaModel, arch: str):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match=f"{arch} keeps another state"):
+        memory(replace(model, architecture=arch))
+
+
+def test_an_unknown_architecture_says_that_it_is_an_estimate(model: LlamaModel):
+    from dataclasses import replace
+
+    plan = memory(replace(model, architecture="ernie4_5-moe"))
+    assert any("was not compared" in note for note in plan.notes)
+    assert plan.gpu.weights == memory(model).gpu.weights
+
+
 def test_a_file_that_is_no_language_model(tmp_path: Path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match="cut off or damaged"):

@@ -15,11 +15,14 @@ KNOWN = frozenset((
     "llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe", "gpt-oss", "deepseek2", "glm4moe",
     "minimax-m2", "dots1",
 ))  # fmt: skip
-RECURRENT = frozenset((
-    "mamba", "mamba2", "rwkv6", "rwkv7", "jamba", "falcon-h1", "plamo2", "granitehybrid", "lfm2",
-    "lfm2moe", "nemotron_h", "nemotron_h_moe", "qwen3next", "qwen35", "qwen35moe", "kimi-linear",
+OTHER_STATE = frozenset((
+    "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "jamba", "falcon-h1", "plamo2",
+    "granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "qwen3next", "kimi-linear",
+    "bailingmoe3", "kimi-k3", "glm5-next", "qwen35", "qwen35moe", "qwen4exp", "deepseek4", "minimax-01",
+    "minimax-m3", "glm-dsa", "deepseek32", "hy_v4", "dots3note", "gemma3n", "gemma4", "t5", "bert",
 ))  # fmt: skip
-"""Architectures with a recurrent state, which is not modelled."""
+"""Architectures that keep more than a KV cache, or share it between blocks (``create_memory``,
+``llm_arch_is_recurrent`` and ``llm_arch_is_hybrid``); not modelled."""
 
 
 def build(b: Builder) -> Graph:

@@ -168,7 +168,7 @@ def _largest(value: Any) -> int:
     return int(max(value) if isinstance(value, list) else value)
 
 
-_PATTERNS = {"gpt-oss": 2, "gemma2": 2, "gemma3": 6, "cohere2": 4, "llama4": 4, "exaone4": 4}
+_PATTERNS = {"gpt-oss": 2, "gemma2": 2, "gemma3": 6, "cohere2": 4, "exaone4": 4, "afmoe": 4}
 """Blocks to one that sees everything, by architecture (``load_swa_pattern`` in `src/models`)."""
 
 
