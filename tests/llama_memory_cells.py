@@ -58,7 +58,9 @@ def run(
     return found
 
 
-def config_of(place: dict[str, Any], context: dict[str, Any], *, gpu: bool = True) -> Any:
+def config_of(
+    place: dict[str, Any], context: dict[str, Any], *, gpu: bool = True, **more: Any
+) -> Any:
     """The same configuration for the plan."""
     from uvmsim.machine.llamacpp import LlamaConfig
 
@@ -73,18 +75,19 @@ def config_of(place: dict[str, Any], context: dict[str, Any], *, gpu: bool = Tru
         n_seq_max=context.get("n_seq", 1),
         flash_attention=context.get("flash", "auto"),
         gpu=gpu,
+        **more,
         **{k: context[k] for k in same if k in context},
     )
 
 
-def differences(model: Any, cells: list[Cell], *, gpu: bool = True) -> list[str]:
+def differences(model: Any, cells: list[Cell], *, gpu: bool = True, **more: Any) -> list[str]:
     """Every number of the plan that is not llama.cpp's; weights on the host only with a GPU, because a
     CPU build repacks them."""
     from uvmsim.machine.llamacpp import memory
 
     out = []
     for place, context, reported in cells:
-        plan = memory(model, config_of(place, context, gpu=gpu))
+        plan = memory(model, config_of(place, context, gpu=gpu, **more))
         card = reported.get("CUDA0", {"model": 0, "context": 0, "compute": 0})
         host = [v for k, v in reported.items() if k != "CUDA0"]
         pairs = {

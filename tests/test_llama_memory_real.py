@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
-from llama_memory_cells import SHAPES, Shape, differences, run, small, write_sparse
+from llama_memory_cells import (
+    SHAPES,
+    STUDY,
+    Shape,
+    config_of,
+    differences,
+    run,
+    small,
+    write_sparse,
+)
 from tiny_gguf import ARCHITECTURES, write_tiny
 
-from uvmsim.machine.llamacpp import LlamaModel, memory
+from uvmsim.machine.llamacpp import LlamaModel, memory, reserve_for
 
 BASE = {"n_ctx": 4096, "n_ubatch": 512}
 CONTEXTS = [
@@ -69,6 +80,34 @@ def test_odd_models_on_a_gpu(tmp_path: Path, gpu: Path, arch: str, tensors: dict
     path = write_tiny(tmp_path / "tiny.gguf", arch, **tensors)
     found = run(path, [({"ngl": 99}, CONTEXTS), ({"ngl": 99, "ncmoe": 2}, CONTEXTS)], gpu)
     assert differences(LlamaModel.load(path), found) == []
+
+
+def test_an_h100_allocated_what_the_plan_says(tmp_path: Path):
+    """Measured with a CUDA build without attention kernels: a third of the cells, every placement."""
+    from dataclasses import replace
+
+    recorded = json.loads((STUDY / "memory_h100.json").read_text())
+    cells = recorded["cells"][:: 1 if os.environ.get("UVMSIM_SLOW_TESTS") else 3]
+    assert {c["model"] for c in cells} == {"gpt-oss-mxfp4", "qwen3moe-q8"}
+    for name in ("gpt-oss-mxfp4", "qwen3moe-q8"):
+        model = LlamaModel.load(write_sparse(tmp_path / f"{name}.gguf", SHAPES[name]))
+        found = [(c["place"], c["config"], c["bytes"]) for c in cells if c["model"] == name]
+        assert differences(model, found, flash_kernels=False) == []
+        for place, config, _ in found:  # with kernels the same plan is another one
+            if config.get("flash", "auto") == "auto" and place["ngl"] == 99:
+                asked = config_of(place, config)
+                assert memory(model, asked).flash_attention
+                assert not memory(model, replace(asked, flash_kernels=False)).flash_attention
+                break
+
+
+def test_the_reserve_holds_what_an_h100_used_beside_buffers():
+    recorded = json.loads((STUDY / "memory_h100.json").read_text())
+    beside = [c for c in recorded["cells"] if "beside" in c]
+    assert len(beside) > 100
+    for c in beside:
+        used = c["beside"]["before"] + c["beside"]["prompt"]
+        assert used <= reserve_for(config_of(c["place"], c["config"]))
 
 
 def test_sixteen_experts_a_token_are_not_fused(tmp_path: Path, gpu: Path):

@@ -994,7 +994,7 @@ static void ggml_backend_cuda_graph_optimize(backend *, ggml_cgraph * cgraph, op
 
 // ---- [ggml-cuda] ggml-cuda.cu, fattn.cu: what runs there, and how large a tensor is --------------
 
-static int cc = 900;  // compute capability times ten
+static int cc = 900;  // compute capability as llama.cpp has it; 0: built with GGML_CUDA_FA=OFF
 #define MATRIX_ROW_PADDING 512
 #define FATTN_KQ_STRIDE 256
 
@@ -1014,6 +1014,9 @@ static bool flash_attention(const ggml_tensor * dst, bool & vector) {
         }
     }
     vector = false;
+    if (cc == 0) {
+        return false;
+    }
     switch (K->ne[0]) {
         case 40: case 64: case 72: case 80: case 96: case 128: case 112: case 256:
             if (V->ne[0] != K->ne[0]) return false;

@@ -83,15 +83,21 @@ def _override(text: str) -> tuple[str, str]:
 @click.option(
     "--server", is_flag=True, help="Logits for one token a sequence, as llama-server asks."
 )
+@click.option("--no-flash-kernels", is_flag=True, help="A build with -DGGML_CUDA_FA=OFF.")
 @click.option("--cpu-only", is_flag=True, help="A build without CUDA.")
 @click.option("--hardware", metavar="H", help="Does it fit? A preset or a .toml description.")
-@click.option("--reserve", metavar="SIZE", help="Left free on the GPU; 1GiB by default.")
+@click.option(
+    "--reserve",
+    metavar="SIZE",
+    help="Left free on the GPU; 1GiB, more for micro-batches above 512.",
+)
 @click.option("--tensors", is_flag=True, help="List every tensor with its place and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def memory(
     model: str, n_ctx: str, n_cpu_moe: str, n_gpu_layers: int | None, overrides: tuple[str, ...],
     moe_cache_mib: str, n_ubatch: int, n_batch: int, n_seq_max: int, kv_type: str | None,
-    flash_attention: str, no_mmap: bool, no_op_offload: bool, server: bool, cpu_only: bool,
+    flash_attention: str, no_mmap: bool, no_op_offload: bool, server: bool, no_flash_kernels: bool,
+    cpu_only: bool,
     hardware: str | None, reserve: str | None, tensors: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """What llama.cpp (b11549) allocates for MODEL, on the GPU and in host memory, without running it.
@@ -106,7 +112,7 @@ def memory(
     """
     from uvmsim.core.units import parse_bytes
     from uvmsim.machine.hardware import Hardware
-    from uvmsim.machine.llamacpp import RESERVE, LlamaConfig, LlamaModel, fits
+    from uvmsim.machine.llamacpp import LlamaConfig, LlamaModel, fits
     from uvmsim.machine.llamacpp import memory as plan_of
 
     loaded = LlamaModel.load(model)
@@ -119,6 +125,7 @@ def memory(
                 overrides=tuple(map(_override, overrides)), n_batch=n_batch, n_seq_max=n_seq_max,
                 type_k=kind, type_v=kind, flash_attention=flash_attention, mmap=not no_mmap,
                 op_offload=not no_op_offload, moe_cache_mib=cache, gpu=not cpu_only,
+                flash_kernels=not no_flash_kernels,
                 n_outputs_max=n_seq_max if server else 0,
             ),
         )
@@ -127,7 +134,7 @@ def memory(
             _numbers(moe_cache_mib, "--moe-cache-mib"),
         )
     ]  # fmt: skip
-    left = RESERVE if reserve is None else parse_bytes(reserve)
+    left = None if reserve is None else parse_bytes(reserve)
     machine = None if hardware is None else Hardware.load(hardware)
     fitted = [None if machine is None else fits(p, machine, left) for p in plans]
     if as_json:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from traces.errors import InputError
+from uvmsim.machine.llamacpp.cuda_rules import NO_FLASH
 from uvmsim.machine.llamacpp.ggml import BLOCKS
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -54,6 +55,9 @@ class LlamaConfig:
     """``GGML_CUDA_ENABLE_UNIFIED_MEMORY=1``: device buffers are managed memory and may exceed VRAM."""
     compute_capability: int = 900
     """Of the card, times 100; from 8.9 on small batches of attention have another kernel."""
+    flash_kernels: bool = True
+    """False: a CUDA build made with ``-DGGML_CUDA_FA=OFF``. Flash attention then runs on the CPU where
+    it is forced, and ``auto`` turns it off."""
     gpu: bool = True
     """False: a build without CUDA (``n_gpu_layers`` then means nothing)."""
 
@@ -110,6 +114,11 @@ class LlamaConfig:
         """Tokens of the graph that memory is reserved for."""
         total = self.context * self.n_streams
         return min(total, self.ubatch)
+
+    @property
+    def cc(self) -> int:
+        """The compute capability that decides about kernels."""
+        return self.compute_capability if self.flash_kernels else NO_FLASH
 
     @property
     def k(self) -> str:

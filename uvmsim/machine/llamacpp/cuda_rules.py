@@ -18,6 +18,8 @@ ROW_PADDING = 512
 """The last row of a quantised matrix is padded to whole tiles (MATRIX_ROW_PADDING)."""
 OFFLOAD_BATCH = 32
 """From so many tokens on, work on weights in host memory is done on the GPU."""
+NO_FLASH = 0
+"""In place of a compute capability: a build without attention kernels (``-DGGML_CUDA_FA=OFF``)."""
 _KV_TYPES = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
 _EQUAL_HEADS = frozenset((40, 64, 72, 80, 96, 112, 128, 256))
 _NO_ROWS = frozenset(("NVFP4", "TQ1_0", "TQ2_0", "Q8_K"))
@@ -72,6 +74,8 @@ def offloads(op: Tensor) -> bool:
 
 def attention_kernel(op: Tensor, cc: int) -> str | None:
     """``"vector"``, ``"matrix"`` (tensor cores or tiles) or None: no flash attention for this shape."""
+    if cc == NO_FLASH:
+        return None
     q, k, v, mask = op.src[:4]
     assert q is not None and k is not None and v is not None
     ratio = q.ne[2] // k.ne[2]

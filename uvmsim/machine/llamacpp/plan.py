@@ -206,9 +206,7 @@ def reserve(
     """Compute buffers of a micro-batch of ``n_tokens`` with the cache full (``graph_reserve``)."""
     n_tokens = -(-n_tokens // config.n_seq_max) * config.n_seq_max
     graph = _graph(model, config, placed, cache, n_tokens, n_outputs, flash)
-    scheduler = Scheduler(
-        graph, config.compute_capability, gpu=config.gpu, op_offload=config.op_offload
-    )
+    scheduler = Scheduler(graph, config.cc, gpu=config.gpu, op_offload=config.op_offload)
     return scheduler.reserve()
 
 
@@ -257,10 +255,8 @@ def _flash(model: LlamaModel, config: LlamaConfig) -> bool:
     if not config.gpu or not config.kv_offload:
         return True
     for c in layer_caches(model, config):
-        if (
-            c.device == GPU
-            and attention_kernel(_probe(model, config, c.k, c.v, c.cells), 900) is None
-        ):
+        node = _probe(model, config, c.k, c.v, c.cells)
+        if c.device == GPU and attention_kernel(node, config.cc) is None:
             return False
     return True
 
