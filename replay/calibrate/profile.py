@@ -97,7 +97,15 @@ def summary(m: Measurements) -> str:
 
 
 def to_toml(m: Measurements, base: Hardware, name: str) -> str:
-    """The profile as a file `Hardware.load` reads."""
+    """The profile as a file `Hardware.load` reads, with the replay engine's table."""
+    lines = ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
+    for key, (value, source) in engine_quantities(m, base).items():
+        lines += _table(f"engine.{key}", value, source)
+    return machine_toml(m, base, name) + "\n".join([*lines, *_uvm(base)]) + "\n"
+
+
+def machine_toml(m: Measurements, base: Hardware, name: str) -> str:
+    """The machine's part of a profile: what it is, and its quantities."""
     lines = [
         f"# Written by uvmsim calibrate; raw tables: {name}.measurements.json",
         *(f"# {k}: {v}" for k, v in m.machine.items()),
@@ -108,14 +116,26 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
     ]
     for key, (value, source) in quantities(m, base).items():
         lines += _table(key, value, source)
-    lines += ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
-    for key, (value, source) in engine_quantities(m, base).items():
-        lines += _table(f"engine.{key}", value, source)
+    return "\n".join(lines) + "\n"
+
+
+def restated(hw: Hardware, name: str) -> str:
+    """The machine's part of a profile that repeats another description."""
+    lines = [f"name = {_text(name)}", f"gpu = {_text(hw.gpu)}", f"summary = {_text(hw.summary)}"]
+    for key in MACHINE:
+        value = getattr(hw, key)
+        if value is not None:
+            lines += _table(key, value, hw.sources.get(key, f"the {hw.name} description"))
+    return "\n".join(lines) + "\n"
+
+
+def _uvm(base: Hardware) -> list[str]:
+    """Constants of the paging driver's model are fitted, not read off: they stay the base's."""
+    lines: list[str] = []
     for key, value in vars(base.uvm).items() if base.uvm else ():
-        # Constants of the paging driver's model are fitted, not read off: they stay the base's.
         source = f"estimate: the {base.name} profile's ({base.sources.get(f'uvm.{key}', '')})"
         lines += _table(f"uvm.{key}", value, source)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _table(key: str, value: Any, source: str) -> list[str]:

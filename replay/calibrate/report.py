@@ -30,7 +30,7 @@ def print_calibration(found: Measurements, hw: Hardware, console: Console | None
     console = console or wide()
     machine = ", ".join(f"{k} {v}" for k, v in found.machine.items() if not k.endswith("_bytes"))
     console.print(Text(machine, style="bold"), soft_wrap=True)
-    table = _table("profile", "quantity", "value", "source")
+    table = titled_table("profile", "quantity", "value", "source")
     for key, value, source in hw.quantities():
         found_on, _, how = source.partition(": ")
         table.add_row(key, value, how if found_on.startswith("measured") else source)
@@ -39,7 +39,7 @@ def print_calibration(found: Measurements, hw: Hardware, console: Console | None
         table.add_row(f"engine: {key}", value, how if found_on.startswith("measured") else source)
     console.print(table)
     for name, rows in found.tables.items():
-        shown = _table(name, "what", "median", "p10", "p90", "rate")
+        shown = titled_table(name, "what", "median", "p10", "p90", "rate")
         for r in rows:
             if "median_ns" not in r:
                 continue
@@ -54,13 +54,13 @@ def print_calibration(found: Measurements, hw: Hardware, console: Console | None
         console.print(Text(f"note: {name} not measured: {why}", style="dim"), soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled_table(title: str, *columns: str) -> Table:
     made = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in columns:
-        words = name in ("source", "what", "quantity")
+        words = name in ("source", "what", "quantity", "term", "of what", "mode", "tests")
         justify: Literal["left", "right"] = "left" if words else "right"
         # Numbers are never cut: on a narrow terminal words fold.
         made.add_column(name, justify=justify, no_wrap=not words, overflow="fold")

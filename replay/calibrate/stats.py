@@ -77,6 +77,35 @@ def non_negative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return best
 
 
+def non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x >= 0 that minimises ``|a x - b|`` (Lawson and Hanson, Solving Least Squares Problems, 1974,
+    algorithm 23.10), for any number of unknowns."""
+    n = a.shape[1]
+    x = np.zeros(n)
+    free = np.zeros(n, bool)
+    tolerance = 1e-10 * max(
+        1.0, float(np.abs(a).max(initial=0.0)) * float(np.abs(b).max(initial=0.0))
+    )
+    for _ in range(10 * n + 10):
+        slope = a.T @ (b - a @ x)
+        slope[free] = -np.inf
+        if free.all() or slope.max() <= tolerance:
+            break
+        free[int(slope.argmax())] = True
+        while True:
+            trial = np.zeros(n)
+            trial[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            below = free & (trial <= 0)
+            if not below.any():
+                x = trial
+                break
+            step = (x[below] / np.maximum(x[below] - trial[below], 1e-300)).min()
+            x = x + step * (trial - x)
+            free &= x > 1e-15 * max(1.0, float(x.max()))
+            x[~free] = 0.0
+    return x
+
+
 def repeat(once: Callable[[], float], times: int, budget_s: float = 1.0) -> list[float]:
     """``once()`` (which returns ns) up to ``times`` times, at least three, within about
     ``budget_s`` of what it reports."""

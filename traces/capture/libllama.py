@@ -35,7 +35,7 @@ _LOG_CALLBACK = C.CFUNCTYPE(None, C.c_int, C.c_char_p, _PTR)
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
-class _Batch(C.Structure):
+class Batch(C.Structure):
     """`struct llama_batch`, unchanged since 2024."""
 
     _fields_ = (
@@ -69,7 +69,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int32, (_PTR, C.c_char_p, C.c_int32, _PTR, C.c_int32, C.c_bool, C.c_bool),
     ),
     "llama_set_n_threads": (None, (_PTR, C.c_int32, C.c_int32)),
-    "llama_decode": (C.c_int32, (_PTR, _Batch)),
+    "llama_decode": (C.c_int32, (_PTR, Batch)),
     "llama_synchronize": (None, (_PTR,)),
     "llama_get_logits_ith": (C.POINTER(C.c_float), (_PTR, C.c_int32)),
 }  # fmt: skip
@@ -78,12 +78,14 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 class Library:
     """A loaded libllama. Several models may use one."""
 
-    def __init__(self, file: LibraryFile) -> None:
+    def __init__(self, file: LibraryFile, *, passive: bool = True) -> None:
+        """``passive``: let OpenMP threads sleep at barriers; False: as llama.cpp's own programs run."""
         self.file = file
         # OpenMP threads that spin at every barrier starve each other as soon as anything else runs
         # on the machine (measured: 1.4 instead of 630 tokens/s); sleeping costs next to nothing.
         # Read by the OpenMP run-time library when it is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if passive:
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             # Local symbols: two libllamas in one process must not see each other's.
             self.c = C.CDLL(str(file.path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
@@ -259,7 +261,7 @@ class LlamaContext:
         sequence, wanted = np.array(seq, np.int32), np.array(logits, np.int8)
         ones = np.ones(n, np.int32)
         pointers = sequence.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
-        batch = _Batch(
+        batch = Batch(
             n,
             token.ctypes.data,
             None,

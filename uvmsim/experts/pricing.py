@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.llamacpp.timing import Times
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
 from uvmsim.runs.job import Job
+from uvmsim.runs.llama_times import copy_ns as llama_copy_ns
+from uvmsim.runs.llama_times import detailed
 from uvmsim.runs.plan import WRITEBACK, Plan, finish
 
 LINK_FIELDS = (
@@ -28,6 +31,9 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     decides once and prices many times.
     """
     w, hw = job.workload, job.hardware
+    times = detailed(job, ncmoe=job.model.n_layers, slots=plan.slots, pinned=job.pinned)
+    if times is not None:
+        return _priced(plan, job, times)
     back = plan.copy_kind == WRITEBACK
     writes = bool(back.any())
     both = writes and not job.write_back_alloc
@@ -47,6 +53,29 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
         compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
     )
     return finish(priced, w, tail)
+
+
+def _priced(plan: Plan, job: Job, times: Times) -> Plan:
+    """`price` by llama.cpp's own expert cache: a wait for ids a layer, uploads of one matrix at a time
+    on the compute stream."""
+    w = job.workload
+    wave = np.repeat(np.arange(len(plan.wave_event)), np.diff(plan.wave_copy_hi, prepend=0))
+    event = plan.wave_event[wave]
+    cached = times.copied[event] == 0
+    copies = np.zeros(len(plan.copy_bytes), np.int64)
+    for upload in (True, False):
+        which = cached == upload
+        if which.any():
+            copies[which] = llama_copy_ns(
+                job, times, plan.copy_bytes[which], event[which], pinned=job.pinned, upload=upload
+            )
+    first = np.concatenate(([True], np.diff(plan.wave_event) != 0))
+    before = np.rint(times.before).astype(np.int64)
+    priced = replace(
+        plan, copy_ns=copies, pre_ns=np.where(first, before[plan.wave_event], 0),
+        compute_ns=times.experts_ns(w, plan.wave_hi),
+    )  # fmt: skip
+    return finish(priced, w, np.rint(times.tail).astype(np.int64))
 
 
 def _gpu(hw: Hardware) -> dict[str, Any]:

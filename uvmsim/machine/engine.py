@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from uvmsim.machine.descriptions import beside, find, preset_paths, read
+from uvmsim.machine.engine_terms import Terms, TermsSpec
+from uvmsim.machine.llama_terms import QUANTITIES, term_of
 from uvmsim.machine.quantities import Count, Flops, Rate, Sourced, Time, parts, shown
 
 SPEEDS = {
@@ -50,6 +52,7 @@ class EngineSpec(BaseModel):
         value=32, source=f"{LLAMA_CPP} (ggml-cuda.cu, offload of MUL_MAT_ID)"
     )
     maps_weights: Sourced[bool] = Sourced(value=True, source=f"{LLAMA_CPP}, which maps the file")
+    terms: TermsSpec | None = None
 
 
 class Speeds(Protocol):
@@ -105,6 +108,9 @@ class EngineProfile:
     are computed where the weights are."""
     maps_weights: bool = True
     """Whether weights that lie with the CPU are a mapped file, which is not page-locked."""
+    terms: Terms | None = None
+    """Constants kernel by kernel (llama.cpp); where they and the model's graph are known, they take the
+    place of the launch costs and speeds above."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
 
@@ -124,7 +130,18 @@ class EngineProfile:
     @classmethod
     def from_spec(cls, spec: EngineSpec) -> EngineProfile:
         values, sources = parts(spec)
-        return cls(spec.name, spec.summary, machine=spec.machine, **values, sources=sources)
+        terms = Terms.from_spec(spec.terms) if spec.terms else None
+        if terms:
+            sources["terms"] = terms.source
+        return cls(
+            spec.name, spec.summary, machine=spec.machine, **values, terms=terms, sources=sources
+        )
+
+    def found_on(self, home: dict[str, int]) -> EngineProfile:
+        """The profile with its terms tied to what a machine reaches, unless they say themselves."""
+        if self.terms is None or self.terms.home:
+            return self
+        return replace(self, terms=replace(self.terms, home={q: home[q] for q in QUANTITIES}))
 
     # ---- on a machine --------------------------------------------------------------------------
 
@@ -159,11 +176,16 @@ class EngineProfile:
 
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity, in file order."""
-        words = ("name", "summary", "machine")
+        words = ("name", "summary", "machine", "terms")
         given = {k: getattr(self, k) for k in EngineSpec.model_fields if k not in words}
-        return [
+        rows = [
             (k, shown(k, v), self.sources.get(k, "")) for k, v in given.items() if v is not None
         ]
+        for key, ns in self.terms.ns.items() if self.terms else ():
+            term = term_of(key)
+            assert term is not None
+            rows.append((f"terms.{key}", f"{ns:.4g} ns a {term.unit}", term.meaning))
+        return rows
 
     def numbers(self) -> dict[str, Any]:
         """What a run depends on beside `reach`; of what has a default only what differs from it, so
@@ -172,11 +194,17 @@ class EngineProfile:
         usual = {f.name: f.default for f in fields(self)}
         own = {k: v for k, v in vars(self).items() if k not in words}
         kept = {k: v for k, v in own.items() if usual[k] in (MISSING, None) or v != usual[k]}
+        if self.terms is None:
+            kept.pop("terms")
+        else:
+            kept["terms"] = self.terms.to_json()
         return kept | {"dense_bytes_per_s": self.dense_bytes_per_s}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
-        return {k: getattr(self, k) for k in self.__dataclass_fields__}
+        made = {k: getattr(self, k) for k in self.__dataclass_fields__}
+        terms = made.pop("terms")
+        return made | ({"terms": terms.to_json()} if terms else {})
 
 
 def engine_spec(spec: str, home: Path | None = None) -> EngineSpec:

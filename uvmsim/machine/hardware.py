@@ -188,11 +188,12 @@ class Hardware:
 
         Raises `InputError` where the profile names a machine that is none.
         """
+        values = vars(self)
         if engine.machine is not None:
             home = _hardware_spec(find(engine.machine, "hardware", "hardware", (".toml",)))
             values, _ = parts(home)
             engine = engine.moved({k: values[k] for k in SPEEDS.values()}, self)
-        return replace(self, engine=engine)
+        return replace(self, engine=engine.found_on(values))
 
     def with_(self, *, vram: str | int | None = None, link: str | int | None = None) -> Hardware:
         """The same machine with another memory size or link (``--vram 24GiB``, ``--link 28GB/s``).

@@ -62,6 +62,8 @@ class Model:
     """``(name, type, bytes)`` in file order; empty where unknown or scaled."""
     routing_sigma: tuple[float, float] | None = None
     """Unevenness of random tokens' routing in prefill and decode (`model_spec.Routing`)."""
+    described_by: str = field(default="", repr=False, compare=False)
+    """The preset or file it was read from; empty where it is not that model any more (`scaled`)."""
 
     # ---- where a model comes from -------------------------------------------------------------
 
@@ -77,8 +79,10 @@ class Model:
         if path.suffix.lower() == ".gguf":
             from traces.models.gguf import describe
 
-            return cls.from_info(describe(path))
-        return cls.from_spec(read(path, ModelSpec))
+            made = cls.from_info(describe(path))
+        else:
+            made = cls.from_spec(read(path, ModelSpec))
+        return replace(made, described_by=str(path))
 
     @classmethod
     def list_presets(cls) -> dict[str, str]:
@@ -214,6 +218,7 @@ class Model:
             dense_params=many(self.dense_params),
             output_params=one(self.output_params),
             embedding_params=one(self.embedding_params),
+            described_by="",
             sources=self.sources | {"scaled": f"largest expert {largest} -> {expert_bytes} bytes"},
             tensors=(),
         )
@@ -288,7 +293,8 @@ class Model:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field except the tensor list, and the totals."""
-        d = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "tensors"}
+        left_out = ("tensors", "described_by")
+        d = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in left_out}
         totals = ("total_bytes", "moe_bytes", "resident_bytes", "active_bytes_per_token")
         d |= {k: getattr(self, k) for k in (*totals, "total_params", "active_params")}
         d["n_tensors"] = len(self.tensors)

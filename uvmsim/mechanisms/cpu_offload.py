@@ -9,6 +9,7 @@ from uvmsim.machine.timing import expert_times, to_ns
 from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
 from uvmsim.runs.job import DoesNotFit, Job, fixed_bytes
+from uvmsim.runs.llama_times import detailed
 from uvmsim.runs.plan import Plan
 from uvmsim.workload import Workload
 
@@ -32,10 +33,17 @@ class CpuOffload(Planned):
         per_access = np.diff(w.event_lo)
         if hw.engine.maps_weights:  # what a prefill copies from a mapped file is not page-locked
             job = dataclasses.replace(job, pinned=False)
-        plan = event_plan(job, copied=np.repeat(offloaded & big, per_access))
+        times = detailed(job, ncmoe=job.ncmoe, pinned=job.pinned)
+        if times is not None:
+            big = times.copied > 0
+        plan = event_plan(job, copied=np.repeat(offloaded & big, per_access), times=times)
         cpu = offloaded & ~big
-        plan.cpu_ns[cpu] = self._cpu_ns(job, plan)[cpu] + hw.engine.cpu_sync_ns
-        plan.compute_ns[cpu] -= expert_times(w, m, hw, plan.wave_hi)[cpu]
+        if times is None:
+            plan.cpu_ns[cpu] = self._cpu_ns(job, plan)[cpu] + hw.engine.cpu_sync_ns
+            plan.compute_ns[cpu] -= expert_times(w, m, hw, plan.wave_hi)[cpu]
+        else:
+            plan.cpu_ns[cpu] = plan.compute_ns[cpu]
+            plan.compute_ns[cpu] = 0
         away = np.repeat(cpu, per_access)
         plan.hit[away] = 0
         self._count(plan, w, away)

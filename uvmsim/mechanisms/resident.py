@@ -5,6 +5,7 @@ from typing import ClassVar
 from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
 from uvmsim.runs.job import DoesNotFit, Job, fixed_bytes
+from uvmsim.runs.llama_times import detailed
 from uvmsim.runs.plan import Plan
 
 
@@ -18,6 +19,6 @@ class Resident(Planned):
         needed = fixed_bytes(job) + experts
         if needed > job.hardware.vram_bytes:
             raise DoesNotFit(needed, job.hardware.vram_bytes, "the whole model")
-        plan = event_plan(job)
+        plan = event_plan(job, times=detailed(job))
         plan.slots = job.workload.n_layers * job.workload.n_experts
         return plan

@@ -6,12 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from uvmsim.machine.llamacpp.timing import remote
 from uvmsim.machine.model_spec import TYPES, role_of
 from uvmsim.machine.timing import to_ns
 from uvmsim.mechanisms.base import Planned
 from uvmsim.mechanisms.event_plan import event_plan
 from uvmsim.paging.kernels import MMVQ_TOKENS, TILE_TOKENS
 from uvmsim.runs.job import Job
+from uvmsim.runs.llama_times import detailed
 from uvmsim.runs.plan import Plan
 
 LINE = 128
@@ -35,7 +37,8 @@ class ZeroCopy(Planned):
 
     def plan(self, job: Job) -> Plan:
         w, m, hw = job.workload, job.model, job.hardware
-        plan = event_plan(job, bytes_per_s=hw.zero_copy_bytes_per_s)
+        times = detailed(job, variant=remote)
+        plan = event_plan(job, bytes_per_s=hw.zero_copy_bytes_per_s, times=times)
         plan.hit[:] = 0
         plan.counters.hits = 0
         plan.counters.layer_hits[:] = 0
@@ -49,8 +52,9 @@ class ZeroCopy(Planned):
         tiles = -(-w.step_tokens[w.event_step] // TILE_TOKENS)
         more_dense = np.where(wide, tiles * line_share(job, expert=False) - 1, 0) * dense
         rate = hw.zero_copy_bytes_per_s
-        plan.compute_ns += to_ns(more_experts / rate)
-        plan.pre_ns += to_ns(more_dense / rate)
+        if times is None:
+            plan.compute_ns += to_ns(more_experts / rate)
+            plan.pre_ns += to_ns(more_dense / rate)
         by_event = experts + dense + more_experts + more_dense
         by_step = np.bincount(w.event_step, weights=by_event, minlength=w.n_steps)
         rest = m.resident_bytes - sum(m.dense_bytes[b] for b in m.moe_layers)

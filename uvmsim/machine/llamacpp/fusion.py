@@ -23,13 +23,13 @@ def optimise(nodes: list[Tensor], first: int, last: int, keep: Keep) -> None:
     _shared_experts(nodes, first, last, keep)
     i = first
     while i < last:
-        found = _weighted_sum(nodes, i, last)
+        found = weighted_sum(nodes, i, last)
         if found is not None:
             for tensor in found[0]:
                 keep(tensor, nodes[found[1]])
             i = found[1]
         if nodes[i].op in ("UNARY", "SOFT_MAX"):
-            n = _router(nodes, i, last)
+            n = router_nodes(nodes, i, last)
             if n:
                 end = nodes[i + n]
                 for node in nodes[i : i + n]:
@@ -124,7 +124,7 @@ def _gated(up: Tensor, gate: Tensor, glu: Tensor) -> bool:
 # ---- the weighted sum of experts ------------------------------------------------------------------
 
 
-def _weighted_sum(nodes: list[Tensor], i: int, last: int) -> tuple[list[Tensor], int] | None:
+def weighted_sum(nodes: list[Tensor], i: int, last: int) -> tuple[list[Tensor], int] | None:
     """``ggml_cuda_match_moe_weighted_reduction``: what is kept, and the last node's index."""
     first = nodes[i]
     if first.op != "MUL" or first.type != "F32" or not first.contiguous:
@@ -187,7 +187,7 @@ def _split(mul: Tensor) -> tuple[Tensor, Tensor] | None:
 # ---- the router -----------------------------------------------------------------------------------
 
 
-def _router(nodes: list[Tensor], i: int, last: int) -> int:
+def router_nodes(nodes: list[Tensor], i: int, last: int) -> int:
     """Nodes of the router's softmax (or sigmoid), top-k and normalisation; 0 where not fused."""
     gating = nodes[i]
     if gating.op == "UNARY" and gating.param != "SIGMOID":

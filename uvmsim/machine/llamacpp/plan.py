@@ -111,7 +111,7 @@ def _plan(model: LlamaModel, config: LlamaConfig) -> MemoryPlan:
     placed = place(model, config)
     caches = layer_caches(model, config)
     cache = expert_cache(model, config, placed)
-    flash = _flash(model, config)
+    flash = uses_flash(model, config)
     prompt = reserve(model, config, placed, cache, config.tokens, config.outputs, flash)
     # Generation can be the larger graph of one side: its attention stays on the CPU where a prompt's
     # is done on the GPU. Buffers only grow, so each side keeps the larger.
@@ -205,12 +205,12 @@ def reserve(
 ) -> Reserved:
     """Compute buffers of a micro-batch of ``n_tokens`` with the cache full (``graph_reserve``)."""
     n_tokens = -(-n_tokens // config.n_seq_max) * config.n_seq_max
-    graph = _graph(model, config, placed, cache, n_tokens, n_outputs, flash)
+    graph = graph_of(model, config, placed, cache, n_tokens, n_outputs, flash)
     scheduler = Scheduler(graph, config.cc, gpu=config.gpu, op_offload=config.op_offload)
     return scheduler.reserve()
 
 
-def _graph(
+def graph_of(
     model: LlamaModel,
     config: LlamaConfig,
     placed: list[Placed],
@@ -219,6 +219,7 @@ def _graph(
     n_outputs: int,
     flash: bool,
 ) -> Graph:
+    """llama.cpp's graph of a micro-batch, weights placed, nodes not yet."""
     pinned = n_tokens < 32 or fully_offloaded(model, config)
 
     def forced(block: int) -> int | None:
@@ -248,7 +249,7 @@ def _weights(placed: list[Placed]) -> Callable[[str], Tensor | None]:
     return tensors.get
 
 
-def _flash(model: LlamaModel, config: LlamaConfig) -> bool:
+def uses_flash(model: LlamaModel, config: LlamaConfig) -> bool:
     """``auto``: on, unless the device of a block has no kernel for its shape."""
     if config.flash_attention != "auto":
         return config.flash_attention == "on"

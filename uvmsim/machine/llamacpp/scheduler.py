@@ -57,8 +57,8 @@ class Scheduler:
             (peak,) = GraphAllocator([host]).run(nodes, [(t, 0) for t in self.graph.leafs])
             split = Split(False, len(self.nodes), ())
             return Reserved(0, peak, (split,), len(self.nodes))
-        self._assign()
-        return self._allocate(self._split())
+        self.assign()
+        return self._allocate(self.split())
 
     # ---- passes 1 to 4: a device for every node ---------------------------------------------------
 
@@ -88,7 +88,8 @@ class Scheduler:
                 return device
         return None
 
-    def _assign(self) -> None:
+    def assign(self) -> None:
+        """Give every node its device (``target``)."""
         for t in (*self.graph.leafs, *self.nodes):
             if t.target is None:
                 t.target = self._from_current(t)
@@ -140,7 +141,7 @@ class Scheduler:
 
     # ---- pass 5: splits and copies ----------------------------------------------------------------
 
-    def _split(self) -> list[tuple[int, int, int, list[Tensor]]]:
+    def split(self) -> list[tuple[int, int, int, list[Tensor]]]:
         """``(device, first, end, inputs)`` of every split; sources are replaced by their copies."""
         nodes = self.nodes
         begin = next((i for i, n in enumerate(nodes) if n.op not in VIEWS), 0)

@@ -1,0 +1,103 @@
+"""The constants of llama.cpp's time on a machine: what each is paid for, and in which unit.
+
+A run of llama.cpp is a sum: every *term* is counted from the graph (`uvmsim.machine.llamacpp.work`), its constant is found by
+calibration, and time is counts times constants. Terms of a tensor type carry it behind a dot
+(``row.Q4_K``); those of the CPU begin with ``cpu.``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE, FIXED = (
+    "memory_bytes_per_s", "compute_flops", "cpu_bytes_per_s", "h2d_bytes_per_s",
+    "pageable_h2d_bytes_per_s", "zero_copy_bytes_per_s", "",
+)  # fmt: skip
+"""The quantity of a machine that a constant is inversely proportional to; FIXED: to none."""
+QUANTITIES = (MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE)
+ROW, BATCH, CPU_ROW, CPU_BATCH, LINK = "row", "batch", "cpu_row", "cpu_batch", "link"
+"""Groups of terms that one factor can sharpen for a model: a token on the GPU, a prompt there, the same
+on the CPU, copies."""
+_ROWS = (
+    "step",
+    "kernel",
+    "row",
+    "row_experts",
+    "attend",
+    "managed_kernel",
+    "remote_kernel",
+    "remote",
+)
+
+
+class Term(NamedTuple):
+    """``unit``: what is counted, one constant a unit; ``with_``: what it scales with."""
+
+    unit: str
+    meaning: str
+    with_: str = FIXED
+    typed: bool = False
+
+    def group(self, key: str) -> str:
+        """Which of the groups a constant belongs to."""
+        stem = key.removeprefix("cpu.").partition(".")[0]
+        if key.startswith("cpu.") or stem in ("split", "batch_split"):
+            return CPU_ROW if stem in (*_ROWS, "node", "split") else CPU_BATCH
+        if stem in ("copy", "upload", "pinned", "pageable"):
+            return LINK
+        return ROW if stem in _ROWS else BATCH
+
+
+TERMS: dict[str, Term] = {
+    "step": Term("micro-batch", "one of few tokens: inputs, launch of the graph, logits, wait"),
+    "batch": Term("micro-batch", "one of many tokens: the same, and its graph is built anew"),
+    "embed": Term("element", "rows of the embedding table looked up by the CPU and copied", CPU),
+    "mask": Term("cell", "the attention mask of many tokens, filled on the host", CPU),
+    "kernel": Term("kernel", "a kernel of few tokens inside a CUDA graph"),
+    "batch_kernel": Term("kernel", "a kernel of many tokens"),
+    "launch": Term("kernel", "more for one outside a CUDA graph: micro-batches of a new shape"),
+    "row": Term("byte", "weights read by matrix-vector kernels", MEMORY, True),
+    "row_experts": Term("byte", "the same, chosen experts", MEMORY, True),
+    "attend": Term("byte", "K and V read for one token", MEMORY),
+    "dense": Term("operation", "matrix products of many tokens", COMPUTE, True),
+    "dense_bytes": Term("byte", "weights read for many tokens, outside the experts", MEMORY,
+                       True),
+    "experts": Term("operation", "the same for chosen experts, in tiles of tokens", COMPUTE, True),
+    "expert_bytes": Term("byte", "weights of the experts that many tokens use", MEMORY, True),
+    "tiles": Term("tile", "tiles of float experts that are looked at, used or not", COMPUTE),
+    "sorted": Term("operation", "the same where tokens are sorted on the host, one product an expert",
+                   COMPUTE),
+    "sorted_call": Term("product", "one of those products"),
+    "activations": Term("byte", "what kernels of many tokens write", MEMORY),
+    "scores": Term("score", "a token's attention to a position, one a head, many tokens", MEMORY),
+    "split": Term("change", "a change between GPU and CPU, or a wait for ids, few tokens"),
+    "batch_split": Term("change", "the same with many tokens"),
+    "copy": Term("copy", "a copy of experts to the GPU for many tokens"),
+    "upload": Term("copy", "a copy of one matrix into the expert cache"),
+    "pinned": Term("byte", "experts copied from page-locked memory", PINNED),
+    "pageable": Term("byte", "experts copied from a mapped file", PAGEABLE),
+    "remote_kernel": Term("kernel", "what memory on the host adds to a kernel of few tokens"),
+    "remote": Term("byte", "weights read across the link by matrix-vector kernels", REMOTE, True),
+    "remote_batch": Term("byte", "the same by kernels of many tokens", REMOTE, True),
+    "managed_kernel": Term("kernel", "what managed memory adds to a kernel of few tokens"),
+    "cpu.step": Term("micro-batch", "one of few tokens on the CPU"),
+    "cpu.batch": Term("micro-batch", "one of many tokens on the CPU"),
+    "cpu.node": Term("node", "an operation of few tokens: its barrier", FIXED),
+    "cpu.row": Term("byte", "weights read for few tokens", CPU, True),
+    "cpu.row_experts": Term("byte", "the same, chosen experts", CPU, True),
+    "cpu.attend": Term("byte", "K and V read for one token", CPU),
+    "cpu.batch_node": Term("node", "an operation of many tokens", FIXED),
+    "cpu.dense": Term("operation", "matrix products of many tokens", CPU, True),
+    "cpu.experts": Term("operation", "the same for chosen experts", CPU, True),
+    "cpu.activations": Term("byte", "what operations of many tokens write", CPU),
+    "cpu.scores": Term("score", "a token's attention to a position, one a head, many tokens", CPU),
+}  # fmt: skip
+
+
+def term_of(key: str) -> Term | None:
+    """The term that a constant's key names (``row.Q4_K``); None where it names none."""
+    if key in TERMS:
+        return None if TERMS[key].typed else TERMS[key]
+    stem, _, kind = key.rpartition(".")
+    found = TERMS.get(stem)
+    return found if found is not None and found.typed and kind else None
