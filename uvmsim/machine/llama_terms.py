@@ -1,8 +1,8 @@
 """The constants of llama.cpp's time on a machine: what each is paid for, and in which unit.
 
-A run of llama.cpp is a sum: every *term* is counted from the graph (`uvmsim.machine.llamacpp.work`), its constant is found by
-calibration, and time is counts times constants. Terms of a tensor type carry it behind a dot
-(``row.Q4_K``); those of the CPU begin with ``cpu.``.
+A run of llama.cpp is a sum: every *term* is counted from the graph (`uvmsim.machine.llamacpp.work`),
+its constant is found by calibration, and time is counts times constants. Terms of a tensor type carry
+it behind a dot (``row.Q4_K``); those of the CPU begin with ``cpu.``.
 """
 
 from __future__ import annotations
