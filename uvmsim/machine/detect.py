@@ -16,10 +16,10 @@ import subprocess
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from traces.errors import InputError
-from uvmsim.core.units import format_bytes
+from uvmsim.core.units import format_bytes, parse_bytes
 from uvmsim.machine.descriptions import preset_paths
 from uvmsim.machine.parts import CHANNELS, Part, part
 
@@ -32,8 +32,8 @@ QUERY = (
     "pcie.link.width.current", "pcie.link.width.max", "driver_version",
 )  # fmt: skip
 USABLE = 0.97
-"""Of the memory that nvidia-smi reports. A program gets 98.0 % of it on the rtx4090 preset (23.51 GiB of
-24,564 MiB) and 96.9 % on the rtx5090 preset (31,580 of 32,607 MiB)."""
+"""Of the memory that nvidia-smi reports. A program gets 98.0 % of it on the rtx4090 preset (23.51 GiB
+of 24,564 MiB) and 96.9 % on the rtx5090 preset (31,580 of 32,607 MiB)."""
 MIB = 1 << 20
 TOO_FAR = 0.12
 """Share by which a card's memory may differ from the preset's before it is another variant."""
@@ -193,7 +193,9 @@ def _slot(generation: int, lanes: int) -> Part | None:
 def nvidia_smi(system: System) -> Card | None:
     """The first GPU that nvidia-smi lists. A slot's lanes are those in use (the card may have more
     than the slot), its generation the most that card and slot do together: an idle link steps down."""
-    told = system.run("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    told = system.run(
+        "nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"
+    )
     rows = [line.split(",") for line in (told or "").splitlines() if line.count(",") >= 7]
     if not rows:
         return None
@@ -216,7 +218,9 @@ def lspci(system: System) -> Card | None:
     the card can do (LnkCap), its lanes those in use (LnkSta), where lspci may read them."""
     told = system.run("lspci", "-vv", "-d", "10de:")
     for block in re.split(r"\n\s*\n", told or ""):
-        head = re.search(r"(?:VGA compatible|3D|Display) controller: NVIDIA Corporation (.*)", block)
+        head = re.search(
+            r"(?:VGA compatible|3D|Display) controller: NVIDIA Corporation (.*)", block
+        )
         if head is None:
             continue
         names = re.findall(r"\[([^\]]+)\]", head[1])
@@ -246,8 +250,8 @@ def _tokens(name: str) -> set[str]:
 def nearest(name: str, total_bytes: int | None = None) -> tuple[str, bool]:
     """The preset of a card, and whether it is that card.
 
-    It is where model number, words such as Ti and (as far as it is told) the memory agree. Otherwise the
-    nearest: of the same series and as much memory, rather.
+    It is where model number, words such as Ti and (as far as it is told) the memory agree. Otherwise
+    the nearest: of the same series and as much memory, rather.
     """
     mine = _tokens(name)
     best: tuple[float, str, bool] | None = None
@@ -283,8 +287,6 @@ def _apart(mine: set[str], theirs: set[str]) -> float:
 
 
 def _preset_bytes(preset: dict[str, Any]) -> int | None:
-    from uvmsim.core.units import parse_bytes
-
     table = preset.get("vram_bytes")
     return parse_bytes(table["value"]) if isinstance(table, dict) else None
 
@@ -292,29 +294,29 @@ def _preset_bytes(preset: dict[str, Any]) -> int | None:
 # ---- memory and CPU --------------------------------------------------------------------------------
 
 
+class Module(NamedTuple):
+    """A memory module as it is reported."""
+
+    kind: str
+    mt_per_s: int | None
+    locator: str
+    bank: str
+
+
 def dmidecode(system: System) -> Modules | None:
     """The memory modules that dmidecode lists; it needs to be run by root."""
     told = system.run("dmidecode", "-t", "memory")
-    devices = []
+    found = []
     for block in re.split(r"\n\s*\n", told or ""):
-        if "Memory Device" in block:
-            found = re.findall(r"^\s*([^:\n]+):[ \t]*(.*)$", block, re.MULTILINE)
-            said = {key.strip(): value.strip() for key, value in found}
-            if "MB" in said.get("Size", "") or "GB" in said.get("Size", ""):
-                devices.append(said)
-    return _modules(
-        [
-            (
-                d.get("Type", ""),
-                _whole(d.get("Configured Memory Speed") or d.get("Configured Clock Speed"))
-                or _whole(d.get("Speed")),
-                d.get("Locator", ""),
-                d.get("Bank Locator", ""),
+        lines = re.findall(r"^\s*([^:\n]+):[ \t]*(.*)$", block, re.MULTILINE)
+        d = {key.strip(): value.strip() for key, value in lines}
+        if "Memory Device" in block and re.search("[MG]i?B", d.get("Size", "")):
+            now = d.get("Configured Memory Speed") or d.get("Configured Clock Speed")
+            rate = _whole(now) or _whole(d.get("Speed"))
+            found.append(
+                Module(d.get("Type", ""), rate, d.get("Locator", ""), d.get("Bank Locator", ""))
             )
-            for d in devices
-        ],
-        "dmidecode", system,
-    )  # fmt: skip
+    return _modules(found, "dmidecode", system)
 
 
 def udev(system: System) -> Modules | None:
@@ -323,38 +325,31 @@ def udev(system: System) -> Modules | None:
     said: dict[str, dict[str, str]] = {}
     for n, key, value in re.findall(r"^MEMORY_DEVICE_(\d+)_(\w+)=(.*)$", told or "", re.MULTILINE):
         said.setdefault(n, {})[key] = value
-    present = [d for d in said.values() if d.get("PRESENT", "1") != "0" and _whole(d.get("SIZE"))]
-    return _modules(
-        [
-            (
-                d.get("TYPE", ""),
-                _whole(d.get("CONFIGURED_SPEED_MTS")) or _whole(d.get("SPEED_MTS")),
-                d.get("LOCATOR", ""),
-                d.get("BANK_LOCATOR", ""),
+    found = []
+    for d in said.values():
+        if d.get("PRESENT", "1") != "0" and _whole(d.get("SIZE")):
+            rate = _whole(d.get("CONFIGURED_SPEED_MTS")) or _whole(d.get("SPEED_MTS"))
+            found.append(
+                Module(d.get("TYPE", ""), rate, d.get("LOCATOR", ""), d.get("BANK_LOCATOR", ""))
             )
-            for d in present
-        ],
-        "udev", system,
-    )  # fmt: skip
+    return _modules(found, "udev", system)
 
 
-def _modules(
-    found: list[tuple[str, int | None, str, str]], told_by: str, system: System
-) -> Modules | None:
-    """``found``: type, MT/s and both locators of each module; None where that says too little."""
-    known = [(kind.lower(), rate, *where) for kind, rate, *where in found]
-    known = [k for k in known if k[0] in ("ddr4", "ddr5") and k[1]]
-    if not known or len({k[0] for k in known}) > 1:
+def _modules(found: list[Module], told_by: str, system: System) -> Modules | None:
+    """What modules are together; None where they do not say it."""
+    kinds = {m.kind.lower() for m in found}
+    rates = [m.mt_per_s for m in found if m.mt_per_s]
+    if kinds not in ({"ddr4"}, {"ddr5"}) or not rates:
         return None
-    rate = min(int(k[1] or 0) for k in known)  # all run at the slowest one's
-    named = {_channel(str(k[2]), str(k[3])) for k in known}
+    kind, rate = kinds.pop(), min(rates)  # all run at the slowest one's
+    named = {_channel(m.locator, m.bank) for m in found}
     if None in named:
-        channels = len(known) if is_server(cpu_name(system)) else min(len(known), CHANNELS)
-        how = f"{channels} channels guessed from {len(known)} modules"
+        server = is_server(cpu_name(system))
+        channels = len(found) if server else min(len(found), CHANNELS)
+        how = f"{channels} channels guessed from {len(found)} modules"
     else:
-        channels, how = len(named), f"{len(known)} modules in {len(named)} channels"
-    told = f"{told_by}: {known[0][0].upper()}, {rate:,} MT/s, {how}"
-    return Modules(str(known[0][0]), rate, channels, told)
+        channels, how = len(named), f"{len(found)} modules in {len(named)} channels"
+    return Modules(kind, rate, channels, f"{told_by}: {kind.upper()}, {rate:,} MT/s, {how}")
 
 
 def _channel(locator: str, bank: str) -> str | None:
@@ -363,7 +358,9 @@ def _channel(locator: str, bank: str) -> str | None:
         told = re.search(r"channel\s*[-_]?\s*([A-Z0-9])", text, re.IGNORECASE)
         if told:
             # Controllers and sockets have channels of the same name.
-            rest = re.search(r"(controller|node|cpu|p)\s*_?(\d+)", f"{locator} {bank}", re.IGNORECASE)
+            rest = re.search(
+                r"(controller|node|cpu|p)\s*_?(\d+)", f"{locator} {bank}", re.IGNORECASE
+            )
             return f"{rest[0] if rest else ''}/{told[1]}".upper()
     told = re.search(r"(?:^|[^A-Z])DIMM[ _-]?([A-P])\d?(?:$|[^A-Z])", locator, re.IGNORECASE)
     return told[1].upper() if told else None

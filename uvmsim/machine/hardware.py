@@ -7,92 +7,28 @@ or a bandwidth test knows. What one program makes of it is its ``engine``.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, field_validator
 
 from traces.errors import InputError
 from uvmsim.core import units
 from uvmsim.machine.bases import as_toml, in_full, written
 from uvmsim.machine.descriptions import beside, checked, find, preset_paths, read
 from uvmsim.machine.detect import AUTO, System, detected
-from uvmsim.machine.engine import SPEEDS, EngineProfile, EngineSpec, Reach, engine_spec
-from uvmsim.machine.parts import fitted, split
-from uvmsim.machine.quantities import (
-    Bytes,
-    Count,
-    Flops,
-    Rate,
-    Room,
-    Share,
-    Sourced,
-    Time,
-    duration_ns,
-    parts,
-    shown,
+from uvmsim.machine.engine import SPEEDS, EngineProfile, Reach, engine_spec
+from uvmsim.machine.hardware_spec import (
+    OLD_ENGINE_KEYS,
+    OLD_SUMMARY,
+    HardwareSpec,
+    UvmSpec,
+    from_old,
+    note_once,
 )
+from uvmsim.machine.parts import fitted, split
+from uvmsim.machine.quantities import duration_ns, parts, shown
 
-OLD_ENGINE_KEYS = (
-    "dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", "dense_bytes_per_s",
-    "expert_tile_tokens",
-)  # fmt: skip
-"""The engine's keys that stood among the machine's before there were engines."""
-
-
-class UvmSpec(BaseModel):
-    """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
-
-    model_config = ConfigDict(extra="forbid")
-    sm_count: Sourced[Count]
-    ctas_per_sm: Sourced[Count]
-    burst_pages: Sourced[Count]
-    fault_sharing: Sourced[Count]
-    batch_ns: Sourced[Time]
-    page_ns: Sourced[Time]
-    service_ns: Sourced[Time]
-    map_ns: Sourced[Time]
-    evict_ns: Sourced[Time]
-    replay_ns: Sourced[Time]
-    copy_ns: Sourced[Time]
-    h2d_bytes_per_s: Sourced[Rate]
-    d2h_bytes_per_s: Sourced[Rate]
-
-
-class HardwareSpec(BaseModel):
-    """A machine's TOML file; the fields of `Hardware`, each with its source."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    gpu: str
-    summary: str
-    engine: EngineSpec
-    vram_bytes: Sourced[Bytes]
-    memory_bytes_per_s: Sourced[Rate]
-    compute_flops: Sourced[Flops]
-    h2d_bytes_per_s: Sourced[Rate]
-    d2h_bytes_per_s: Sourced[Rate]
-    copy_latency_ns: Sourced[Time]
-    pageable_h2d_bytes_per_s: Sourced[Rate]
-    pageable_d2h_bytes_per_s: Sourced[Rate]
-    duplex: Sourced[bool]
-    duplex_factor: Sourced[Share]
-    zero_copy_bytes_per_s: Sourced[Rate]
-    cpu_bytes_per_s: Sourced[Rate]
-    pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
-    host_bytes: Sourced[Bytes] | None = None
-    reserve_bytes: Sourced[Room] | None = None
-    uvm: UvmSpec | None = None
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _readable(cls, value: Any) -> Any:
-        """An engine that could not be read is one fault among the others."""
-        if isinstance(value, InputError):
-            raise ValueError(str(value))
-        return value
+__all__ = ["OLD_ENGINE_KEYS", "Hardware", "HardwareSpec", "UvmCosts", "UvmSpec"]
 
 
 @dataclass(frozen=True)
@@ -255,13 +191,17 @@ class Hardware:
                 new[key] = min(getattr(self, key), rate)
         if ram is not None:
             read = new["cpu_bytes_per_s"] = units.parse_bandwidth(ram)
+            most = max(1, read // PAGEABLE_PASSES)
             for key in ("pageable_h2d_bytes_per_s", "pageable_d2h_bytes_per_s"):
-                new[key] = min(new.get(key, getattr(self, key)), max(1, read // PAGEABLE_PASSES))
+                if new.get(key, getattr(self, key)) > most:
+                    new[key] = most
             own = self.engine.cpu_bytes_per_s
-            if own is not None:
+            if own is not None and read != self.cpu_bytes_per_s:
                 scaled_cpu = max(1, own * read // self.cpu_bytes_per_s)
                 told = self.engine.sources | {"cpu_bytes_per_s": "scaled with the host memory"}
-                new["engine"] = replace(self.engine, cpu_bytes_per_s=scaled_cpu, sources=told)
+                new["engine"] = replace(
+                    self.engine, cpu_bytes_per_s=scaled_cpu, machine=None, sources=told
+                )
         if reserve is not None:
             new["reserve_bytes"] = units.parse_bytes(reserve)
         note = {
@@ -390,14 +330,14 @@ def _hardware_spec(path: Path, above: tuple[Path, ...] = ()) -> HardwareSpec:
             except InputError as err:
                 data = data | {"engine": err}
         if "base" not in data:
-            return _from_old(data)
+            return from_old(data)
         base = _base(data["base"], path, (*above, path.resolve()))
         return in_full({k: v for k, v in data.items() if k != "base"}, written(base), path.stem)
 
     hint = '; or say base = "PRESET" and only what differs'
     made = read(path, HardwareSpec, prepare, hint)
     if made.engine.summary == OLD_SUMMARY:
-        _note_once(
+        note_once(
             f"{path}: engine costs stand among the machine's; read as an [engine] table "
             "(`uvmsim calibrate` writes one)"
         )
@@ -424,19 +364,6 @@ def _base(spec: Any, path: Path, above: tuple[Path, ...]) -> Hardware:
     return made
 
 
-OLD_SUMMARY = "from a description without an [engine] table"
-
-
-def _from_old(data: dict[str, Any]) -> dict[str, Any]:
-    """A file of before engines had tables of their own, as one of now; others as they are."""
-    old = [k for k in OLD_ENGINE_KEYS if k in data]
-    if "engine" in data or not old:
-        return data
-    words = {"name": data.get("name", ""), "summary": OLD_SUMMARY}
-    rest = {k: v for k, v in data.items() if k not in old}
-    return rest | {"engine": words | {k: data[k] for k in old}}
-
-
 PAGEABLE_PASSES = 2
 """Times that a byte of a pageable copy crosses host memory at least: read, then written to (or read
 from) the driver's pinned buffer."""
@@ -444,13 +371,3 @@ from) the driver's pinned buffer."""
 
 def _or_none(key: str, value: Any) -> str:
     return "none" if value is None else shown(key, value)
-
-
-_noted: set[str] = set()
-
-
-def _note_once(text: str) -> None:
-    """Said on standard error, since results are on standard output."""
-    if text not in _noted:
-        _noted.add(text)
-        print(f"note: {text}", file=sys.stderr)

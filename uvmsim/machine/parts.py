@@ -118,7 +118,9 @@ def fitted(hw: Hardware, p: Part, told_by: str = "") -> Hardware:
         made = hw.with_(ram=p.bytes_per_s)
     changed = {k for k, v in made.sources.items() if hw.sources.get(k) != v}
     direct = {"h2d_bytes_per_s", "d2h_bytes_per_s", "cpu_bytes_per_s"}
-    why = {k: source if k in direct else f"estimate: with {_said(p)}, {_was(hw, k)}" for k in changed}
+    why = {
+        k: source if k in direct else f"estimate: with {_said(p)}, {_was(hw, k)}" for k in changed
+    }
     same = {k: hw.sources[k] for k in changed if _value(made, k) == _value(hw, k)}
     sources = made.sources | why | same
     return replace(made, name=f"{hw.name}+{p.text.lower()}", sources=sources)
@@ -163,8 +165,8 @@ def _memory(text: str, spec: MemorySpec, rate: str | None, count: str | None) ->
         raise InputError(f"{text}: 1 to 24 channels; write it like {spec.name}-{mt}x2")
     whole = mt * 10**6 * TRANSFER_BYTES * channels
     source = (
-        f"estimate: {spec.reached.value * 100:.3g} % of {format_rate(whole)} ({channels} channels of 64 bits "
-        f"at {mt:,} MT/s); {spec.reached.source}"
+        f"estimate: {spec.reached.value * 100:.3g} % of {format_rate(whole)} ({channels} channels of "
+        f"64 bits at {mt:,} MT/s); {spec.reached.source}"
     )
     return Part(text, spec.kind, round(whole * spec.reached.value), source)
 
