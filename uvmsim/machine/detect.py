@@ -1,64 +1,62 @@
 """This machine, from what it reports: ``--hardware auto``, `uvmsim hardware --detect`.
 
-Asked are nvidia-smi (the card, its memory, its PCI Express slot), else lspci; dmidecode, else udev
-(the memory modules: type, rate, channels); /proc/meminfo and /proc/cpuinfo. Nothing is measured. The
-card's speeds are the preset's of that name, or of the nearest card where there is none, marked as
-estimates; slot and memory modules are parts on it (`uvmsim.machine.parts`). `uvmsim calibrate` measures
-instead.
+Asked are nvidia-smi (the card, its memory, its PCI Express slot), else lspci; the CUDA driver (memory,
+its bus and clock, multiprocessors); dmidecode, else udev (the memory modules: type, rate, channels);
+/proc/meminfo and /proc/cpuinfo. Nothing is measured. The card's speeds are the preset's of that name;
+where there is none, they follow from what the driver says, as those of presets follow from
+datasheets, or are the nearest card's. Slot and memory modules are parts (`uvmsim.machine.parts`).
+`uvmsim calibrate` measures instead.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
-import subprocess
 import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from traces.errors import InputError
-from uvmsim.core.units import format_bytes, parse_bytes
+from uvmsim.core.units import format_bytes, format_flops, format_rate, parse_bytes
 from uvmsim.machine.descriptions import preset_paths
-from uvmsim.machine.parts import CHANNELS, Part, part
+from uvmsim.machine.parts import Part, part
+from uvmsim.machine.reports import (
+    MIB,
+    Card,
+    Modules,
+    System,
+    cpu_name,
+    cuda_facts,
+    dmidecode,
+    lspci,
+    meminfo,
+    nvidia_smi,
+    udev,
+)
 
 AUTO = "auto"
 """The name under which a machine is asked for what it is."""
-SECONDS = 10.0
-"""A command that takes longer is taken for one that is not there (nvidia-smi with a lost driver)."""
-QUERY = (
-    "name", "memory.total", "memory.used", "pcie.link.gen.max", "pcie.link.gen.current",
-    "pcie.link.width.current", "pcie.link.width.max", "driver_version",
-)  # fmt: skip
 USABLE = 0.97
 """Of the memory that nvidia-smi reports. A program gets 98.0 % of it on the rtx4090 preset (23.51 GiB
 of 24,564 MiB) and 96.9 % on the rtx5090 preset (31,580 of 32,607 MiB)."""
-MIB = 1 << 20
+READ, MULTIPLIED = 0.89, 0.6
+"""Shares of a datasheet's memory and compute rates that presets take as reached."""
+OPERATIONS = {
+    "7.5": 1024,
+    "8.0": 2048,
+    "8.6": 1024,
+    "8.9": 1024,
+    "9.0": 4096,
+    "10.0": 8192,
+    "12.0": 1024,
+}
+"""Dense FP16 tensor operations with FP32 accumulate a multiprocessor and clock, by compute capability
+(the architectures' whitepapers); GeForce cards do half of it."""
+TOTAL_MEMORY = "CUDA driver: cuDeviceTotalMem; a program's own CUDA context is to be taken off"
+THREADS = 128
+"""Of a decode kernel's thread block."""
 TOO_FAR = 0.12
 """Share by which a card's memory may differ from the preset's before it is another variant."""
-
-
-class System:
-    """What a machine can be asked; tests give one with answers of their own."""
-
-    def run(self, *command: str) -> str | None:
-        """What a command prints; None where there is none, it fails, or it takes too long."""
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=SECONDS, check=False,
-                env=os.environ | {"LC_ALL": "C"}, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    def read(self, path: str) -> str | None:
-        """A file's text; None where it cannot be read."""
-        try:
-            return Path(path).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
 
 
 @dataclass(frozen=True)
@@ -71,32 +69,6 @@ class Found:
     """Each with who reported it."""
     own: dict[str, Any] = field(default_factory=dict)
     """Tables of a description, to be put over the preset's."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU as a tool reports it; None: it does not say."""
-
-    name: str
-    told_by: str
-    total_bytes: int | None = None
-    used_bytes: int | None = None
-    generation: int | None = None
-    lanes: int | None = None
-    link_told: str = ""
-    others: int = 0
-    """Further GPUs of the machine, which are not described."""
-
-
-@dataclass(frozen=True)
-class Modules:
-    """Host memory as a tool reports it."""
-
-    kind: str
-    """``ddr4`` or ``ddr5``."""
-    mt_per_s: int
-    channels: int
-    told: str
 
 
 def detected(system: System | None = None) -> Found:
@@ -113,10 +85,13 @@ def _real() -> Found:
 
 
 def _detect(system: System) -> Found:
+    cuda = cuda_facts(system)
     card = nvidia_smi(system) or lspci(system)
+    if card is None and cuda is not None:
+        card = Card(str(cuda["name"]), "CUDA driver")
     if card is None:
         raise InputError(
-            "auto: no NVIDIA GPU is reported here (nvidia-smi and lspci name none); name a preset, "
+            "auto: no NVIDIA GPU is reported here (nvidia-smi, lspci, CUDA driver); name a preset, "
             "perhaps with parts (`uvmsim hardware` lists both)"
         )
     base, exact = nearest(card.name, card.total_bytes)
@@ -130,6 +105,8 @@ def _detect(system: System) -> Found:
                 f"({card.told_by}); its datasheet's numbers would be better"
             }
     own |= _memory_of(card)
+    if cuda is not None and _tokens(str(cuda["name"])) == _tokens(card.name):
+        own |= _told_by_cuda(cuda, exact, "uvm" in preset)
     parts = []
     if card.generation is not None and card.lanes is not None:
         slot = _slot(card.generation, card.lanes)
@@ -165,6 +142,44 @@ def _memory_of(card: Card) -> dict[str, Any]:
     return own
 
 
+def _told_by_cuda(cuda: dict[str, Any], exact: bool, paged: bool) -> dict[str, Any]:
+    """What the driver knows: the memory that a program gets and, of a card without a preset, its
+    speeds as a datasheet would have them."""
+
+    def told(value: int, source: str) -> dict[str, Any]:
+        return {"value": value, "source": source}
+
+    own = {"vram_bytes": told(cuda["total_bytes"], TOTAL_MEMORY)}
+    sms, clock = cuda["sm_count"], cuda["clock_khz"] * 1000
+    if paged:
+        ctas = max(1, cuda["threads_per_sm"] // THREADS)
+        text = (
+            f"CUDA driver: {cuda['threads_per_sm']:,} threads an SM, over the {THREADS} of a block"
+        )
+        own["uvm"] = {"sm_count": told(sms, "CUDA driver"), "ctas_per_sm": told(ctas, text)}
+    if exact:
+        return own
+    memory = 2 * cuda["memory_khz"] * 1000 * cuda["bus_bits"] // 8
+    if memory:
+        own["memory_bytes_per_s"] = told(
+            round(READ * memory),
+            f"estimate: {READ:.0%} of {format_rate(memory)} (CUDA driver: {cuda['bus_bits']:,} bits, "
+            f"{cuda['memory_khz'] // 1000:,} MHz, both edges), the share that the H100 was measured "
+            "to reach",
+        )
+    capability = f"{cuda['major']}.{cuda['minor']}"
+    if capability in OPERATIONS and clock:
+        each = OPERATIONS[capability] // (2 if "GeForce" in cuda["name"] else 1)
+        flops = sms * clock * each
+        own["compute_flops"] = told(
+            round(MULTIPLIED * flops),
+            f"estimate: {MULTIPLIED:.0%} of {format_flops(flops)} (CUDA driver: {sms} "
+            f"multiprocessors, {clock // 10**6:,} MHz, compute capability {capability}: {each:,} "
+            "operations a clock)",
+        )
+    return own
+
+
 def _summary(
     system: System, card: Card, base: str, exact: bool, modules: Modules | None, host: int | None
 ) -> str:
@@ -187,53 +202,7 @@ def _slot(generation: int, lanes: int) -> Part | None:
         return None
 
 
-# ---- the card --------------------------------------------------------------------------------------
-
-
-def nvidia_smi(system: System) -> Card | None:
-    """The first GPU that nvidia-smi lists. A slot's lanes are those in use (the card may have more
-    than the slot), its generation the most that card and slot do together: an idle link steps down."""
-    told = system.run(
-        "nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"
-    )
-    rows = [line.split(",") for line in (told or "").splitlines() if line.count(",") >= 7]
-    if not rows:
-        return None
-    said = dict(zip(QUERY, (cell.strip() for cell in rows[0]), strict=False))
-    if not said["name"] or said["name"].startswith("["):
-        return None
-    generation = _whole(said["pcie.link.gen.max"]) or _whole(said["pcie.link.gen.current"])
-    lanes = _whole(said["pcie.link.width.current"]) or _whole(said["pcie.link.width.max"])
-    total, used = _whole(said["memory.total"]), _whole(said["memory.used"])
-    return Card(
-        said["name"], f"nvidia-smi, driver {said['driver_version']}",
-        total * MIB if total else None, None if used is None else used * MIB, generation, lanes,
-        f"nvidia-smi: PCIe generation {generation} (gen.max), {lanes} lanes (width.current)",
-        len(rows) - 1,
-    )  # fmt: skip
-
-
-def lspci(system: System) -> Card | None:
-    """The first NVIDIA display controller that lspci lists (without a driver, say); its speed is what
-    the card can do (LnkCap), its lanes those in use (LnkSta), where lspci may read them."""
-    told = system.run("lspci", "-vv", "-d", "10de:")
-    for block in re.split(r"\n\s*\n", told or ""):
-        head = re.search(
-            r"(?:VGA compatible|3D|Display) controller: NVIDIA Corporation (.*)", block
-        )
-        if head is None:
-            continue
-        names = re.findall(r"\[([^\]]+)\]", head[1])
-        name = names[0] if names else re.sub(r"\s*\(rev .*\)", "", head[1])
-        speed = re.search(r"LnkCap:.*?Speed ([0-9.]+)GT/s", block)
-        width = re.search(r"LnkSta:.*?Width x([0-9]+)", block)
-        rates = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
-        generation = rates.get(float(speed[1])) if speed else None
-        lanes = int(width[1]) if width else None
-        link = f"lspci: the card's PCIe generation {generation} (LnkCap), {lanes} lanes (LnkSta)"
-        return Card(name, "lspci", generation=generation, lanes=lanes or None, link_told=link)
-    return None
-
+# ---- the nearest preset ----------------------------------------------------------------------------
 
 _WORDS = ("ti", "super", "laptop", "pro", "ada", "max", "d", "gre", "titan")
 _NUMBER = re.compile(r"[a-z]{0,2}[0-9]{2,5}[a-z]?")
@@ -271,119 +240,22 @@ def nearest(name: str, total_bytes: int | None = None) -> tuple[str, bool]:
 
 
 def _apart(mine: set[str], theirs: set[str]) -> float:
-    """How far two models are from each other, 0 to 4: by number first, then by words."""
+    """How far two models are from each other, 0 to 4: by series and number first, then by words."""
 
     def number(tokens: set[str]) -> str:
         return max((t for t in tokens if any(c.isdigit() for c in t)), key=len, default="")
 
     a, b = number(mine), number(theirs)
     letters = re.match("[a-z]*", a), re.match("[a-z]*", b)
-    far = 0.0 if a == b else 1.0
-    far += 2.0 * ((letters[0] and letters[0][0]) != (letters[1] and letters[1][0]))
+    far = 2.0 * ((letters[0] and letters[0][0]) != (letters[1] and letters[1][0]))
     da, db = re.sub("[^0-9]", "", a), re.sub("[^0-9]", "", b)
-    if da and db and a != b:
-        far += min(1.0, abs(int(da) - int(db)) / 1000 if len(da) == len(db) else 1.0)
-    return far + 0.1 * len((mine ^ theirs) & set(_WORDS))
+    if len(da) != len(db) or da[:-3] != db[:-3]:
+        far += 1.0
+    elif da:
+        far += abs(int(da[-3:]) - int(db[-3:])) / 100
+    return far + 0.05 * len((mine ^ theirs) & set(_WORDS))
 
 
 def _preset_bytes(preset: dict[str, Any]) -> int | None:
     table = preset.get("vram_bytes")
     return parse_bytes(table["value"]) if isinstance(table, dict) else None
-
-
-# ---- memory and CPU --------------------------------------------------------------------------------
-
-
-class Module(NamedTuple):
-    """A memory module as it is reported."""
-
-    kind: str
-    mt_per_s: int | None
-    locator: str
-    bank: str
-
-
-def dmidecode(system: System) -> Modules | None:
-    """The memory modules that dmidecode lists; it needs to be run by root."""
-    told = system.run("dmidecode", "-t", "memory")
-    found = []
-    for block in re.split(r"\n\s*\n", told or ""):
-        lines = re.findall(r"^\s*([^:\n]+):[ \t]*(.*)$", block, re.MULTILINE)
-        d = {key.strip(): value.strip() for key, value in lines}
-        if "Memory Device" in block and re.search("[MG]i?B", d.get("Size", "")):
-            now = d.get("Configured Memory Speed") or d.get("Configured Clock Speed")
-            rate = _whole(now) or _whole(d.get("Speed"))
-            found.append(
-                Module(d.get("Type", ""), rate, d.get("Locator", ""), d.get("Bank Locator", ""))
-            )
-    return _modules(found, "dmidecode", system)
-
-
-def udev(system: System) -> Modules | None:
-    """The same from udev's database, which anybody may read (systemd 248 and later)."""
-    told = system.run("udevadm", "info", "--query=property", "--path=/sys/class/dmi/id")
-    said: dict[str, dict[str, str]] = {}
-    for n, key, value in re.findall(r"^MEMORY_DEVICE_(\d+)_(\w+)=(.*)$", told or "", re.MULTILINE):
-        said.setdefault(n, {})[key] = value
-    found = []
-    for d in said.values():
-        if d.get("PRESENT", "1") != "0" and _whole(d.get("SIZE")):
-            rate = _whole(d.get("CONFIGURED_SPEED_MTS")) or _whole(d.get("SPEED_MTS"))
-            found.append(
-                Module(d.get("TYPE", ""), rate, d.get("LOCATOR", ""), d.get("BANK_LOCATOR", ""))
-            )
-    return _modules(found, "udev", system)
-
-
-def _modules(found: list[Module], told_by: str, system: System) -> Modules | None:
-    """What modules are together; None where they do not say it."""
-    kinds = {m.kind.lower() for m in found}
-    rates = [m.mt_per_s for m in found if m.mt_per_s]
-    if kinds not in ({"ddr4"}, {"ddr5"}) or not rates:
-        return None
-    kind, rate = kinds.pop(), min(rates)  # all run at the slowest one's
-    named = {_channel(m.locator, m.bank) for m in found}
-    if None in named:
-        server = is_server(cpu_name(system))
-        channels = len(found) if server else min(len(found), CHANNELS)
-        how = f"{channels} channels guessed from {len(found)} modules"
-    else:
-        channels, how = len(named), f"{len(found)} modules in {len(named)} channels"
-    return Modules(kind, rate, channels, f"{told_by}: {kind.upper()}, {rate:,} MT/s, {how}")
-
-
-def _channel(locator: str, bank: str) -> str | None:
-    """The channel that a module's place names: ``ChannelA-DIMM0``, ``P0 CHANNEL C``, ``DIMM_A2``."""
-    for text in (bank, locator):
-        told = re.search(r"channel\s*[-_]?\s*([A-Z0-9])", text, re.IGNORECASE)
-        if told:
-            # Controllers and sockets have channels of the same name.
-            rest = re.search(
-                r"(controller|node|cpu|p)\s*_?(\d+)", f"{locator} {bank}", re.IGNORECASE
-            )
-            return f"{rest[0] if rest else ''}/{told[1]}".upper()
-    told = re.search(r"(?:^|[^A-Z])DIMM[ _-]?([A-P])\d?(?:$|[^A-Z])", locator, re.IGNORECASE)
-    return told[1].upper() if told else None
-
-
-def is_server(cpu: str | None) -> bool:
-    """Whether a processor has a channel a module, as those of servers and workstations."""
-    return re.search(r"EPYC|Xeon|Threadripper", cpu or "") is not None
-
-
-def meminfo(system: System) -> int | None:
-    """Host memory in bytes."""
-    told = re.search(r"^MemTotal:\s*(\d+) kB", system.read("/proc/meminfo") or "", re.MULTILINE)
-    return int(told[1]) * 1024 if told else None
-
-
-def cpu_name(system: System) -> str | None:
-    """The processor's name."""
-    told = re.search(r"^model name\s*:\s*(.+)$", system.read("/proc/cpuinfo") or "", re.MULTILINE)
-    return " ".join(told[1].split()) if told else None
-
-
-def _whole(text: str | None) -> int | None:
-    """The whole number that a text begins with; None for ``[N/A]`` and ``Unknown``."""
-    told = re.match(r"\s*(\d+)", text or "")
-    return int(told[1]) if told else None

@@ -15,7 +15,7 @@ from traces.errors import InputError
 from uvmsim.core import units
 from uvmsim.machine.bases import as_toml, in_full, written
 from uvmsim.machine.descriptions import beside, checked, find, preset_paths, read
-from uvmsim.machine.detect import AUTO, System, detected
+from uvmsim.machine.detect import AUTO, detected
 from uvmsim.machine.engine import SPEEDS, EngineProfile, Reach, engine_spec
 from uvmsim.machine.hardware_spec import (
     OLD_ENGINE_KEYS,
@@ -27,6 +27,7 @@ from uvmsim.machine.hardware_spec import (
 )
 from uvmsim.machine.parts import fitted, split
 from uvmsim.machine.quantities import duration_ns, parts, shown
+from uvmsim.machine.reports import System
 
 __all__ = ["OLD_ENGINE_KEYS", "Hardware", "HardwareSpec", "UvmCosts", "UvmSpec"]
 
