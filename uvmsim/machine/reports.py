@@ -1,4 +1,4 @@
-"""What the tools of a machine report of it, read: nvidia-smi, lspci, the CUDA driver, dmidecode, udev."""
+"""What the tools of a machine report, read: nvidia-smi, lspci, CUDA driver, dmidecode, udev."""
 
 from __future__ import annotations
 

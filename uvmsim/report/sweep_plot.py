@@ -65,6 +65,7 @@ def draw(
     what was drawn as plain JSON types. Raises `InputError`.
     """
     import matplotlib
+    import matplotlib.pyplot as plt
 
     from uvmsim.report.sweep_data import load
 
@@ -79,6 +80,7 @@ def draw(
         meta = {"Date": None} if target.suffix == ".svg" else None
         figure.savefig(temporary, format=target.suffix[1:], dpi=160, metadata=meta)
         temporary.rename(target)
+        plt.close(figure)
     return {
         "kind": "maps" if maps else "lines",
         "policies": list(grid.speed),
