@@ -17,16 +17,31 @@ from uvmsim.machine.model import Model
 from uvmsim.machine.quantities import duration_ns
 from uvmsim.studies.llamabench.table import Options, run
 
-NAMES = ("a100", "a30", "h100", "h200", "rtx4090", "rtx5090")
+NAMES = (
+    "a100", "a30", "h100", "h200", "rtx3060", "rtx3090", "rtx4060ti", "rtx4090", "rtx5070ti",
+    "rtx5090", "rtx6000ada", "rtxpro6000",
+)  # fmt: skip
 # Datasheets: device memory GB/s, dense FP16 tensor TFLOPS, GB of memory, PCIe GB/s one way.
 DATASHEET = {
     "a100": (2039, 312, 80, 31.5),
     "a30": (933, 165, 24, 31.5),
     "h100": (3352, 989.4, 80, 63),
     "h200": (4800, 989.4, 141, 63),
+    "rtx3060": (360, 25.5, 12, 31.5),
+    "rtx3090": (936.2, 71, 24, 31.5),
+    "rtx4060ti": (288, 44.1, 16, 15.75),
     "rtx4090": (1008, 165.2, 24, 31.5),
+    "rtx5070ti": (896, 87.9, 16, 63),
     "rtx5090": (1792, 209.5, 32, 63),
+    "rtx6000ada": (960, 364.2, 48, 31.5),
+    "rtxpro6000": (1792, 503.8, 96, 63),
 }
+# What nvidia-smi shows of them, MiB, and their streaming multiprocessors.
+SHOWN = {
+    "rtx3060": (12288, 28), "rtx3090": (24576, 82), "rtx4060ti": (16380, 34), "rtx4090": (24564, 128),
+    "rtx5070ti": (16303, 70), "rtx5090": (32607, 170), "rtx6000ada": (49140, 142),
+    "rtxpro6000": (97887, 188),
+}  # fmt: skip
 
 
 def test_there_is_a_preset_for_each():
@@ -44,6 +59,26 @@ def test_presets_stay_below_their_datasheets(name):
     assert 0.7 * pcie * 1e9 < h.h2d_bytes_per_s < pcie * 1e9
     assert h.pageable_h2d_bytes_per_s <= h.h2d_bytes_per_s
     assert h.zero_copy_bytes_per_s <= h.h2d_bytes_per_s
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_program_gets_less_memory_than_the_card_has(name):
+    h = Hardware.load(name)
+    total, sms = SHOWN[name]
+    assert 0.96 * total < h.vram_bytes / 2**20 < 0.985 * total
+    assert h.uvm is not None and h.uvm.sm_count == sms
+
+
+def test_what_nobody_measured_is_the_share_that_the_h100_reached():
+    """Of the cards that are datasheets alone, the two speeds follow from these to the last digit."""
+    h100 = Hardware.load("h100")
+    share = h100.memory_bytes_per_s / DATASHEET["h100"][0] / 1e9
+    for name in set(NAMES) - {"h100"}:
+        h = Hardware.load(name)
+        memory, tflops, _, _ = DATASHEET[name]
+        assert h.memory_bytes_per_s == pytest.approx(share * memory * 1e9, rel=0.002), name
+        assert h.compute_flops == pytest.approx(0.6 * tflops * 1e12, rel=0.004), name
+        assert h.sources["memory_bytes_per_s"].startswith("estimate: 89 % of"), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -231,7 +266,13 @@ BEFORE = {  # of each machine, what its description said of the program before t
     "a30": (39_000, 9_700, 10_000, 30_000, None, 99 * 10**12),
     "h100": (39_000, 12_600, 10_000, 30_000, None, 594 * 10**12),
     "h200": (39_000, 12_600, 10_000, 30_000, None, 594 * 10**12),
+    "rtx3060": (39_000, 9_700, 10_000, 30_000, None, 15_300_000_000_000),
+    "rtx3090": (39_000, 9_700, 10_000, 30_000, None, 42_600_000_000_000),
+    "rtx4060ti": (39_000, 9_700, 10_000, 30_000, None, 26_500_000_000_000),
     "rtx4090": (39_000, 9_700, 10_000, 30_000, None, 99_100_000_000_000),
+    "rtx5070ti": (39_000, 9_700, 10_000, 30_000, None, 52_700_000_000_000),
+    "rtx6000ada": (39_000, 9_700, 10_000, 30_000, None, 218_500_000_000_000),
+    "rtxpro6000": (39_000, 9_700, 10_000, 30_000, None, 302_300_000_000_000),
     "rtx5090": (39_000, 9_700, 10_000, 30_000, 128, 131 * 10**12),
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import uvmsim
 from traces.errors import InputError
 from traces.samples import BUNDLED
 from uvmsim.studies.compare import compare
@@ -222,3 +223,68 @@ def test_a_program_is_an_axis_and_leaves_the_keys_of_the_machines_own_as_they_we
     assert [c.row["program"] for c in cells] == ["estimated-python", "replay-h100"]
     assert cells[0].share == cells[1].share and cells[0].key != cells[1].key
     assert cells[0].key == cells_of(**how)[0].key
+
+
+def test_host_memory_reserve_and_context_are_axes():
+    """Each makes cells of its own, whose rows are those of single runs."""
+    axes = {
+        "mechanism": ["cpu-offload", "expert-cache"], "policy": ["lru"], "vram": ["2GiB"],
+        "ram_bandwidth": ["20GB/s", "60GB/s"], "reserve": ["0B", "256MiB"], "ctx": [1000, 200_000],
+        "kv_type": ["f16", "q4_0"],
+    }  # fmt: skip
+    cells = cells_of(**axes, limit=60)
+    assert len(cells) == 32 and len({c.key for c in cells}) == 32
+    runner = Runner()
+    for cell in cells:
+        row = runner.row(cell)
+        (run,) = compare(
+            Scenario(
+                expert_size=SIZE, limit=60, mechanisms=cell.mechanism, policies=cell.policy or (),
+                vram="2GiB", ram_bandwidth=row["ram_bytes_per_s"], reserve=row["reserve_bytes"],
+                ctx=row["ctx"], kv_type=row["kv_type"],
+            )
+        ).runs  # fmt: skip
+        want = run.to_json()
+        assert (row["status"], row.get("error")) == (want["status"], want.get("what"))
+        if want["status"] == "ok":
+            flat = flatten(want)
+            assert {k: row[k] for k, _ in MEASURES if k in flat} == {
+                k: flat[k] for k, _ in MEASURES if k in flat
+            }
+
+
+def test_what_is_not_asked_keeps_the_keys_of_kept_rows():
+    """A dataset of before there were these axes goes on: the same cells have the same keys."""
+    keys = {
+        "expert-cache": "9dc66d5461b56ac85aaf3f5012a03a75",
+        "cpu-offload": "d764a6457507a40822f3254ed4ba9f3d",
+    }
+    for mechanism, key in keys.items():
+        (cell,) = cells_of(mechanism=[mechanism], policy=["lru"], slots=["25%"], limit=60)
+        assert cell.key == key, mechanism
+        (same,) = cells_of(
+            mechanism=[mechanism], policy=["lru"], slots=["25%"], limit=60, reserve=["0B"]
+        )
+        assert same.key == key
+
+
+def test_machines_with_parts_in_a_file(tmp_path):
+    (tmp_path / "box.toml").write_text('base = "a30"\n')
+    config = load(written(tmp_path, 'hardware = ["rtx3090+pcie3", "box.toml+ddr4-3200"]\n'))
+    assert config.hardware == ["rtx3090+pcie3", f"{tmp_path / 'box.toml'}+ddr4-3200"]
+    names = [c.row["hardware"] for c in cells_of(hardware=config.hardware, policy=["lru"])]
+    assert names == ["rtx3090+pcie3", "box+ddr4-3200"]
+
+
+def test_axes_from_python():
+    result = uvmsim.sweep(
+        Scenario(limit=20, mechanisms="cpu-offload", expert_size=SIZE),
+        axes={"hardware": ["rtx3060", "a30"], "ncmoe": [4, 8], "ram_bandwidth": ["20GB/s"]},
+    )
+    rows = result.cells.to_pylist()
+    assert [(r["hardware"], r["ncmoe"]) for r in rows] == [
+        ("rtx3060", 4), ("a30", 4), ("rtx3060", 8), ("a30", 8),
+    ]  # fmt: skip
+    assert {r["ram_bytes_per_s"] for r in rows} == {20 * 10**9}
+    several = Scenario(limit=20, mechanisms="cpu-offload", hardware=("a30", "a100"), ncmoe=(7, 8))
+    assert len(uvmsim.sweep(several)) == 4

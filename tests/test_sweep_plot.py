@@ -189,3 +189,48 @@ def test_nothing_finished_says_so(tmp_path):
     folder = dataset(tmp_path, [offloaded(n, fits=False) for n in range(3)])
     with pytest.raises(InputError, match="no finished cell to draw"):
         load(folder)
+
+
+def test_memory_is_the_other_axis_beside_layers_on_the_cpu(tmp_path):
+    rows = [offloaded(n, v, fits=n >= 6 - v) for n in range(6) for v in (1, 2, 3)]
+    rows += [row("lru", v, speed=v * 10) for v in (1, 2, 3)]
+    folder = dataset(tmp_path / "d", rows)
+    grid = load(folder)
+    assert (grid.x_is, grid.x.tolist()) == ("ncmoe", [0, 1, 2, 3, 4, 5])
+    assert (grid.y_is, grid.y.tolist(), grid.left_out) == ("memory", [1, 2, 3], [])
+    assert grid.speed["lru"].tolist() == [[v * 10] * 6 for v in (1, 2, 3)]
+    assert grid.too_big["cpu-offload"].sum(axis=1).tolist() == [5, 4, 3]
+    assert grid.speed["cpu-offload"][2, 3:].tolist() == [97, 96, 95]
+    told = draw(folder, tmp_path / "few.png")
+    assert (told["kind"], told["memory"], told["ncmoe"]) == ("lines", [1, 2, 3], [0, 1, 2, 3, 4, 5])
+    more = [offloaded(n, v, fits=n >= 6 - v) for n in range(6) for v in range(1, 8)]
+    assert draw(dataset(tmp_path / "m", more), tmp_path / "many.png")["kind"] == "maps"
+
+
+def test_layers_with_links_and_sizes_are_too_many_axes(tmp_path):
+    rows = [offloaded(n, v, link=x) for n in (2, 3) for v in (3, 4) for x in (8, 16)]
+    grid = load(dataset(tmp_path, rows))
+    assert (grid.x_is, grid.y_is) == ("memory", "link")
+    assert grid.left_out == ["ncmoe 2 (1 of 2)"]
+
+
+def test_host_memory_is_an_axis_where_it_varies(tmp_path):
+    rows = [offloaded(n, ram_bytes_per_s=r * 10**9) for n in range(3) for r in (20, 60)]
+    folder = dataset(tmp_path / "d", rows)
+    grid = load(folder)
+    assert (grid.x_is, grid.y_is, grid.y.tolist()) == ("ncmoe", "ram", [20, 60])
+    told = draw(folder, tmp_path / "p.png")
+    assert told["ram_gb_per_s"] == [20, 60] and told["left_out"] == []
+    linked = [offloaded(3, link=x, ram_bytes_per_s=r * 10**9) for x in (8, 16) for r in (20, 60)]
+    grid = load(dataset(tmp_path / "l", linked))
+    assert (grid.y_is, grid.left_out) == ("link", ["ram_bytes_per_s 20000000000 (1 of 2)"])
+
+
+@pytest.mark.parametrize("column", ["reserve_bytes", "ctx", "kv_type"])
+def test_what_memory_is_kept_for_is_not_averaged(tmp_path, column):
+    values = ("f16", "q8_0") if column == "kv_type" else (1, 2)
+    rows = [row(vram=v, speed=10.0 * (1 + i), **{column: x})
+            for v in (1, 2) for i, x in enumerate(values)]  # fmt: skip
+    grid = load(dataset(tmp_path, rows))
+    assert grid.speed["lru"].tolist() == [[10, 10]]
+    assert grid.left_out == [f"{column} {values[0]} (1 of 2)"]

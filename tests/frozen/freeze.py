@@ -57,7 +57,11 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {"replay-*/mechanism": {"uvm": "mana
 REMOVED: tuple[str, ...] = ()
 """Keys that a result need not have any more. (A key in both tables is not compared at all.)"""
 
-ADDED: tuple[str, ...] = ("sweep-*/program",)
+ADDED: tuple[str, ...] = (
+    "sweep-*/program", "sweep-*/ram_bytes_per_s", "sweep-*/reserve_bytes", "sweep-*/ctx",
+    "sweep-*/kv_type", "hardware/rtx3060", "hardware/rtx3090", "hardware/rtx4060ti",
+    "hardware/rtx5070ti", "hardware/rtx6000ada", "hardware/rtxpro6000",
+)  # fmt: skip
 """Keys that a result may have and the frozen one has not."""
 
 NOT_FROZEN: dict[str, str] = {

@@ -6,7 +6,13 @@ import json
 
 import click
 
-from uvmsim.commands.flags import Command, policy_list
+from uvmsim.commands.flags import (
+    Command,
+    hardware_list,
+    machine_options,
+    number_list,
+    policy_list,
+)
 
 
 @click.command(
@@ -18,12 +24,7 @@ from uvmsim.commands.flags import Command, policy_list
     "--expert-size", metavar="SIZE", help="Size of one expert, e.g. 13.2MB or a preset's name; "
     "everything else is scaled along.",
 )  # fmt: skip
-@click.option("--hardware", metavar="H", help="Preset or TOML file (`uvmsim hardware`); rtx5090.")
-@click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
-@click.option("--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's.")
-@click.option(
-    "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."
-)
+@machine_options
 @click.option(
     "--slots", metavar="N|N%", multiple=True,
     help="Expert slots, or a share of all experts; repeat or separate by commas for several sizes.",
@@ -52,7 +53,6 @@ from uvmsim.commands.flags import Command, policy_list
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
-@click.option("--ncmoe", type=int, metavar="N", help="cpu-offload: layers kept on the CPU; all.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
@@ -67,6 +67,8 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     Examples:
       uvmsim compare
       uvmsim compare T.arrow --hardware rtx4090 --vram 16GiB
+      uvmsim compare T.arrow --hardware rtx3090+pcie3,rtx4090 --reserve 1GiB --ctx 8192
+      uvmsim compare T.arrow --mechanism cpu-offload --ncmoe 16,24
       uvmsim compare T.arrow --slots 12.5%,25%,50% --policy lru,lfu,belady
       uvmsim compare T.arrow --mechanism resident --mechanism zero-copy --mechanism expert-cache
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
@@ -79,6 +81,8 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
 
     for name in ("slots", "mechanisms", "policies"):
         given[name] = policy_list(given[name])
+    given["hardware"] = hardware_list(given["hardware"])
+    given["ncmoe"] = number_list("ncmoe", given["ncmoe"])
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("comparing") as progress:
         result = run(scenario, progress)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,61 @@ class Command(click.Command):
                 if p.name and isinstance(p, click.Option) and p.opts[-1].startswith("--")
             }
             raise err.with_flags(flags) from err.__cause__
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where something runs, the same in every command that has them."""
+    for option in reversed(
+        (
+            click.option(
+                "--hardware", metavar="H", multiple=True,
+                help="Preset, maybe with parts (rtx3090+pcie3+ddr4-3200x2), TOML file, or auto; "
+                "rtx5090; repeat or separate by commas for several.",
+            ),
+            click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file."),
+            click.option(
+                "--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's."
+            ),
+            click.option(
+                "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."
+            ),
+            click.option(
+                "--ram-bandwidth", metavar="RATE",
+                help="What the CPU reads weights with, e.g. 60GB/s, instead of the preset's.",
+            ),
+            click.option(
+                "--reserve", metavar="SIZE", help="Device memory that something else uses, e.g. 1GiB."
+            ),
+            click.option(
+                "--ctx", type=click.IntRange(1), metavar="N",
+                help="Room for N tokens in the KV cache; what the trace needs.",
+            ),
+            click.option(
+                "--kv-type", metavar="f16|q8_0|q4_0", help="Type of the KV cache, as llama.cpp's."
+            ),
+            click.option(
+                "--ncmoe", metavar="N", multiple=True,
+                help="cpu-offload: layers on the CPU; all; repeat or separate by commas.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def hardware_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """``("rtx3090,rtx4090", "mine.toml")`` as three machines; a file's name keeps its comma."""
+    each = [[t] if Path(t).is_file() else t.split(",") for t in texts]
+    return tuple(dict.fromkeys(n.strip() for names in each for n in names if n.strip()))
+
+
+def number_list(argument: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """``("16,24", "32")`` as three numbers. Raises `InputError`, which names ``argument``."""
+    found = [n.strip() for t in texts for n in t.split(",")]
+    for n in found:
+        if not n.isdigit():
+            raise InputError(f"{n}: give whole numbers, 0 or more, such as 16,24", argument)
+    return tuple(dict.fromkeys(int(n) for n in found))
 
 
 def policy_list(texts: Sequence[str]) -> tuple[str, ...]:

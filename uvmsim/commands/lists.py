@@ -100,20 +100,42 @@ def _show_model(m: Any) -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--program", metavar="E", help="Another engine profile on it: preset or TOML file.")
+@click.option(
+    "--detect", is_flag=True, help="This machine, from what it reports; NAME auto is the same."
+)
+@click.option("--toml", "as_toml", is_flag=True, help="Print a complete .toml file to edit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def hardware(name: str | None, program: str | None, as_json: bool) -> None:
-    """List the presets of hardware and of engines, or describe a machine and what runs on it.
+def hardware(
+    name: str | None, program: str | None, detect: bool, as_toml: bool, as_json: bool
+) -> None:
+    """List the presets of hardware, of parts and of engines, or describe a machine and what runs on it.
 
-    NAME is a preset or a .toml file: memory, link and CPU, then launch costs and kernels of its
-    engine (or of the one that --program names), each with its source. Sources that begin with
-    "estimate:" mark numbers that nobody measured.
+    NAME is a preset or a .toml file, maybe with parts around it (rtx3090+pcie3+ddr4-3200x2), or auto:
+    memory, link and CPU, then launch costs and kernels of its engine (or of the one that --program
+    names), each with its source. Sources that begin with "estimate:" mark numbers that nobody measured.
+
+    \b
+    Examples:
+      uvmsim hardware rtx3090+pcie4x8
+      uvmsim hardware --detect --toml > mine.toml
+      uvmsim compare T.arrow --hardware ./mine.toml
     """
     from traces.errors import InputError
     from uvmsim.machine.engine import EngineProfile
     from uvmsim.machine.hardware import Hardware
+    from uvmsim.machine.parts import list_parts
 
+    if detect:
+        if name is not None:
+            raise InputError(f"--detect: describes this machine; leave out {name}")
+        name = "auto"
+    if as_toml and (name is None or as_json):
+        raise InputError("--toml: of one machine; `uvmsim hardware NAME --toml`")
     if name is not None:
         h = Hardware.load(name, program)
+        if as_toml:
+            click.echo(h.to_toml(), nl=False)
+            return
         if as_json:
             _print_json(h.to_json())
             return
@@ -143,7 +165,10 @@ def hardware(name: str | None, program: str | None, as_json: bool) -> None:
         vram = format_bytes(h.vram_bytes, binary=True)
         told = f"{presets[key]}; {h.engine.name}"
         table.add_row(key, vram, *map(format_rate, rates), told)
+    around = _table("Parts around a card (NAME+PART+PART)", "name", "what it is")
+    for key, summary in list_parts().items():
+        around.add_row(key, summary)
     engines = _table("Engines (--program NAME)", "name", "what it is")
     for key, summary in EngineProfile.list_presets().items():
         engines.add_row(key, summary)
-    _show(table, engines)
+    _show(table, around, engines)

@@ -6,26 +6,24 @@ import json
 
 import click
 
-from uvmsim.commands.flags import Command, policy_list
+from uvmsim.commands.flags import (
+    Command,
+    hardware_list,
+    machine_options,
+    number_list,
+    policy_list,
+)
 
 
 @click.command(
     "llama-bench", cls=Command, short_help="llama-bench's table for a model larger than the GPU."
 )
 @click.option("--model", metavar="M", help="Preset, TOML or GGUF file; gpt-oss-120b.")
-@click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
-@click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
+@machine_options
 @click.option(
     "--mechanism", "mechanisms", metavar="X", multiple=True,
     help="uvm (default), zero-copy, cpu-offload, resident, stream, expert-cache; repeatable.",
 )  # fmt: skip
-@click.option(
-    "--ncmoe", type=click.IntRange(0), metavar="N", help="cpu-offload: layers on the CPU; all."
-)
-@click.option("--vram", metavar="SIZE", help="Device memory, e.g. 24GiB, instead of the preset's.")
-@click.option(
-    "--link", metavar="RATE", help="Link bandwidth, e.g. 25GB/s, instead of the preset's."
-)
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
     help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy; "
@@ -54,7 +52,8 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     Examples:
       uvmsim llama-bench
       uvmsim llama-bench --policy default --policy prefetch_always_max --vram 24GiB
-      uvmsim llama-bench --mechanism cpu-offload --ncmoe 32
+      uvmsim llama-bench --mechanism cpu-offload --ncmoe 32,36
+      uvmsim llama-bench --mechanism cpu-offload --hardware rtx3090,rtx4090
       uvmsim llama-bench --policy phase:copy-used,prefetch_always_max
     """
     from uvmsim.report.llama_bench_table import print_table
@@ -64,6 +63,8 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
 
     for name in ("mechanisms", "policies"):
         given[name] = policy_list(given[name])
+    given["hardware"] = hardware_list(given["hardware"])
+    given["ncmoe"] = number_list("ncmoe", given["ncmoe"])
     given["trace"] = given.pop("like")
     how = {k: given.pop(k) for k in ("prompt", "generate", "reps", "trace_out")}
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})

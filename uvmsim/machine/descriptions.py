@@ -1,8 +1,8 @@
 """TOML descriptions: finding a preset or a file, reading it, and saying in one line what is wrong.
 
 Models, hardware and engines are described this way. A description is checked against a pydantic
-schema that forbids unknown keys; the first fault found becomes one `InputError` naming the file,
-the key and, for a key that does not exist, the nearest one that does.
+schema that forbids unknown keys; all faults found become one `InputError` naming the file, the
+keys and, for a key that does not exist, the nearest one that does.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ def read(
     path: Path,
     schema: type[S],
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    missing: str = "",
 ) -> S:
-    """The TOML file at ``path``, checked; `InputError` (one line) where it is wrong.
+    """The TOML file at ``path``, checked; `InputError` (one line, all faults) where it is wrong.
 
-    ``prepare`` changes what the file says before it is checked.
+    ``prepare`` changes what the file says before it is checked; ``missing`` is said after keys that
+    are missing.
     """
     where = path.stem if path.is_relative_to(PRESETS) else str(path)
     try:
@@ -75,29 +77,54 @@ def read(
         raise InputError(f"{where}: not a text file; a TOML description is needed") from None
     except tomllib.TOMLDecodeError as e:
         raise InputError(f"{where}: not valid TOML: {e}") from None
+    return checked(prepare(data) if prepare else data, schema, where, missing)
+
+
+def checked(data: dict[str, Any], schema: type[S], where: str, missing: str = "") -> S:
+    """``data`` as ``schema`` has it; `InputError` that begins with ``where`` otherwise."""
     try:
-        return schema.model_validate(prepare(data) if prepare else data)
+        return schema.model_validate(data)
     except ValidationError as e:
-        raise InputError(f"{where}: {_first_fault(e, schema)}") from None
+        faults = _faults(e, schema, missing)
+    if len(faults) > 1:
+        numbered = "; ".join(f"({i}) {fault}" for i, fault in enumerate(faults, 1))
+        raise InputError(f"{where}: {len(faults)} faults: {numbered}")
+    raise InputError(f"{where}: {faults[0]}")
 
 
-def _first_fault(error: ValidationError, schema: type[BaseModel]) -> str:
-    # An unknown key is usually a misspelt required one: say that rather than "missing".
-    faults = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
-    fault = faults[0]
-    loc = fault["loc"]
-    key = ".".join(str(x) for x in loc)
-    if fault["type"] == "extra_forbidden":
+def _faults(error: ValidationError, schema: type[BaseModel], missing: str) -> list[str]:
+    """What is wrong, unknown keys first: such a key is usually a misspelt required one, which then is
+    not said to be missing too."""
+    found = error.errors()
+    lacking = [d["loc"] for d in found if d["type"] == "missing"]
+    faults = []
+    for loc in (d["loc"] for d in found if d["type"] == "extra_forbidden"):
         known = _keys(schema, loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        if near and (*loc[:-1], near[0]) in lacking:
+            lacking.remove((*loc[:-1], near[0]))
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
-    if fault["type"] == "missing":
-        return f"key {key!r} is missing"
-    if fault["type"] == "model_type":
-        return f"{key}: must be a table with the keys {', '.join(_keys(schema, loc))}"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{key}: {message}" if key else message
+        faults.append(f"unknown key {_dotted(loc)!r}; {hint}")
+    for fault in found:
+        key = _dotted(fault["loc"])
+        if fault["type"] in ("extra_forbidden", "missing"):
+            continue
+        if fault["type"] == "model_type":
+            keys = ", ".join(_keys(schema, fault["loc"]))
+            faults.append(f"{key}: must be a table with the keys {keys}")
+            continue
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        faults.append(f"{key}: {message}" if key else message)
+    if lacking:
+        names = ", ".join(repr(_dotted(loc)) for loc in lacking)
+        several = len(lacking) > 1
+        told = f"keys {names} are missing" if several else f"key {names} is missing"
+        faults.append(told + missing)
+    return faults
+
+
+def _dotted(loc: tuple[Any, ...]) -> str:
+    return ".".join(str(x) for x in loc)
 
 
 def _keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

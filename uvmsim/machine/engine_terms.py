@@ -98,6 +98,15 @@ class Terms:
             out[key] = ns * factors.get(term.group(key), 1.0)
         return out
 
+    def to_spec(self) -> dict[str, Any]:
+        """As ``[terms]`` of a file has it."""
+        made = self.to_json()
+        return {"found_on" if k == "home" else k: v for k, v in made.items() if v not in ({}, "")}
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
+        return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in table.items()}

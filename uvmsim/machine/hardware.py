@@ -7,79 +7,29 @@ or a bandwidth test knows. What one program makes of it is its ``engine``.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from traces.errors import InputError
 from uvmsim.core import units
-from uvmsim.machine.descriptions import find, preset_paths, read
-from uvmsim.machine.engine import SPEEDS, EngineProfile, EngineSpec, Reach, engine_spec
-from uvmsim.machine.quantities import (
-    Bytes,
-    Count,
-    Flops,
-    Rate,
-    Share,
-    Sourced,
-    Time,
-    duration_ns,
-    parts,
-    shown,
+from uvmsim.machine.bases import as_toml, in_full, written
+from uvmsim.machine.descriptions import beside, checked, find, preset_paths, read
+from uvmsim.machine.detect import AUTO, detected
+from uvmsim.machine.engine import SPEEDS, EngineProfile, Reach, engine_spec
+from uvmsim.machine.hardware_spec import (
+    OLD_ENGINE_KEYS,
+    OLD_SUMMARY,
+    HardwareSpec,
+    UvmSpec,
+    from_old,
+    note_once,
 )
+from uvmsim.machine.parts import fitted, split
+from uvmsim.machine.quantities import duration_ns, parts, shown
+from uvmsim.machine.reports import System
 
-OLD_ENGINE_KEYS = (
-    "dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", "dense_bytes_per_s",
-    "expert_tile_tokens",
-)  # fmt: skip
-"""The engine's keys that stood among the machine's before there were engines."""
-
-
-class UvmSpec(BaseModel):
-    """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
-
-    model_config = ConfigDict(extra="forbid")
-    sm_count: Sourced[Count]
-    ctas_per_sm: Sourced[Count]
-    burst_pages: Sourced[Count]
-    fault_sharing: Sourced[Count]
-    batch_ns: Sourced[Time]
-    page_ns: Sourced[Time]
-    service_ns: Sourced[Time]
-    map_ns: Sourced[Time]
-    evict_ns: Sourced[Time]
-    replay_ns: Sourced[Time]
-    copy_ns: Sourced[Time]
-    h2d_bytes_per_s: Sourced[Rate]
-    d2h_bytes_per_s: Sourced[Rate]
-
-
-class HardwareSpec(BaseModel):
-    """A machine's TOML file; the fields of `Hardware`, each with its source."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    gpu: str
-    summary: str
-    engine: EngineSpec
-    vram_bytes: Sourced[Bytes]
-    memory_bytes_per_s: Sourced[Rate]
-    compute_flops: Sourced[Flops]
-    h2d_bytes_per_s: Sourced[Rate]
-    d2h_bytes_per_s: Sourced[Rate]
-    copy_latency_ns: Sourced[Time]
-    pageable_h2d_bytes_per_s: Sourced[Rate]
-    pageable_d2h_bytes_per_s: Sourced[Rate]
-    duplex: Sourced[bool]
-    duplex_factor: Sourced[Share]
-    zero_copy_bytes_per_s: Sourced[Rate]
-    cpu_bytes_per_s: Sourced[Rate]
-    pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
-    host_bytes: Sourced[Bytes] | None = None
-    uvm: UvmSpec | None = None
+__all__ = ["OLD_ENGINE_KEYS", "Hardware", "HardwareSpec", "UvmCosts", "UvmSpec"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +100,8 @@ class Hardware:
     """Allocating and page-locking fresh host memory; None where unknown."""
     host_bytes: int | None = None
     """Host memory; None where unknown."""
+    reserve_bytes: int | None = None
+    """Device memory that something else uses (a desktop, another program); None: nothing."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
     uvm: UvmCosts | None = None
@@ -159,12 +111,32 @@ class Hardware:
 
     @classmethod
     def load(cls, spec: str, program: str | None = None) -> Hardware:
-        """A preset name or a ``.toml`` file; `InputError` (one line) where it is neither.
+        """A preset name or a ``.toml`` file, perhaps with parts (``rtx3090+pcie3+ddr4-3200``), or
+        ``auto``: this machine. `InputError` (one line) where it is none of them.
 
         ``program`` names another engine than the description does: a preset, or a ``.toml`` file.
         """
-        made = cls.from_spec(_hardware_spec(find(spec, "hardware", "hardware", (".toml",))))
+        base, parts_of_it = split(spec)
+        if base == AUTO:
+            made = cls.detect()
+        else:
+            made = cls.from_spec(_hardware_spec(find(base, "hardware", "hardware", (".toml",))))
+        for part in parts_of_it:
+            made = fitted(made, part)
         return made.running(EngineProfile.load(program)) if program else made
+
+    @classmethod
+    def detect(cls, system: System | None = None) -> Hardware:
+        """This machine, from what it reports (`uvmsim.machine.detect`); `InputError` where no GPU does.
+
+        ``system`` runs commands and reads files; None: the real ones.
+        """
+        found = detected(system)
+        made = cls.load(found.base)
+        for part, told_by in found.parts:
+            made = fitted(made, part, told_by)
+        data = in_full(found.own, written(made))
+        return cls.from_spec(checked(data, HardwareSpec, AUTO))
 
     @classmethod
     def list_presets(cls) -> dict[str, str]:
@@ -195,11 +167,17 @@ class Hardware:
             engine = engine.moved({k: values[k] for k in SPEEDS.values()}, self)
         return replace(self, engine=engine.found_on(values))
 
-    def with_(self, *, vram: str | int | None = None, link: str | int | None = None) -> Hardware:
-        """The same machine with another memory size or link (``--vram 24GiB``, ``--link 28GB/s``).
+    def with_(
+        self, *, vram: str | int | None = None, link: str | int | None = None,
+        ram: str | int | None = None, reserve: str | int | None = None,
+    ) -> Hardware:  # fmt: skip
+        """The same machine with another memory size, link or host memory (``--vram 24GiB``,
+        ``--link 28GB/s``, ``--ram-bandwidth 60GB/s``, ``--reserve 1GiB``).
 
         ``link`` becomes the pinned bandwidth of both directions. Zero-copy reads, bound by the
-        link, scale with it; pageable copies, bound by the CPU, are only capped by it.
+        link, scale with it; pageable copies, bound by the CPU, are only capped by it. ``ram`` is
+        what the CPU reads weights with; an engine's own CPU kernels keep their share of it, and
+        pageable copies are capped by half of it, since each byte is read and written once more.
         """
         new: dict[str, Any] = {}
         if vram is not None:
@@ -213,7 +191,26 @@ class Hardware:
             new["zero_copy_bytes_per_s"] = max(1, zero_copy)
             for key in ("pageable_h2d_bytes_per_s", "pageable_d2h_bytes_per_s"):
                 new[key] = min(getattr(self, key), rate)
-        note = {k: f"given by the user (preset: {shown(k, getattr(self, k))})" for k in new}
+        if ram is not None:
+            read = new["cpu_bytes_per_s"] = units.parse_bandwidth(ram)
+            most = max(1, read // PAGEABLE_PASSES)
+            for key in ("pageable_h2d_bytes_per_s", "pageable_d2h_bytes_per_s"):
+                if new.get(key, getattr(self, key)) > most:
+                    new[key] = most
+            own = self.engine.cpu_bytes_per_s
+            if own is not None and read != self.cpu_bytes_per_s:
+                scaled_cpu = max(1, own * read // self.cpu_bytes_per_s)
+                told = self.engine.sources | {"cpu_bytes_per_s": "scaled with the host memory"}
+                new["engine"] = replace(
+                    self.engine, cpu_bytes_per_s=scaled_cpu, machine=None, sources=told
+                )
+        if reserve is not None:
+            new["reserve_bytes"] = units.parse_bytes(reserve)
+        note = {
+            k: f"given by the user (preset: {_or_none(k, getattr(self, k))})"
+            for k in new
+            if k != "engine"
+        }
         if link is not None and self.uvm is not None:
             scaled = {
                 k: max(1, getattr(self.uvm, k) * rate // self.h2d_bytes_per_s)
@@ -222,6 +219,11 @@ class Hardware:
             new["uvm"] = replace(self.uvm, **scaled)
             note |= {f"uvm.{k}": "scaled with the link given by the user" for k in scaled}
         return replace(self, **new, sources=self.sources | note)
+
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that is left for the run: all but the reserve, at least none."""
+        return max(0, self.vram_bytes - (self.reserve_bytes or 0))
 
     # ---- durations -----------------------------------------------------------------------------
 
@@ -275,6 +277,10 @@ class Hardware:
 
     # ---- output --------------------------------------------------------------------------------
 
+    def to_toml(self) -> str:
+        """A complete description with its engine, which `load` reads back as the same numbers."""
+        return as_toml(self)
+
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity of the machine, in file
         order; the engine has its own."""
@@ -287,6 +293,8 @@ class Hardware:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
+        if self.reserve_bytes is None:
+            del d["reserve_bytes"]
         return d | {"uvm": vars(self.uvm) if self.uvm else None, "engine": self.engine.to_json()}
 
     def numbers(self) -> dict[str, Any]:
@@ -297,6 +305,8 @@ class Hardware:
         """
         words = ("sources", "summary", "gpu", "engine")
         mine = {k: v for k, v in self.to_json().items() if k not in words}
+        if not self.reserve_bytes:  # nothing kept is what there was before one could keep any
+            mine.pop("reserve_bytes", None)
         engine = self.engine.numbers()
         reach = self.reach
         return mine | engine | {
@@ -309,41 +319,57 @@ class Hardware:
 # ---- files --------------------------------------------------------------------------------------
 
 
-def _hardware_spec(path: Path) -> HardwareSpec:
-    """The checked description at ``path`` with its engine: named, or a table of the same file."""
+def _hardware_spec(path: Path, above: tuple[Path, ...] = ()) -> HardwareSpec:
+    """The checked description at ``path`` with its engine: named, or a table of the same file.
+
+    What a file with a ``base`` does not say is the base's. ``above``: files whose base this is.
+    """
 
     def prepare(data: dict[str, Any]) -> dict[str, Any]:
         if isinstance(data.get("engine"), str):
-            return data | {"engine": engine_spec(data["engine"], path.parent)}
-        return _from_old(data)
+            try:
+                data = data | {"engine": engine_spec(data["engine"], path.parent)}
+            except InputError as err:
+                data = data | {"engine": err}
+        if "base" not in data:
+            return from_old(data)
+        base = _base(data["base"], path, (*above, path.resolve()))
+        return in_full({k: v for k, v in data.items() if k != "base"}, written(base), path.stem)
 
-    made = read(path, HardwareSpec, prepare)
+    hint = '; or say base = "PRESET" and only what differs'
+    made = read(path, HardwareSpec, prepare, hint)
     if made.engine.summary == OLD_SUMMARY:
-        _note_once(
+        note_once(
             f"{path}: engine costs stand among the machine's; read as an [engine] table "
             "(`uvmsim calibrate` writes one)"
         )
     return made
 
 
-OLD_SUMMARY = "from a description without an [engine] table"
+def _base(spec: Any, path: Path, above: tuple[Path, ...]) -> Hardware:
+    """The machine that ``base`` of the file at ``path`` names; paths are relative to the file."""
+    if not isinstance(spec, str):
+        raise InputError(f"{path}: base: must be the name of a preset, or a file, in quotes")
+    try:
+        name, parts_of_it = split(spec)
+        if name == AUTO:
+            made = Hardware.detect()
+        else:
+            file = find(beside(name, path.parent), "hardware", "hardware", (".toml",))
+            if file.resolve() in above:
+                raise InputError(f"{spec} is based on this file itself; name a preset")
+            made = Hardware.from_spec(_hardware_spec(file, above))
+        for part in parts_of_it:
+            made = fitted(made, part)
+    except InputError as err:
+        raise InputError(f"{path}: base: {err}") from None
+    return made
 
 
-def _from_old(data: dict[str, Any]) -> dict[str, Any]:
-    """A file of before engines had tables of their own, as one of now; others as they are."""
-    old = [k for k in OLD_ENGINE_KEYS if k in data]
-    if "engine" in data or not old:
-        return data
-    words = {"name": data.get("name", ""), "summary": OLD_SUMMARY}
-    rest = {k: v for k, v in data.items() if k not in old}
-    return rest | {"engine": words | {k: data[k] for k in old}}
+PAGEABLE_PASSES = 2
+"""Times that a byte of a pageable copy crosses host memory at least: read, then written to (or read
+from) the driver's pinned buffer."""
 
 
-_noted: set[str] = set()
-
-
-def _note_once(text: str) -> None:
-    """Said on standard error, since results are on standard output."""
-    if text not in _noted:
-        _noted.add(text)
-        print(f"note: {text}", file=sys.stderr)
+def _or_none(key: str, value: Any) -> str:
+    return "none" if value is None else shown(key, value)

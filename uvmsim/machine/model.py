@@ -18,6 +18,8 @@ from uvmsim.machine.model_spec import TYPES, ModelSpec, role_of, tensors_of
 
 KV_BYTES = 2
 """Bytes of one KV-cache element: llama.cpp's default cache type is f16."""
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""What a KV cache can be kept in (llama.cpp common/arg.cpp, kv_cache_types)."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,18 @@ class Model:
             sources=self.sources | {"scaled": f"largest expert {largest} -> {expert_bytes} bytes"},
             tensors=(),
         )
+
+    def with_kv(self, kind: str) -> Model:
+        """The same model with another type of KV cache (``--kv-type q8_0``; llama.cpp's ``-ctk`` and
+        ``-ctv`` in one): room for a token, and bytes that attention reads, in proportion to the f16 of
+        descriptions. Raises `InputError` where the type is none of `KV_TYPES`.
+        """
+        if kind.lower() not in KV_TYPES:
+            raise InputError(f"{kind}: must be one of {', '.join(KV_TYPES)}", argument="kv_type")
+        count, nbytes = TYPES[kind.upper()]
+        scaled = -(-self.kv_bytes_per_token * nbytes // (count * KV_BYTES))
+        told = self.sources if kind.lower() == "f16" else self.sources | {"kv_type": kind.lower()}
+        return replace(self, kv_bytes_per_token=scaled, sources=told)
 
     # ---- totals -------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ def _parsed(parse: Callable[[Any], int]) -> BeforeValidator:
 
 
 Bytes = Annotated[int, _parsed(units.parse_bytes), Field(gt=0)]
+Room = Annotated[int, _parsed(units.parse_bytes)]
+"""Bytes that may be none."""
 Rate = Annotated[int, _parsed(units.parse_bandwidth)]
 Time = Annotated[int, _parsed(units.parse_time)]
 Flops = Annotated[int, _parsed(units.parse_flops)]

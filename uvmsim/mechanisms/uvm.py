@@ -82,13 +82,13 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     u = uvm_of(hw)
     space = space_of(m, context_of(job), COMPUTE_BYTES)
     kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, u.fault_sharing, copies)
-    vram = hw.vram_bytes
+    vram = hw.free_bytes
     if copies:  # scratch for the experts of a layer
         vram -= max(m.expert_bytes) * m.n_experts
     n_chunks = vram // BLOCK
     if n_chunks < LEAST_CHUNKS:
         raise InputError(
-            f": {hw.vram_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
+            f": {hw.free_bytes:,} bytes are {n_chunks} chunks of 2 MiB, too few to page with; "
             f"give at least {LEAST_CHUNKS * BLOCK >> 20}MiB",
             argument="vram",
         )
@@ -104,7 +104,10 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
 
 
 def context_of(job: Job) -> int:
-    """Tokens the KV cache has room for: the longest context of the run, at least one."""
+    """Tokens the KV cache has room for: those asked for, else the longest context of the run; at least
+    one."""
+    if job.ctx is not None:
+        return max(job.ctx, 1)
     return max(int(context_lengths(job.workload).max(initial=0)), 1)
 
 

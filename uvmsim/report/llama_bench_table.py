@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from uvmsim.core.units import format_bytes
+from uvmsim.machine.hardware import Hardware
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 from uvmsim.studies.llamabench.table import LlamaBench
 
 GIB = 2**30
+MACHINE = Column("hardware", "left", name=True)
 COLUMNS = (
     Column("mechanism", "left", name=True),
     Column("policy", "left", name=True),
@@ -30,19 +32,34 @@ def print_table(t: LlamaBench, console: Console | None = None) -> None:
     """Head as llama-bench's, then a row a test, with the driver's counters of a repetition."""
     console = console or wide()
     hw = t.hardware
-    console.print(
-        f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)} usable; "
-        f"{t.model.name}: {t.model.total_bytes / GIB:.2f} GiB, {t.model.total_params / 1e9:.2f} B",
-        soft_wrap=True,
+    model = (
+        f"{t.model.name}: {t.model.total_bytes / GIB:.2f} GiB, {t.model.total_params / 1e9:.2f} B"
     )
+    if t.machines:
+        console.print(model, soft_wrap=True)
+        for one in t.machines:
+            console.print(f"{one.name}: {_said(one)}", soft_wrap=True)
+    else:
+        console.print(f"{_said(hw)}; {model}", soft_wrap=True)
     if t.options.program:
         console.print(f"{hw.engine.name}: {hw.engine.summary}", soft_wrap=True)
     # A head in two lines would be no Markdown.
-    rows = [Row([Text(cell) for cell in _cells(row)]) for row in t.runs]
-    show(console, COLUMNS, rows, break_heads=False, box=MARKDOWN)
+    rows = [Row([Text(c) for c in _named(t, row) + _cells(row)]) for row in t.runs]
+    columns = (MACHINE, *COLUMNS) if t.machines else COLUMNS
+    show(console, columns, rows, break_heads=False, box=MARKDOWN)
     console.print(Text("bytes and chunks are of one repetition", style="dim"))
     for note in t.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+
+
+def _said(hw: Hardware) -> str:
+    kept = hw.reserve_bytes
+    less = f" less {format_bytes(kept, binary=True)} reserved" if kept else ""
+    return f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)} usable{less}"
+
+
+def _named(t: LlamaBench, row: dict[str, Any]) -> list[str]:
+    return [row["hardware"]] if t.machines else []
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

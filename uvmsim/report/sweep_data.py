@@ -1,4 +1,4 @@
-"""What a sweep's picture shows: one number a policy, memory size and link, taken from the rows."""
+"""What a sweep's picture shows: one number a policy and point of two axes, taken from the rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from uvmsim.studies.sweep.store import read
 
 FIXED = (
     "trace_sha256", "limit", "unit", "model", "quantisation", "expert_bytes", "hardware", "program",
-    "pool", "reset", "write_back", "pageable", "ncmoe", "threshold", "profile_sha256",
+    "ram_bytes_per_s", "reserve_bytes", "ctx", "kv_type", "pool", "reset", "write_back", "pageable",
+    "ncmoe", "threshold", "profile_sha256",
 )  # fmt: skip
 """What one picture has one value of; where rows have several, the commonest of the finished ones is
 drawn. (Of ``ncmoe`` several, where it is the axis.)"""
@@ -24,16 +25,23 @@ drawn. (Of ``ncmoe`` several, where it is the axis.)"""
 
 AXES = {"slots": "slots", "memory": "vram_bytes", "ncmoe": "ncmoe"}
 """What X can be, and its column. Runs that have no such value do as well at any."""
+Y_AXES = {
+    "link": ("link_bytes_per_s", 1e9),
+    "memory": ("vram_bytes", 2.0**30),
+    "ram": ("ram_bytes_per_s", 1e9),
+}
+"""What Y can be: its column, and what that is divided by. The link, unless that is one and all: then
+memory where X is not, or host memory, where they vary."""
 
 
 @dataclass
 class Grid:
-    """Tokens/s over memory (X values) and link (Y values)."""
+    """Tokens/s over memory (X values) and link (Y values), or what else varies."""
 
     x: np.ndarray
     """float64 [X]: GiB of VRAM, slots, or layers on the CPU."""
     y: np.ndarray
-    """float64 [Y]: GB/s."""
+    """float64 [Y]: GB/s, or GiB of VRAM."""
     x_is: str
     """A key of `AXES`."""
     speed: dict[str, np.ndarray]
@@ -47,6 +55,8 @@ class Grid:
     fits_at: float | None
     """Least X at which every expert has a slot."""
     about: dict[str, Any]
+    y_is: str = "link"
+    """A key of `Y_AXES`."""
     left_out: list[str] = field(default_factory=list)
     """One phrase for each parameter of which other values exist and are not drawn."""
 
@@ -76,14 +86,15 @@ def load(
     rows = [r for r in rows if r["status"] in (OK, OUT_OF_MEMORY)]
     if not any(r["status"] == OK for r in rows):
         raise InputError(f"{dataset}: no finished cell to draw; see its column 'error'")
-    rows, x_is, left_out = _one_of_each(rows)
+    rows, x_is, y_is, left_out = _one_of_each(rows)
     if x_is == "slots":
         rows = [r for r in rows if r["status"] == OK]
     done = [r for r in rows if r["status"] == OK]
     decode = any(r["decode_tokens"] for r in done)
     measure = "decode_tokens_per_s" if decode else "tokens_per_s"
     xs = sorted({_x(r, x_is) for r in rows} - {None})
-    ys = sorted({r["link_bytes_per_s"] for r in rows})
+    y_column, scale_y = Y_AXES[y_is]
+    ys = sorted({r[y_column] for r in rows} - {None})
     x_at, y_at = {v: i for i, v in enumerate(xs)}, {v: i for i, v in enumerate(ys)}
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
@@ -95,7 +106,8 @@ def load(
             store.setdefault(label, np.zeros(shape))
         big = too_big.setdefault(label, np.zeros(shape, bool))
         x = _x(r, x_is)
-        at = (y_at[r["link_bytes_per_s"]], slice(None) if x is None else x_at[x])
+        y = r[y_column]  # rows of before there was such a column stand for any
+        at = (slice(None) if y is None else y_at[y], slice(None) if x is None else x_at[x])
         if r["status"] == OUT_OF_MEMORY:
             big[at] = True
         elif r[measure] is not None:
@@ -110,11 +122,11 @@ def load(
     scale_x = 2.0**30 if x_is == "memory" else 1.0
     first = done[0]
     return Grid(
-        np.array(xs, float) / scale_x, np.array(ys, float) / 1e9, x_is,
+        np.array(xs, float) / scale_x, np.array(ys, float) / scale_y, x_is,
         {k: speed[k] for k in order}, too_big, bounds, "decode" if decode else "all",
         min(full) / scale_x if full and x_is != "ncmoe" and min(full) > xs[0] else None,
         {k: first[k] for k in ("model", "hardware", "trace", "tokens", "expert_bytes", "experts")},
-        left_out,
+        y_is, left_out,
     )  # fmt: skip
 
 
@@ -146,14 +158,18 @@ def _filtered(rows: list[dict[str, Any]], condition: str) -> list[dict[str, Any]
 
 def _one_of_each(
     rows: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], str, list[str]]:
+) -> tuple[list[dict[str, Any]], str, str, list[str]]:
     """Rows that agree in `FIXED`; nulls (options that do not apply) agree with everything. Then what
-    X is, and what is left out."""
+    X and Y are, and what is left out."""
     left_out: list[str] = []
-    x_is = "memory"
+    x_is, y_is = "memory", "link"
     for column in FIXED:
-        if column == "ncmoe" and _over_ncmoe(rows):
+        if column == "ram_bytes_per_s" and _over_ram(rows):
+            y_is = "ram"
+        elif column == "ncmoe" and _over_ncmoe(rows):
             x_is = "ncmoe"
+            if _many(rows, "vram_bytes"):
+                y_is = "memory"
         else:
             rows = _commonest(rows, column, left_out)
     if len({r["slots_asked"] for r in rows if _pooled(r)}) > 1:
@@ -161,14 +177,25 @@ def _one_of_each(
         # Pages are held in all of the memory, whose size then is no axis.
         paged = _commonest([r for r in rows if r["threshold"] is not None], "vram_bytes", left_out)
         rows = [r for r in rows if r["threshold"] is None] + paged
-    return rows, x_is, left_out
+    return rows, x_is, y_is, left_out
+
+
+def _many(rows: list[dict[str, Any]], column: str) -> bool:
+    return len({r[column] for r in rows} - {None}) > 1
+
+
+def _over_ram(rows: list[dict[str, Any]]) -> bool:
+    """Whether host memory is what varies beside X: no link, and not both of memory and layers."""
+    one = not _many(rows, "vram_bytes") or not _many(rows, "ncmoe")
+    return one and _many(rows, "ram_bytes_per_s") and not _many(rows, "link_bytes_per_s")
 
 
 def _over_ncmoe(rows: list[dict[str, Any]]) -> bool:
-    """Whether layers on the CPU are what varies, and neither memory nor slots."""
+    """Whether layers on the CPU are what varies, and no slots; memory then is Y, if no link varies."""
     finished = {r["ncmoe"] for r in rows if r["status"] == OK} - {None}
     asked = {r["slots_asked"] for r in rows if _pooled(r)}
-    return len(finished) > 1 and len({r["vram_bytes"] for r in rows}) == 1 and len(asked) < 2
+    free = not _many(rows, "vram_bytes") or not _many(rows, "link_bytes_per_s")
+    return len(finished) > 1 and free and len(asked) < 2
 
 
 def _commonest(

@@ -27,6 +27,11 @@ X_NAMES = {
     "slots": "expert slots", "memory": "device memory, GiB",
     "ncmoe": "layers whose experts stay on the CPU (-ncmoe)",
 }  # fmt: skip
+Y_NAMES = {"link": "link, GB/s", "memory": "device memory, GiB", "ram": "host memory, GB/s"}
+Y_TITLES = {"link": "link {:g} GB/s", "memory": "{:g} GiB", "ram": "host memory {:g} GB/s"}
+"""Over a panel that is one value of Y."""
+Y_KEYS = {"link": "link_gb_per_s", "memory": "memory", "ram": "ram_gb_per_s"}
+"""What `draw` calls Y's values."""
 SAME = 0.01
 """Policies within this share of the fastest count as equally fast."""
 STYLE: Any = {
@@ -55,17 +60,19 @@ def draw(
     """Draw a dataset to a file (`uvmsim.report.sweep_data.load` for what is drawn).
 
     Two dimensions (three sizes and three links or more) become maps with lines of equal speed, the
-    region where a policy is the fastest one outlined; fewer become lines, a panel a link. Returns
+    region where a policy is the fastest one outlined; fewer become lines, a panel a link (or a size of
+    memory, where layers on the CPU vary). Returns
     what was drawn as plain JSON types. Raises `InputError`.
     """
     import matplotlib
+    import matplotlib.pyplot as plt
 
     from uvmsim.report.sweep_data import load
 
     check_target(str(path))
     grid = load(dataset, keys, where)
     with matplotlib.rc_context(STYLE):
-        maps = len(grid.x) >= 3 and len(grid.y) >= 3
+        maps = has_maps(grid)
         figure = _maps(grid) if maps else _lines(grid)
         _heading(figure, grid, title)
         target = Path(path)
@@ -73,13 +80,19 @@ def draw(
         meta = {"Date": None} if target.suffix == ".svg" else None
         figure.savefig(temporary, format=target.suffix[1:], dpi=160, metadata=meta)
         temporary.rename(target)
+        plt.close(figure)
     return {
         "kind": "maps" if maps else "lines",
         "policies": list(grid.speed),
         grid.x_is if grid.x_is == "ncmoe" else "memory": grid.x.tolist(),
-        "link_gb_per_s": grid.y.tolist(),
+        Y_KEYS[grid.y_is]: grid.y.tolist(),
         "left_out": grid.left_out,
     }
+
+
+def has_maps(grid: Grid) -> bool:
+    """Whether there is enough in both directions; a few sizes of memory read better as panels."""
+    return len(grid.x) >= 3 and len(grid.y) >= (3 if grid.y_is == "link" else 5)
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
@@ -144,11 +157,11 @@ def _maps(grid: Grid) -> Figure:
     for ax in list(axes.flat)[:n]:
         _map_axes(ax, grid)
     for ax in axes[:, 0]:
-        ax.set_ylabel("link, GB/s")
+        ax.set_ylabel(Y_NAMES[grid.y_is])
     for i in range(columns):
         lowest = [ax for ax in axes[:, i] if ax.get_visible()][-1:]
         for ax in lowest:
-            ax.set_xlabel(_x_name(grid))
+            ax.set_xlabel(_x_name(grid, short=True))
             ax.tick_params(labelbottom=True)
     assert image is not None
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.012, aspect=30, ticks=levels)
@@ -159,7 +172,7 @@ def _maps(grid: Grid) -> Figure:
 
 
 def _map_axes(ax: Axes, grid: Grid) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     if grid.y[-1] / grid.y[0] > 4:
         ax.set_yscale("log")
@@ -167,7 +180,11 @@ def _map_axes(ax: Axes, grid: Grid) -> None:
         ax.yaxis.set_major_locator(FixedLocator(ticks))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(grid.x[0], grid.x[-1])
+    # None and all of the layers are as wide as other numbers of them.
+    half = 0.5 if grid.x_is == "ncmoe" else 0.0
+    ax.set_xlim(grid.x[0] - half, grid.x[-1] + half)
+    if half:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(grid.y[0], grid.y[-1])
     if grid.fits_at is not None and grid.fits_at < grid.x[-1]:
         ax.axvline(grid.fits_at, color="white", lw=1.2, ls=(0, (4, 3)))
@@ -274,7 +291,7 @@ def _round_levels(lo: float, hi: float) -> list[float]:
 
 
 def _lines(grid: Grid) -> Figure:
-    """A line a policy over memory, a panel a link; over the link where there is one size."""
+    """A line a policy over X, a panel a value of Y; over Y where X has one value."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -306,11 +323,11 @@ def _lines(grid: Grid) -> Figure:
         _direct_labels(ax, ends, grid, palette)
         ax.grid(axis="y", color="#dddddd", lw=0.8)
         ax.set_axisbelow(True)
-        ax.set_xlabel("link, GB/s" if over_link else _x_name(grid))
+        ax.set_xlabel(Y_NAMES[grid.y_is] if over_link else _x_name(grid, len(panels) > 1))
         if grid.x_is == "ncmoe" and not over_link:
             ax.xaxis.get_major_locator().set_params(integer=True)  # no half layers
         if panel is not None and len(grid.y) > 1:
-            ax.set_title(f"link {grid.y[panel]:g} GB/s")
+            ax.set_title(Y_TITLES[grid.y_is].format(grid.y[panel]))
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
@@ -356,7 +373,7 @@ def _heading(figure: Figure, grid: Grid, title: str | None) -> None:
     facts = [f"{Path(a['trace']).name}, {a['tokens']:,} tokens", expert, *grid.left_out]
     if grid.fits_at is not None and len(grid.y) >= 3:
         facts.append("dashed: every expert fits")
-    if len(grid.real) > 1 and len(grid.x) >= 3 and len(grid.y) >= 3:
+    if len(grid.real) > 1 and has_maps(grid):
         facts.append("outlined in red: fastest there")
     if grid.bounds:
         facts.append("bound: knows the future")
@@ -364,8 +381,9 @@ def _heading(figure: Figure, grid: Grid, title: str | None) -> None:
     figure.supxlabel(" · ".join(facts), x=0.01, ha="left", fontsize=11, color="#555555")
 
 
-def _x_name(grid: Grid) -> str:
-    return X_NAMES[grid.x_is]
+def _x_name(grid: Grid, short: bool = False) -> str:
+    """``short``: for a panel among several."""
+    return "layers on the CPU (-ncmoe)" if short and grid.x_is == "ncmoe" else X_NAMES[grid.x_is]
 
 
 def _speed_name(grid: Grid) -> str:

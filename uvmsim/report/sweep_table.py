@@ -37,6 +37,7 @@ def print_sweep(s: Sweep, console: Console | None = None) -> None:
 
 def _column(axis: str) -> str:
     return {"slots": "slots_asked", "vram": "vram_bytes", "link": "link_bytes_per_s",
+            "ram_bandwidth": "ram_bytes_per_s", "reserve": "reserve_bytes",
             "expert_size": "expert_bytes"}.get(axis, axis)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
+from uvmsim.machine.hardware import Hardware
 from uvmsim.paging.layout import BLOCK
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
@@ -70,13 +71,22 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         ("trace", f"{t['path']}: {phases} tokens{sequences}{incomplete}"),
         ("model", f"{m['name']}, {t['layers']} MoE layers x {t['experts']} experts, top-{t['top_k']}; "
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
-        ("hardware", f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}, "
-         f"link {format_rate(hw.h2d_bytes_per_s)}"),
+        *(("hardware", (f"{x.name}: " if c.machines else "") + said(x)) for x in c.machines or [hw]),
     ]  # fmt: skip
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
         console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
+
+
+def said(hw: Hardware) -> str:
+    """A machine in a line."""
+    kept = hw.reserve_bytes
+    less = f" less {format_bytes(kept, binary=True)} reserved" if kept else ""
+    return (
+        f"{hw.gpu}, {format_bytes(hw.vram_bytes, binary=True)}{less}, "
+        f"link {format_rate(hw.h2d_bytes_per_s)}"
+    )
 
 
 def _table(
@@ -91,38 +101,45 @@ def _table(
         pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
     elif key == "paged":
-        chunks, threshold = c.hardware.vram_bytes // BLOCK, c.scenario.threshold
-        title = f"paged by the driver, {chunks:,} chunks of 2 MiB, threshold {threshold} %"
+        chunks, threshold = c.hardware.free_bytes // BLOCK, c.scenario.threshold
+        many = "" if c.machines else f"{chunks:,} "
+        title = f"paged by the driver, {many}chunks of 2 MiB, threshold {threshold} %"
     else:
         title = "without an expert pool"
     best = _best(group, main)
     columns = [x for x in COLUMNS if any(x[1](run, row, c) for run, row in group if _ok(row))]
     named = isinstance(key, int) or key == "paged"
-    shown = [Column("policy" if named else "mechanism", "left", name=True)]
+    shown = [Column("hardware", "left", name=True)] if c.machines else []
+    shown += [Column("policy" if named else "mechanism", "left", name=True)]
     for name, _ in columns:
         stays = name == ("decode t/s" if decode else "prefill t/s")
         leaves = 0 if stays else 1 + LEAVING.index(name)
         shown.append(Column(name, "left" if name == "time" else "right", leaves))
     several = len({run.mechanism for run, _ in group}) > 1
     lines: list[Row] = []
-    said: set[str] = set()
+    told: set[tuple[str, ...]] = set()
     for run, row in group:
         name = (run.policy if named else None) or run.mechanism
         if named and several:
             name = f"{run.mechanism} {name}"
+        if "ncmoe" in row:
+            name = f"{name} {row['ncmoe']}"
+        where = [run.job.hardware.name] if c.machines else []
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)
             have = format_bytes(row["available_bytes"], binary=True)
             why = Text(f"out of memory: {row['what']}: {need} needed, VRAM has {have}", style="red")
-            if why.plain not in said:
-                said.add(why.plain)
-                console.print(Text.assemble(f"{run.mechanism}: ", why), soft_wrap=True)
+            if (*where, why.plain) not in told:
+                told.add((*where, why.plain))
+                failed = " on ".join([name if "ncmoe" in row else run.mechanism, *where])
+                console.print(Text.assemble(f"{failed}: ", why), soft_wrap=True)
             continue
         style = "bold cyan" if row is best else ("dim" if bound else "")
         mark = "> " if row is best else "  "
         cells = [make(run, row, c) or "-" for _, make in columns]
-        lines.append(Row([Text(f"{mark}{name}{' (bound)' if bound else ''}"), *cells], style))
+        first, *rest = [*where, f"{name}{' (bound)' if bound else ''}"]
+        lines.append(Row([Text(f"{mark}{first}"), *map(Text, rest), *cells], style))
     if not lines:
         return set()
     left = show(

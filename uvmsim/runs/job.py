@@ -39,6 +39,8 @@ class Job:
     seed: int = 0
     profile: Workload | None = None
     """What policies that need a profile learn from."""
+    ctx: int | None = None
+    """Tokens that the KV cache has room for; None: what the trace needs."""
     threshold: int = 51
     """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
 
@@ -52,11 +54,15 @@ class DoesNotFit(Exception):
 
 
 def fixed_bytes(job: Job) -> int:
-    """Device bytes that are not routed experts: dense weights, output layer, KV cache."""
+    """Device bytes that are not routed experts: dense weights, output layer, KV cache, and what the
+    machine keeps for something else."""
     m = job.model
+    others = sum(m.dense_bytes) + m.output_bytes + (job.hardware.reserve_bytes or 0)
+    if job.ctx is not None:
+        return others + job.ctx * m.kv_bytes_per_token
     kv = int(job.workload.step_kv.max(initial=0)) if job.workload.n_steps else 0
     longest = int(np.ceil(kv / max(int(job.workload.step_tokens.max(initial=1)), 1)))
-    return sum(m.dense_bytes) + m.output_bytes + longest * m.kv_bytes_per_token
+    return others + longest * m.kv_bytes_per_token
 
 
 def expert_slots(job: Job) -> int:

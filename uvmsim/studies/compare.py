@@ -15,7 +15,16 @@ from uvmsim.policies.registry import parse
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.choice import policies_for
-from uvmsim.studies.resolve import Resolved, jobs, label, model_json, resolve, slots_of, trace_json
+from uvmsim.studies.resolve import (
+    Resolved,
+    hardware_json,
+    jobs,
+    label,
+    model_json,
+    resolve,
+    slots_of,
+    trace_json,
+)
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
 from uvmsim.version import __version__
@@ -36,10 +45,13 @@ class Comparison(Answer):
     workload: Workload
     model: Model
     hardware: Hardware
+    """The first, where there are several."""
     runs: list[Outcome]
     belady_misses: dict[int, int]
     """By slots: misses of Belady's MIN, the fewest any policy without prefetch can have."""
     notes: list[str]
+    machines: tuple[Hardware, ...] = ()
+    """All that were compared, where they are several."""
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
@@ -57,7 +69,7 @@ class Comparison(Answer):
             "uvmsim": __version__,
             "trace": trace_json(self.trace, self.workload),
             "model": model_json(self.model),
-            "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
+            "hardware": hardware_json(self.machines or (self.hardware,)),
             "options": asked | {"policies": asked.get("policies", EXPERTS.defaults)},
             "notes": self.notes,
             "runs": self._runs_json(),
@@ -67,6 +79,8 @@ class Comparison(Answer):
         runs = []
         for run in self.runs:
             d = run.to_json()
+            if isinstance(self.scenario.ncmoe, tuple) and run.mechanism == "cpu-offload":
+                d["ncmoe"] = run.job.ncmoe
             least = self.belady_misses.get(d.get("slots", -1))
             if run.pooled and least:
                 d["belady_misses"] = least
@@ -76,7 +90,8 @@ class Comparison(Answer):
 
 
 def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -> Comparison:
-    """Run every mechanism and policy of a scenario at every pool size, on a simulated clock.
+    """Run every mechanism and policy of a scenario at every pool size on every machine, on a simulated
+    clock.
 
     ``scenario`` may be a trace alone (a path, a `RoutingTrace`; None: the bundled). Without ``slots``
     the pool is what memory holds (of the bundled trace: 25 %). ``progress`` is called with (runs done,
@@ -87,8 +102,9 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     mechanisms: Any = s.mechanisms
     policies: Any = s.policies
     chosen = policies_for(mechanisms, policies)
-    r = resolve(s)
-    todo = list(jobs(r, mechanisms, _sizes(s, r), chosen))
+    r = resolve(s, several=True)
+    sizes = _sizes(s, r)
+    todo = [x for hw in r.machines for x in jobs(r.on(hw), mechanisms, sizes, chosen)]
     runs = []
     for i, (job, mechanism) in enumerate(todo):
         if progress:
@@ -103,7 +119,8 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
             "no expert ever had to leave, so policies do not differ; give fewer --slots (25%) or "
             "less --vram"
         )
-    return Comparison(s, r.trace, r.workload, r.model, r.hardware, runs, least, r.notes)
+    several = r.machines if len(r.machines) > 1 else ()
+    return Comparison(s, r.trace, r.workload, r.model, r.hardware, runs, least, r.notes, several)
 
 
 def _sizes(s: Scenario, r: Resolved) -> list[int | None]:

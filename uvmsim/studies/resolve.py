@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 from traces.errors import InputError
 from traces.routing import RoutingTrace, open_routing
 from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
-from uvmsim.core.units import parse_bandwidth, parse_bytes
+from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.runs.job import Job
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, trace_name
+from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
 
@@ -37,6 +37,14 @@ class Resolved:
     base: Job
     """Without a policy and without a pool size."""
     notes: list[str]
+    machines: tuple[Hardware, ...] = ()
+    """All that were named; the first is ``hardware``."""
+    ncmoes: tuple[int, ...] = ()
+    """cpu-offload: all numbers of layers that were named; none: the base's."""
+
+    def on(self, hardware: Hardware) -> Resolved:
+        """The same on another machine."""
+        return replace(self, hardware=hardware, base=replace(self.base, hardware=hardware))
 
     @property
     def experts(self) -> int:
@@ -44,32 +52,42 @@ class Resolved:
         return self.workload.n_layers * self.workload.n_experts
 
 
-def resolve(s: Scenario, *, own_sizes: bool = False) -> Resolved:
+def resolve(s: Scenario, *, own_sizes: bool = False, several: bool = False) -> Resolved:
     """Read what ``s`` names. Raises `InputError`.
+
+    ``several``: whether the study takes several machines, and several numbers of layers on the CPU.
 
     ``own_sizes``: where neither model nor expert size is given, experts have the bytes that the
     trace's own model has, small as they may be.
     """
     notes: list[str] = []
     trace = load_trace(s.trace, s.limit)
-    hardware = machine_of(s)
+    if not several:
+        one_of_each(s)
+    machines = machines_of(s)
+    hardware = machines[0]
     if own_sizes and not (s.model or s.expert_size):
         model = Model.from_info(trace.meta.model)
     else:
         model = resolve_model(s, trace, notes)
+    if s.kv_type:
+        model = model.with_kv(s.kv_type)
     workload, profile = workloads_of(s, trace, model)
     base = base_job(s, workload, model, hardware, profile)
-    return Resolved(trace, workload, model, hardware, base, notes)
+    ncmoes = s.ncmoe if isinstance(s.ncmoe, tuple) else ()
+    return Resolved(trace, workload, model, hardware, base, notes, machines, ncmoes)
 
 
 def base_job(
     s: Scenario, workload: Workload, model: Model, hardware: Hardware, profile: Workload | None
 ) -> Job:
-    """The job of a scenario without a policy and without a pool size."""
+    """The job of a scenario without a policy and without a pool size; of several ``ncmoe`` the
+    first."""
+    given: Any = s.ncmoe[0] if isinstance(s.ncmoe, tuple) else s.ncmoe
     return Job(
         workload, model, hardware, pool=s.pool or "global", reset=s.reset,
         write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
-        ncmoe=model.n_layers if s.ncmoe is None else s.ncmoe, threshold=s.threshold,
+        ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
     )  # fmt: skip
 
 
@@ -85,7 +103,8 @@ def jobs(
     for name in mechanisms:
         kind = decides(name)
         if kind is None:
-            yield r.base, name
+            for n in r.ncmoes if name == "cpu-offload" and r.ncmoes else (r.base.ncmoe,):
+                yield replace(r.base, ncmoe=n), name
             continue
         for size in sizes if kind.pooled else (None,):
             for spec in chosen[kind.noun]:
@@ -95,7 +114,9 @@ def jobs(
 
 
 def machine_of(s: Scenario) -> Hardware:
-    """The hardware with the memory and the link asked for."""
+    """The hardware with the memory, link and host memory asked for; `InputError` where several are
+    named."""
+    one_of_each(s, "hardware")
     named: Any = s.hardware or DEFAULT_HARDWARE
     hardware = named if isinstance(named, Hardware) else Hardware.load(named)
     if s.program:
@@ -104,7 +125,32 @@ def machine_of(s: Scenario) -> Hardware:
     if vram == 0:
         raise InputError(f"{s.vram}: a GPU with no memory cannot run anything", argument="vram")
     link = None if s.link is None else _parsed("link", parse_bandwidth, s.link)
-    return hardware.with_(vram=vram, link=link)
+    ram = None
+    if s.ram_bandwidth is not None:
+        ram = _parsed("ram_bandwidth", parse_bandwidth, s.ram_bandwidth)
+    reserve = None if s.reserve is None else _parsed("reserve", parse_bytes, s.reserve)
+    made = hardware.with_(vram=vram, link=link, ram=ram, reserve=reserve)
+    if made.reserve_bytes and made.free_bytes == 0:
+        raise InputError(
+            f": {format_bytes(made.reserve_bytes, binary=True)} kept for something else leave nothing "
+            f"of {made.name}'s {format_bytes(made.vram_bytes, binary=True)}",
+            argument="reserve",
+        )
+    return made
+
+
+def machines_of(s: Scenario) -> tuple[Hardware, ...]:
+    """All machines that a scenario names, one at least."""
+    named = s.hardware if isinstance(s.hardware, tuple) else (s.hardware,)
+    return tuple(machine_of(s.with_(hardware=x)) for x in named)
+
+
+def one_of_each(s: Scenario, *names: str) -> None:
+    """`InputError` where a study of one machine and one number of layers is given several."""
+    for name in names or ("hardware", "ncmoe"):
+        if isinstance(getattr(s, name), tuple):
+            told = ", ".join(str(x) for x in plain(getattr(s, name)))
+            raise InputError(f"{told}: give one", argument=name)
 
 
 def _parsed(argument: str, parse: Callable[[Any], T], value: Any) -> T:
@@ -264,6 +310,12 @@ def model_json(model: Model) -> dict[str, Any]:
         "total_bytes": model.total_bytes,
         "scaled": model.sources.get("scaled"),
     }
+
+
+def hardware_json(machines: Sequence[Hardware]) -> Any:
+    """What a result says of its machine; of several a list."""
+    told = [{"name": hw.name, "vram_bytes": hw.vram_bytes} for hw in machines]
+    return told if len(told) > 1 else told[0]
 
 
 def label(job: Job, mechanism: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from uvmsim.policies.pages.phases import PhasedPolicy
     from uvmsim.policies.registry import PolicySpec
 
+    Machine: TypeAlias = str | os.PathLike[str] | Hardware
     AnyPolicy: TypeAlias = str | Policy | type[Policy] | PolicySpec | PhasedPolicy | tuple[Any, Any]
 
 Progress = Callable[[int, int, str], None]
@@ -53,14 +54,23 @@ class Scenario:
     expert_size: str | int | float | None = None
     """Of one expert: bytes, ``"13.2MB"``, or a preset whose expert's size is meant; everything else is
     scaled along."""
-    hardware: str | os.PathLike[str] | Hardware | None = None
-    """A preset (``uvmsim hardware``) or a TOML file; None: rtx5090, in replay h100."""
+    hardware: Machine | Sequence[Machine] | None = None
+    """A preset (``uvmsim hardware``), perhaps with parts (``"rtx3090+pcie3"``), a TOML file, or
+    ``"auto"``; several where machines are compared. None: rtx5090, in replay h100."""
     program: str | os.PathLike[str] | None = None
     """What runs on it: a preset (``uvmsim hardware``) or a TOML file; None: the hardware's own."""
     vram: str | int | float | None = None
     """Device memory instead of the hardware's: bytes, or ``"16GiB"``."""
     link: str | int | float | None = None
     """Link bandwidth instead of the hardware's: bytes a second, or ``"28GB/s"``."""
+    ram_bandwidth: str | int | float | None = None
+    """What the CPU reads weights with instead of the hardware's: bytes a second, or ``"60GB/s"``."""
+    reserve: str | int | float | None = None
+    """Device memory that something else uses: bytes, or ``"1GiB"``; None: the hardware's own."""
+    ctx: int | None = None
+    """Tokens that the KV cache has room for; None: what the trace needs."""
+    kv_type: str | None = None
+    """Type of the KV cache (``f16``, ``q8_0``, ``q4_0``, ...); None: the model's own."""
     slots: Size | Iterable[Size] = ()
     """Sizes of the expert pool, one or several: a whole number of experts, a share of all experts as a
     float (0.25) or as text (``"25%"``). None given: what device memory holds."""
@@ -80,8 +90,8 @@ class Scenario:
     """Copy evicted experts back to the host."""
     pageable: bool = False
     """Host memory is not pinned."""
-    ncmoe: int | None = None
-    """cpu-offload: layers kept on the CPU; None: all."""
+    ncmoe: int | Sequence[int] | None = None
+    """cpu-offload: layers kept on the CPU, one number or several; None: all."""
     profile: str | os.PathLike[str] | RoutingTrace | None = None
     """A trace that policies learn from."""
     limit: int | None = None
@@ -106,6 +116,8 @@ class Scenario:
             raise InputError(f"{self.seed}: must be 0 or more", argument="seed")
         if not 1 <= self.threshold <= 100:
             raise InputError(f"{self.threshold}: a share in %, 1 to 100", argument="threshold")
+        if self.ctx is not None and self.ctx <= 0:
+            raise InputError(f"{self.ctx}: give a number of tokens above 0", argument="ctx")
         if self.limit is not None and self.limit <= 0:
             raise InputError(f"{self.limit}: give a number of tokens above 0", argument="limit")
 
@@ -271,6 +283,34 @@ def _policy(value: Any) -> Any:
     return tuple(_policy(x) for x in value) if type(value) is tuple else copy.copy(value)
 
 
+def _machines(value: Any) -> Any:
+    """One machine as itself, several as a tuple."""
+    if isinstance(value, list | tuple):
+        return _one_or_several(tuple(_described(x) for x in value))
+    return _described(value)
+
+
+def _layers(value: Any) -> Any:
+    """One number of layers as itself, several as a tuple."""
+    numbers = _one_or_several(tuple(_whole(x) for x in _several(value)))
+    if any(n is not None and n < 0 for n in _several(numbers)):
+        raise InputError("must be 0 or more")
+    return numbers
+
+
+def _one_or_several(values: tuple[Any, ...]) -> Any:
+    different = tuple(v for i, v in enumerate(values) if v not in values[:i])
+    return different if len(different) > 1 else (*different, None)[0]
+
+
+def _kv_type(value: Any) -> Any:
+    from uvmsim.machine.model import KV_TYPES
+
+    if value is not None and (not isinstance(value, str) or value.lower() not in KV_TYPES):
+        raise InputError(f"must be one of {', '.join(KV_TYPES)}")
+    return value and value.lower()
+
+
 def _engine(value: Any) -> str:
     if value not in CLOCKS:
         raise InputError(f"must be one of {', '.join(CLOCKS)}")
@@ -286,11 +326,12 @@ def field_as_kept(name: str, values: Any) -> Any:
 
 
 _TIDY: dict[str, Callable[[Any], Any]] = {
-    "trace": _trace, "profile": _trace, "model": _described, "hardware": _described,
+    "trace": _trace, "profile": _trace, "model": _described, "hardware": _machines,
     "program": _path,
-    "expert_size": _number, "vram": _number, "link": _number, "slots": _sizes,
+    "expert_size": _number, "vram": _number, "link": _number,
+    "ram_bandwidth": _number, "reserve": _number, "ctx": _whole, "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
-    "ncmoe": _whole, "limit": _whole, "seed": _whole, "threshold": _whole, "engine": _engine,
+    "ncmoe": _layers, "limit": _whole, "seed": _whole, "threshold": _whole, "engine": _engine,
 }  # fmt: skip
 
 

@@ -17,12 +17,14 @@ from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.llamabench.workload import Bench, bench
-from uvmsim.studies.resolve import load_trace, machine_of, slots_of
+from uvmsim.studies.resolve import hardware_json, load_trace, machines_of, slots_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, name_of, plain
 from uvmsim.studies.simulate import simulate
 from uvmsim.version import __version__
 
 DEFAULT_MODEL = "gpt-oss-120b"
+OFFLOAD = "cpu-offload"
+"""The mechanism that ``ncmoe`` is for."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class Options:
     policies: tuple[Any, ...] = ()
     vram: str | int | float | None = None
     link: str | int | float | None = None
+    ram_bandwidth: str | int | float | None = None
+    reserve: str | int | float | None = None
+    ctx: int | None = None
+    kv_type: str | None = None
     threshold: int = 51
-    ncmoe: int | None = None
+    ncmoe: Any = None
     slots: int | None = None
     prompt: int = 512
     generate: int = 128
@@ -57,8 +63,11 @@ class LlamaBench(Answer):
     options: Options
     model: Model
     hardware: Hardware
+    """The first, where there are several."""
     runs: list[dict[str, Any]]
     notes: list[str]
+    machines: tuple[Hardware, ...] = ()
+    """All of them, where they are several."""
 
     @property
     def outcomes(self) -> Sequence[dict[str, Any]]:
@@ -75,7 +84,7 @@ class LlamaBench(Answer):
             "uvmsim": __version__,
             "model": {"name": self.model.name, "bytes": self.model.total_bytes,
                       "params": self.model.total_params},
-            "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
+            "hardware": hardware_json(self.machines or (self.hardware,)),
             "options": {k: plain(v) for k, v in vars(self.options).items() if v is not None},
             "rows": self.runs,
             "notes": self.notes,
@@ -93,9 +102,10 @@ def llama_bench(
 ) -> LlamaBench:
     """What llama-bench would print on a scenario's machine: ``prompt`` tokens in, ``generate`` out.
 
-    Of the scenario: ``model`` (gpt-oss-120b), ``hardware``, ``vram``, ``link``, ``mechanisms`` (uvm),
-    ``policies``, one of ``slots``, ``threshold``, ``ncmoe``, ``seed``, ``engine``; a ``trace`` gives
-    random tokens its experts' popularity. ``trace_out``: a file for the driver's events of the one
+    Of the scenario: ``model`` (gpt-oss-120b), ``hardware`` (one or several), ``vram``, ``link``,
+    ``ram_bandwidth``, ``reserve``, ``ctx``, ``kv_type``, ``mechanisms`` (uvm), ``policies``, one of
+    ``slots``, ``threshold``, ``ncmoe`` (one or several), ``seed``, ``engine``; a ``trace`` gives random
+    tokens its experts' popularity. ``trace_out``: a file for the driver's events of the one
     run. Raises `InputError`.
     """
     s = scenario or Scenario()
@@ -111,8 +121,9 @@ def llama_bench(
     policies: Any = s.policies or ()
     out = None if trace_out is None else os.fspath(trace_out)
     options = Options(
-        s.model, s.hardware, s.program, mechanisms, policies, s.vram, s.link, s.threshold, s.ncmoe,
-        slots, prompt, generate, reps, s.trace, s.seed, s.engine, out,
+        s.model, s.hardware, s.program, mechanisms, policies, s.vram, s.link,
+        s.ram_bandwidth, s.reserve, s.ctx, s.kv_type, s.threshold, s.ncmoe, slots, prompt,
+        generate, reps, s.trace, s.seed, s.engine, out,
     )  # fmt: skip
     return run(options, progress)
 
@@ -123,12 +134,15 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
         raise InputError(f"{options.threshold}: a share in %, 1 to 100", argument="threshold")
     _check(options)
     model = options.model if isinstance(options.model, Model) else Model.load(options.model)
-    hw = machine_of(
+    if options.kv_type:
+        model = model.with_kv(options.kv_type)
+    machines = machines_of(
         Scenario(
             hardware=options.hardware, program=options.program, vram=options.vram,
-            link=options.link,
+            link=options.link, ram_bandwidth=options.ram_bandwidth, reserve=options.reserve,
         )
     )  # fmt: skip
+    several = machines if len(machines) > 1 else ()
     like = load_trace(options.like) if options.like else None
     made = bench(model, options.prompt, options.generate, options.reps, options.seed, like)
     notes = []
@@ -137,8 +151,11 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
             f"how unevenly random tokens use {model.name}'s experts is not known; assumed "
             "log-normal with sigma 1 (--routing TRACE takes a recorded popularity)"
         )
-    base = Job(made.workload, model, hw, threshold=options.threshold, seed=options.seed)
-    todo = list(_jobs(options, base))
+    base = Job(
+        made.workload, model, machines[0], ctx=options.ctx, threshold=options.threshold,
+        seed=options.seed,
+    )  # fmt: skip
+    todo = [x for hw in machines for x in _jobs(options, replace(base, hardware=hw))]
     if options.trace_out and (len(todo) != 1 or not mechanism_named(todo[0][1]).records_faults):
         raise InputError(
             "writes one run of paging; give one `policies` of `mechanisms` uvm",
@@ -152,11 +169,13 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
         if options.trace_out:
             words = {"llama_bench": model.name, "policy": result.policy}
             mechanism_named(name).export_faults(result, options.trace_out, words)
-        rows += _rows(made, result)
+        told: dict[str, Any] = {"hardware": job.hardware.name} if several else {}
+        one = {"ncmoe": job.ncmoe} if isinstance(options.ncmoe, tuple) and name == OFFLOAD else {}
+        rows += [told | row | one for row in _rows(made, result)]
         notes += [n for n in result.notes if n not in notes]
     if progress:
         progress(len(todo), len(todo), "")
-    return LlamaBench(options, model, hw, rows, notes)
+    return LlamaBench(options, model, machines[0], rows, notes, several)
 
 
 def _check(options: Options) -> None:
@@ -164,7 +183,7 @@ def _check(options: Options) -> None:
     kinds = [mechanism_named(name) for name in options.mechanisms]
     if options.slots is not None and "expert-cache" not in options.mechanisms:
         raise InputError("is for `mechanisms` expert-cache", argument="slots")
-    if options.ncmoe is not None and "cpu-offload" not in options.mechanisms:
+    if options.ncmoe is not None and OFFLOAD not in options.mechanisms:
         raise InputError("is for `mechanisms` cpu-offload", argument="ncmoe")
     if options.policies and not any(k.decides for k in kinds):
         names = ", ".join(options.mechanisms)
@@ -181,14 +200,15 @@ def _jobs(options: Options, base: Job):
             for policy in options.policies or (kind.decides.plain,):
                 yield replace(base, policy=kind.decides.of(policy), slots=size), name
         else:
-            n = base.model.n_layers if options.ncmoe is None else options.ncmoe
-            yield replace(base, ncmoe=n), name
+            given = options.ncmoe if isinstance(options.ncmoe, tuple) else (options.ncmoe,)
+            for n in given if name == OFFLOAD else given[:1]:
+                yield replace(base, ncmoe=base.model.n_layers if n is None else n), name
 
 
 def _rows(made: Bench, result: Outcome) -> list[dict[str, Any]]:
     """One row a test: tokens/s and their spread over repetitions, counters a repetition."""
     head: dict[str, Any] = {"mechanism": result.mechanism, "policy": result.policy}
-    if result.job.ncmoe and result.mechanism == "cpu-offload":
+    if result.job.ncmoe and result.mechanism == OFFLOAD:
         head["ncmoe"] = result.job.ncmoe
     if result.does_not_fit is not None:
         d = result.does_not_fit

@@ -172,7 +172,7 @@ def check(options: Options) -> None:
 
 def setup_of(options: Options, hw: Hardware, ratio: float) -> Setup:
     """Memory and kernels of all processes; each has ``ratio`` x capacity bytes of its own."""
-    n_chunks = hw.vram_bytes // BLOCK
+    n_chunks = hw.free_bytes // BLOCK
     if n_chunks < LEAST_CHUNKS:
         raise InputError(f"{options.vram}: too little to page with; give at least 128MiB", "vram")
     whole = ratio * (1.0 if options.pattern == "abab" else p.REPORTED)

@@ -70,6 +70,7 @@ class Cell:
     error: str | None = None
     """Why it cannot be run, where that is known already."""
     threshold: int = 51
+    ctx: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,23 @@ class _Resolved:
 
 
 AXES = (
-    "trace", "limit", "unit", "profile", "model", "expert_size", "mechanism", "policy", "pool",
-    "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "vram", "hardware", "program",
-    "pageable", "link",
+    "trace", "limit", "unit", "profile", "model", "expert_size", "kv_type", "mechanism", "policy",
+    "pool", "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "ctx", "vram", "reserve",
+    "hardware", "program", "pageable", "ram_bandwidth", "link",
 )  # fmt: skip
 """Order of expansion, slowest first: neighbours share as much as they can."""
 
-MACHINE = ("slots", "vram", "hardware", "program", "pageable", "link")
+MACHINE = (
+    "slots", "vram", "reserve", "hardware", "program", "pageable", "ram_bandwidth", "link",
+)  # fmt: skip
 """Axes that say where a run happens; of these only the room for experts bears on decisions."""
 
 
-NAMES = ("uvmsim", "trace", "profile", "policy", "program")
-"""Columns that say where something comes from; what it is has a digest of its own in the key."""
+NAMES = (
+    "uvmsim", "trace", "profile", "policy", "program", "ram_bytes_per_s", "reserve_bytes", "kv_type",
+)  # fmt: skip
+"""Columns that say where something comes from, or what is in a digest: what it is has one of its own
+in the key."""
 
 
 def expand(config: SweepConfig, facts: dict[str | None, TraceFacts]) -> list[Cell]:
@@ -142,8 +148,10 @@ class _Resolver:
         kind = mechanism_named(p["mechanism"])
         decides = kind.decides
         paged = decides is not None and not decides.pooled
-        model = self.model(p["trace"], p["model"], p["expert_size"], paged)
-        machine = self.hardware(p["hardware"], p["program"], p["vram"], p["link"])
+        model = self.model(p["trace"], p["model"], p["expert_size"], p["kv_type"], paged)
+        machine = self.hardware(
+            p["hardware"], p["program"], p["vram"], p["link"], p["ram_bandwidth"], p["reserve"]
+        )
         hw: Hardware = machine.value
         m: Model | None = model.value
         policy = slots = None
@@ -183,6 +191,10 @@ class _Resolver:
             "program": hw.engine.name,
             "vram_bytes": hw.vram_bytes,
             "link_bytes_per_s": hw.h2d_bytes_per_s,
+            "ram_bytes_per_s": hw.cpu_bytes_per_s,
+            "reserve_bytes": hw.reserve_bytes or None,
+            "ctx": p["ctx"],
+            "kv_type": p["kv_type"],
             "mechanism": p["mechanism"],
             "policy": policy,
             "slots_asked": asked,
@@ -200,6 +212,8 @@ class _Resolver:
         told = {k: v for k, v in row.items() if k not in NAMES}
         if not paged:  # rows made before there was a threshold keep their key
             del told["threshold"]
+        if p["ctx"] is None:  # and those made before the context could be asked for
+            del told["ctx"]
         told |= {"model": model.digest, "hardware": machine.digest, "policy": policy_digest}
         told["slots_asked"] = slots if slots is not None else asked
         key = _digest(told)
@@ -212,15 +226,18 @@ class _Resolver:
             mechanism=p["mechanism"], policy=policy, slots=slots, pool=pool or "global",
             reset=reset or "never", write_back=p["write_back"], pinned=not p["pageable"],
             ncmoe=n_moe or 0, seed=p["seed"], profile=profile, error=error, threshold=p["threshold"],
+            ctx=p["ctx"],
         )  # fmt: skip
 
     def _model(
-        self, trace: str | None, name: str | None, size: str | None, paged: bool
+        self, trace: str | None, name: str | None, size: str | None, kv: str | None, paged: bool
     ) -> _Resolved:
         facts = self.facts[trace]
         scenario = Scenario(trace, name, size)
         try:
             model = resolve_model(scenario, _Bare(facts), [])  # type: ignore[arg-type]
+            if kv is not None:
+                model = model.with_kv(kv)
         except InputError as err:
             return _Resolved(_digest([name, size, asdict(facts.info)]), None, in_words(err))
         bare = replace(model, tensors=())
@@ -230,9 +247,11 @@ class _Resolver:
         return _Resolved(_digest(plain), bare)
 
     def _hardware(
-        self, name: str, program: str | None, vram: int | None, link: int | None
-    ) -> _Resolved:
-        hw = self.machine(name, program).with_(vram=vram, link=link)
+        self, name: str, program: str | None, vram: int | None, link: int | None,
+        ram: int | None, reserve: int | None,
+    ) -> _Resolved:  # fmt: skip
+        machine = self.machine(name, program)
+        hw = machine.with_(vram=vram, link=link, ram=ram, reserve=reserve)
         return _Resolved(_digest(hw.numbers()), hw)
 
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from traces.errors import InputError
 from uvmsim.core.units import parse_bandwidth, parse_bytes
+from uvmsim.machine.model import KV_TYPES
+from uvmsim.machine.parts import split
 from uvmsim.policies.kinds import EXPERTS, kind_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE
 
@@ -147,6 +149,10 @@ class SweepConfig(BaseModel):
     program: Texts = [None]
     vram: Sizes = [None]
     link: Rates = [None]
+    ram_bandwidth: Rates = [None]
+    reserve: Sizes = [None]
+    ctx: Wholes = [None]
+    kv_type: Annotated[list[str | None], _axis(one_of(*KV_TYPES))] = [None]
     slots: Annotated[list[str | None], _axis(pool_size)] = [None]
     mechanism: Annotated[list[str], _axis(text)] = ["expert-cache"]
     policy: Annotated[list[str], _axis(text)] = list(EXPERTS.defaults)
@@ -213,7 +219,7 @@ def check(config: SweepConfig, where: str = "sweep") -> None:
     for name in config.mechanism:
         if mechanism(name).decides and not policies_for(config, name):
             raise InputError(f"{where}: policy: none of them is for mechanism {name}")
-    for key in ("vram", "limit"):
+    for key in ("vram", "ctx", "limit"):
         if 0 in getattr(config, key):
             raise InputError(f"{where}: {key}: must be above 0")
 
@@ -254,6 +260,10 @@ def beside(home: Path, key: str, value: str | None) -> str | None:
             for part in value.split("+")
             for head, sep, rest in [part.partition(":")]
         )
+    if key == "hardware":
+        head, parts = split(value)
+        if parts:
+            return "+".join([str(beside(home, key, head)), *(p.text for p in parts)])
     if key in ("model", "hardware", "program") and not value.lower().endswith((".toml", ".gguf")):
         return value
     return str((home / Path(value).expanduser()).resolve())

@@ -27,6 +27,10 @@ PARAMETERS: tuple[tuple[str, pa.DataType], ...] = (
     ("program", _S),  # name of its engine profile
     ("vram_bytes", _I),
     ("link_bytes_per_s", _I),  # host to device, pinned
+    ("ram_bytes_per_s", _I),  # the CPU reading weights
+    ("reserve_bytes", _I),  # of device memory, for something else; null = none
+    ("ctx", _I),  # tokens in the KV cache; null = what the trace needs
+    ("kv_type", _S),  # null = the model's own
     ("mechanism", _S),
     ("policy", _S),  # null where the mechanism has none
     ("slots_asked", _S),  # as in the config; null = what VRAM holds

@@ -70,7 +70,7 @@ class Runner:
         job = Job(
             workload, cell.model, cell.hardware,
             policy=mechanism.decides.of(cell.policy) if cell.policy and mechanism.decides else None,
-            threshold=cell.threshold,
+            threshold=cell.threshold, ctx=cell.ctx,
             slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
             pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
         )  # fmt: skip

@@ -1,0 +1,94 @@
+"""A machine's TOML file: its keys, and what files of before there were engines mean."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from traces.errors import InputError
+from uvmsim.machine.engine import EngineSpec
+from uvmsim.machine.quantities import Bytes, Count, Flops, Rate, Room, Share, Sourced, Time
+
+OLD_ENGINE_KEYS = (
+    "dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", "dense_bytes_per_s",
+    "expert_tile_tokens",
+)  # fmt: skip
+"""The engine's keys that stood among the machine's before there were engines."""
+
+
+class UvmSpec(BaseModel):
+    """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
+
+    model_config = ConfigDict(extra="forbid")
+    sm_count: Sourced[Count]
+    ctas_per_sm: Sourced[Count]
+    burst_pages: Sourced[Count]
+    fault_sharing: Sourced[Count]
+    batch_ns: Sourced[Time]
+    page_ns: Sourced[Time]
+    service_ns: Sourced[Time]
+    map_ns: Sourced[Time]
+    evict_ns: Sourced[Time]
+    replay_ns: Sourced[Time]
+    copy_ns: Sourced[Time]
+    h2d_bytes_per_s: Sourced[Rate]
+    d2h_bytes_per_s: Sourced[Rate]
+
+
+class HardwareSpec(BaseModel):
+    """A machine's TOML file; the fields of `Hardware`, each with its source."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    gpu: str
+    summary: str
+    engine: EngineSpec
+    vram_bytes: Sourced[Bytes]
+    memory_bytes_per_s: Sourced[Rate]
+    compute_flops: Sourced[Flops]
+    h2d_bytes_per_s: Sourced[Rate]
+    d2h_bytes_per_s: Sourced[Rate]
+    copy_latency_ns: Sourced[Time]
+    pageable_h2d_bytes_per_s: Sourced[Rate]
+    pageable_d2h_bytes_per_s: Sourced[Rate]
+    duplex: Sourced[bool]
+    duplex_factor: Sourced[Share]
+    zero_copy_bytes_per_s: Sourced[Rate]
+    cpu_bytes_per_s: Sourced[Rate]
+    pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
+    host_bytes: Sourced[Bytes] | None = None
+    reserve_bytes: Sourced[Room] | None = None
+    uvm: UvmSpec | None = None
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        """An engine that could not be read is one fault among the others."""
+        if isinstance(value, InputError):
+            raise ValueError(str(value))
+        return value
+
+
+OLD_SUMMARY = "from a description without an [engine] table"
+
+
+def from_old(data: dict[str, Any]) -> dict[str, Any]:
+    """A file of before engines had tables of their own, as one of now; others as they are."""
+    old = [k for k in OLD_ENGINE_KEYS if k in data]
+    if "engine" in data or not old:
+        return data
+    words = {"name": data.get("name", ""), "summary": OLD_SUMMARY}
+    rest = {k: v for k, v in data.items() if k not in old}
+    return rest | {"engine": words | {k: data[k] for k in old}}
+
+
+_noted: set[str] = set()
+
+
+def note_once(text: str) -> None:
+    """Said on standard error, since results are on standard output."""
+    if text not in _noted:
+        _noted.add(text)
+        print(f"note: {text}", file=sys.stderr)
