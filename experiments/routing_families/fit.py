@@ -2,9 +2,9 @@
 
 python experiments/routing_families/fit.py DATA [--write]
 
-DATA holds the recorded traces (``gpt-oss-20b/gpqa_main.npz`` and so on, see README.md). ``--write`` puts
-the statistics into uvmsim/studies/advise/families.toml; results.json is written either way. None of a
-trace goes there: only means over layers and tokens.
+DATA holds the recorded traces (``gpt-oss-20b/gpqa_main.npz`` and so on, see README.md). ``--write``
+puts the statistics into uvmsim/studies/advise/families.toml; results.json is written either way. None
+of a trace goes there: only means over layers and tokens.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def main() -> None:
 
 def toml(found: dict[str, Family]) -> str:
     head = (
-        "# Written by experiments/routing_families/fit.py: means over the tokens and a third of the layers\n"
-        "# of recorded routing. log_popularity: ranks from the least to the most popular expert, at even\n"
-        f"# steps; persistence: parts of the variance that last {list(TIMES)} tokens.\n"
+        "# Written by experiments/routing_families/fit.py: means over the tokens and a third of the\n"
+        "# layers of recorded routing. log_popularity: by rank, the least popular expert first, at\n"
+        f"# even steps; persistence: parts of the variance that last {list(TIMES)} tokens.\n"
     )
     rows = [head]
     for family in found.values():

@@ -18,7 +18,7 @@ _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _MAX_LISTED = 2000
 
 
-def describe(path: str | Path, *, dense: bool = False) -> ModelInfo:
+def describe(path: str | Path, *, need_experts: bool = True) -> ModelInfo:
     """The model in a GGUF file (of a split model: in all its parts; give the first).
 
     Routed experts are the ``ffn_{gate,up,down,gate_up}_exps`` tensors with their biases and scales;
@@ -27,7 +27,7 @@ def describe(path: str | Path, *, dense: bool = False) -> ModelInfo:
     per-tensor list is left out; the sums per block stay.
 
     Raises `InputError` where a file is missing, broken, or holds no Mixture-of-Experts model;
-    with ``dense`` one without experts is described too, its ``moe_layers`` empty.
+    without ``need_experts`` one that has none is described too, its ``moe_layers`` empty.
     """
     parts = _read_parts(Path(path))
     meta = parts[0].metadata
@@ -60,13 +60,12 @@ def describe(path: str | Path, *, dense: bool = False) -> ModelInfo:
                 dense_types[t.type] += t.n_bytes
     moe_layers = tuple(il for il, n in enumerate(routed) if n)
     if not moe_layers or n_experts < 2:
-        if dense:
-            moe_layers, n_experts, types = (), 0, dense_types
-        else:
+        if need_experts:
             raise InputError(
                 f"{where}: not a Mixture-of-Experts model (architecture {arch!r}, no routed "
                 "experts); use a MoE model such as gpt-oss, Qwen3-MoE, OLMoE, Mixtral or DeepSeek"
             )
+        moe_layers, n_experts, types = (), 0, dense_types
     shapes = {t.name: t.shape for t in tensors}
     if not any(name.startswith("output.weight") for name in shapes):
         output, embedding = output + embedding, 0  # the LM head is the embedding table

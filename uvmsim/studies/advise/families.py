@@ -77,7 +77,10 @@ def family_of(architecture: str) -> tuple[Family, str]:
     known = families()
     for family in known.values():
         if architecture in family.architectures:
-            return family, f"statistics of {family.name}: {family.tokens:,} tokens of {family.source}"
+            return (
+                family,
+                f"statistics of {family.name}: {family.tokens:,} tokens of {family.source}",
+            )
     names = ", ".join(known)
     return middle(list(known.values())), (
         f"nobody recorded {architecture} here: the middle of what is known of {names}; "

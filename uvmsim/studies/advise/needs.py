@@ -6,13 +6,14 @@ are allowances, rounded up.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.machine.model_spec import TYPES, role_of
-from uvmsim.studies.advise.candidate import CACHE, CPU, GPU, TENSORS, UNIFIED, Candidate
+from uvmsim.machine.model_spec import role_of
+from uvmsim.studies.advise.candidate import CACHE, GPU, TENSORS, UNIFIED, Candidate
 
 MIB, GIB = 2**20, 2**30
 DRIVER_BYTES = 400 * MIB
@@ -27,7 +28,7 @@ ALIGN = 128
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes by kind: ``weights``, ``kv``, ``compute``, ``cache``, ``driver``; on the host ``system``."""
+    """Bytes by kind: ``weights``, ``kv``, ``compute``, ``cache``, ``driver``; host: ``system`` too."""
 
     vram: dict[str, int]
     ram: dict[str, int]
@@ -84,7 +85,9 @@ def expert_bytes_away(model: Model, c: Candidate) -> int:
         n for n, block in zip(model.expert_bytes, model.moe_layers, strict=True) if block < blocks
     )
     if c.kind == TENSORS:
-        away += int(layer_bytes(model, c.cpu_experts) * share_of(model, c.cpu_experts, c.projections))
+        away += int(
+            layer_bytes(model, c.cpu_experts) * share_of(model, c.cpu_experts, c.projections)
+        )
     return away * model.n_experts
 
 
@@ -93,15 +96,43 @@ def layer_bytes(model: Model, block: int) -> int:
     return dict(zip(model.moe_layers, model.expert_bytes, strict=True)).get(block, 0)
 
 
+class Stored(NamedTuple):
+    """What a list of tensors says, read once."""
+
+    largest: int
+    """Bytes of the largest tensor; 0 where none is listed."""
+    largest_expert: int
+    """The same of tensors of experts, a whole layer's."""
+    experts: dict[int, dict[str, int]]
+    """Block -> name behind ``blk.N.`` -> bytes of all its experts."""
+
+
+@functools.lru_cache(maxsize=64)
+def stored(tensors: tuple[tuple[str, str, int], ...]) -> Stored:
+    experts: dict[int, dict[str, int]] = {}
+    for name, _, nbytes in tensors:
+        role, block = role_of(name)
+        if role == "expert":
+            experts.setdefault(block, {})[name.split(".", 2)[2]] = nbytes
+    most = max((n for parts in experts.values() for n in parts.values()), default=0)
+    return Stored(max((n for _, _, n in tensors), default=0), most, experts)
+
+
 def share_of(model: Model, block: int, projections: tuple[str, ...]) -> float:
     """Share of a block's expert bytes in some projections; a third each where tensors are unknown."""
-    found = total = 0
-    for name, _, nbytes in model.tensors:
-        role, at = role_of(name)
-        if role == "expert" and at == block:
-            total += nbytes
-            found += nbytes * any(f"ffn_{p}_exps" in name for p in projections)
-    return found / total if total else len(projections) / 3
+    parts = stored(model.tensors).experts.get(block)
+    if not parts:
+        return len(projections) / 3
+    found = sum(
+        n for k, n in parts.items() if k.startswith(tuple(f"ffn_{p}_exps" for p in projections))
+    )
+    return found / sum(parts.values())
+
+
+def fused(model: Model) -> bool:
+    """Whether gate and up are one matrix."""
+    parts = stored(model.tensors).experts.values()
+    return any(k.startswith("ffn_gate_up") for p in parts for k in p)
 
 
 def compute_bytes(model: Model, c: Candidate, offloads: bool) -> int:
@@ -111,13 +142,10 @@ def compute_bytes(model: Model, c: Candidate, offloads: bool) -> int:
     buffer = c.ubatch * rows * 4
     if not offloads or c.kind == GPU:
         return buffer
-    return buffer + largest_tensor(model, experts_only=c.kind != CPU and not c.cpu_blocks)
-
-
-def largest_tensor(model: Model, experts_only: bool) -> int:
-    sizes = [n for name, _, n in model.tensors if not experts_only or role_of(name)[0] == "expert"]
+    found = stored(model.tensors)
+    largest = found.largest if c.cpu_blocks else found.largest_expert
     whole = max(model.expert_bytes, default=0) * model.n_experts
-    return max(sizes, default=whole // 3 + 1 if whole else max(model.dense_bytes))
+    return buffer + (largest or whole // 3 + 1)
 
 
 def cache_bytes(model: Model, slots: int) -> int:
@@ -129,9 +157,8 @@ def cache_bytes(model: Model, slots: int) -> int:
 def cache_slots(model: Model, mib: int, blocks: int) -> int:
     """Slots that ``mib`` MiB hold, at most all experts of the first ``blocks`` blocks; 0 below what a
     token uses in a layer."""
-    parts = bank_parts(model)
     most = model.n_experts * sum(block < blocks for block in model.moe_layers)
-    slots = min(mib * MIB // sum(parts) - 1, most)
+    slots = min(mib * MIB // sum(bank_parts(model)) - 1, most)
     while slots > 0 and cache_bytes(model, slots) > mib * MIB:
         slots -= 1
     return slots if slots >= model.top_k else 0
@@ -140,11 +167,8 @@ def cache_slots(model: Model, mib: int, blocks: int) -> int:
 def bank_parts(model: Model) -> list[int]:
     """Bytes of each matrix of the largest expert; thirds where tensors are unknown. Biases are not
     cached."""
-    block = model.moe_layers[max(range(len(model.expert_bytes)), key=model.expert_bytes.__getitem__)]
-    parts = [
-        nbytes // model.n_experts
-        for name, kind, nbytes in model.tensors
-        if role_of(name) == ("expert", block) and name.endswith(".weight") and kind in TYPES
-    ]
+    largest = max(range(len(model.expert_bytes)), key=model.expert_bytes.__getitem__)
+    parts = stored(model.tensors).experts.get(model.moe_layers[largest], {})
+    found = [n // model.n_experts for k, n in parts.items() if k.endswith("_exps.weight")]
     whole = max(model.expert_bytes)
-    return parts or [whole // 3, whole // 3, whole - 2 * (whole // 3)]
+    return found or [whole // 3, whole // 3, whole - 2 * (whole // 3)]

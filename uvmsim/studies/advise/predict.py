@@ -75,11 +75,12 @@ class Prediction:
 class Predictor:
     """Predictions for one model on one machine; each placement is simulated once.
 
-    ``requests``: micro-batch size -> the request in such batches. ``model`` has the KV type asked for.
+    ``requests``: micro-batch size, whether a short form will do -> the request in such batches.
+    ``model`` has the KV type asked for.
     """
 
     def __init__(
-        self, model: Model, hw: Hardware, requests: Callable[[int], Request], seed: int = 0
+        self, model: Model, hw: Hardware, requests: Callable[[int, bool], Request], seed: int = 0
     ):
         self.model, self.hw, self.seed = model, hw, seed
         self._requests = requests
@@ -94,7 +95,8 @@ class Predictor:
         """Speeds of a configuration; ``policy``: who leaves its expert cache."""
         key = (c.placement, policy)
         if key not in self._known:
-            self._known[key] = _prediction(self._requests(c.ubatch), self._time(c, policy))
+            brief = c.kind == UNIFIED
+            self._known[key] = _prediction(self._requests(c.ubatch, brief), self._time(c, policy))
         return self._known[key]
 
     # ---- by kind ----------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ class Predictor:
         self, c: Candidate, lo: int, hi: int, mechanism: str, job: dict[str, Any]
     ) -> Timed:
         head = hi == self.model.n_layers
-        whole = self._requests(c.ubatch).workload
+        whole = self._requests(c.ubatch, False).workload
         model = self.model
         if (lo, hi) != (0, model.n_layers):
             model = blocks_of(model, lo, hi, head)
@@ -165,7 +167,7 @@ class Predictor:
         n = self.model.n_layers
         cut, head_away = min(c.cpu_blocks, n), c.cpu_blocks > n
         there = self._run(c, 0, cut, "resident")
-        w = events_of(self._requests(c.ubatch).workload, self.model, 0, cut)
+        w = events_of(self._requests(c.ubatch, False).workload, self.model, 0, cut)
         away = blocks_of(self.model, 0, cut, head_away)
         there = on_cpu(there, w, away, self._machine(c), c.mapped) if cut else there
         if c.cpu_experts > cut:
@@ -174,16 +176,16 @@ class Predictor:
 
     def _unified(self, c: Candidate) -> Timed:
         """Paging by the driver. What it takes longer than with all in memory goes to faults."""
-        w = self._requests(c.ubatch).workload
+        w = self._requests(c.ubatch, True).workload
         hw = replace(self.hw, vram_bytes=max(self.hw.vram_bytes - DRIVER_BYTES, 1))
-        run = simulate(Job(w, self.model, hw, policy=PAGES.of(PAGES.plain), seed=self.seed), "uvm")
-        resident = self._run(c, 0, self.model.n_layers, "resident")
+        job = Job(w, self.model, hw, policy=PAGES.of(PAGES.plain), seed=self.seed)
+        run = simulate(job, "uvm")
+        resident = timed(simulate(Job(w, self.model, self._machine(c), seed=self.seed), "resident"))
         ns = run.step_ns.astype(np.float64)
         share = np.minimum(ns / resident.ns, 1.0)
         of = {k: v * share for k, v in resident.of.items()}
         of["faults"] = ns - sum(of.values(), np.zeros(len(ns)))
-        self._timed[("unified", c.ubatch)] = made = Timed(ns, of)
-        return made
+        return Timed(ns, of)
 
 
 def _prediction(r: Request, t: Timed) -> Prediction:
@@ -197,5 +199,11 @@ def _prediction(r: Request, t: Timed) -> Prediction:
     return Prediction(
         r.prompt / prefill if prefill else None, r.generate / decode if decode else None,
         prefill + decode, p_split, d_split,
-        t.hits[0] / t.hits[1] if t.hits and t.hits[1] else None, prefill,
+        _hit_rate(t, r.decode_weight > 0), prefill,
     )  # fmt: skip
+
+
+def _hit_rate(t: Timed, steps: np.ndarray) -> float | None:
+    if t.hits is None or not t.hits[1][steps].any():
+        return None
+    return float(t.hits[0][steps].sum() / t.hits[1][steps].sum())

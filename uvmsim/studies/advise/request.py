@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from uvmsim.workload import Workload, build_workload
 
 FEW = 3
 """Full micro-batches that stand for all of a prompt's: the first, the last and those between."""
+BRIEF_WARM, BRIEF = 8, 128
+"""Decoded tokens of a short form, for what takes long to simulate and does not need a warm cache."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,19 @@ class Request:
     """float64 [S]: generated tokens that a step stands for."""
 
 
-def request(model: Model, r: Routed, prompt: int, generate: int, ubatch: int) -> Request:
-    """``prompt`` tokens in micro-batches of ``ubatch``, then ``generate`` one by one."""
+def request(
+    model: Model, r: Routed, prompt: int, generate: int, ubatch: int, brief: bool = False
+) -> Request:
+    """``prompt`` tokens in micro-batches of ``ubatch``, then ``generate`` one by one; ``brief``: fewer
+    passes stand for the same."""
+    if brief:
+        r = replace(r, warm=r.warm[:BRIEF_WARM], decode=r.decode[:BRIEF])
     steps: list[tuple[np.ndarray, np.ndarray, int, float]] = [
         (r.warm[i : i + 1], np.array([prompt]), DECODE, 0.0) for i in range(len(r.warm))
     ]
-    for start, width, weight in _batches(prompt, ubatch):
+    for start, width, passes in _batches(prompt, ubatch, 1 if brief else FEW):
         at = np.arange(start, start + width)
-        steps.append((r.prompt[at % len(r.prompt)], at, PREFILL, weight))
+        steps.append((r.prompt[at % len(r.prompt)], at, PREFILL, passes))
     n = len(r.decode)
     where = prompt + (np.arange(n) * generate) // n
     steps += [(r.decode[i : i + 1], where[i : i + 1], DECODE, generate / n) for i in range(n)]
@@ -49,11 +56,12 @@ def request(model: Model, r: Routed, prompt: int, generate: int, ubatch: int) ->
     )  # fmt: skip
 
 
-def _batches(prompt: int, ubatch: int) -> list[tuple[int, int, float]]:
+def _batches(prompt: int, ubatch: int, few: int) -> list[tuple[int, int, float]]:
     """(first token, tokens, how many such there are): what a pass takes is linear in its position, so
     a few stand for all."""
     full, rest = divmod(prompt, ubatch)
-    chosen = list(range(full)) if full <= FEW else [0, (full - 1) / 2, full - 1]
+    ends = [(full - 1) / 2] if few == 1 else [0, (full - 1) / 2, full - 1]
+    chosen = list(range(full)) if full <= few else ends
     made = [(int(i * ubatch), ubatch, full / len(chosen)) for i in chosen]
     return made + ([(full * ubatch, rest, 1.0)] if rest else [])
 

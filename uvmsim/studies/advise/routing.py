@@ -40,6 +40,12 @@ def routed(model: Model, prompt: int, seed: int, trace: RoutingTrace | None = No
     return _made(model, n, seed)
 
 
+def unrouted() -> Routed:
+    """A model without experts: a token is a token."""
+    one = np.zeros((1, 0, 0), np.int16)
+    return Routed(one, one, one, "", recorded=False)
+
+
 def _recorded(model: Model, n: int, trace: RoutingTrace) -> Routed:
     model.check_fits(trace.meta)
     d = trace.dense.by_sequence()

@@ -1,8 +1,8 @@
 """Configurations of a model on a machine, the best of each kind first.
 
 Which fit is counted (`uvmsim.studies.advise.needs`), how fast they are is predicted
-(`uvmsim.studies.advise.predict`). Numbers of layers are searched coarsely, then around the best: between
-cache and resident layers the best is seldom at an end.
+(`uvmsim.studies.advise.predict`). Numbers of layers are searched coarsely, then around the best:
+between cache and resident layers the best is seldom at an end.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from uvmsim.studies.advise.candidate import (
     UNIFIED,
     Candidate,
 )
-from uvmsim.studies.advise.needs import MIB, Needs, cache_bytes, cache_slots, needed
+from uvmsim.studies.advise.needs import MIB, Needs, cache_bytes, cache_slots, fused, needed
 from uvmsim.studies.advise.predict import Prediction, Predictor
 
+HOST_FREE = (GPU, UNIFIED)
+"""Nothing lies in a mapped file when it runs: how it is loaded does not matter, the default stays."""
+PARTS = (NCMOE, TENSORS, CACHE, UNIFIED, LAYERS)
 COARSE = 8
 """Steps of the first look at a range of layers."""
 
@@ -50,14 +53,22 @@ def configurations(
     model: Model, hw: Hardware, ctx: int, kv_type: str, ubatches: Sequence[int], score: Score,
     kinds: Sequence[str] | None = None, coarse: int = COARSE,
 ) -> Iterator[Candidate]:  # fmt: skip
-    """Of each kind, micro-batch size and way of loading the best that fits, by ``score`` (seconds,
-    less is better). ``kinds``: those asked for, all where None."""
+    """Of each kind and micro-batch size the best that fits, by ``score`` (seconds, less is better), and
+    the same with the file mapped (page-locked memory is never slower, so that is not searched anew).
+    ``kinds``: those asked for, all where None."""
     for ubatch in ubatches:
-        for mapped in (False, True):
-            base = Candidate(GPU, ctx, ubatch, kv_type, mapped=mapped)
-            for kind, found in _BY_KIND.items():
-                if kinds is None or kind in kinds:
-                    yield from found(model, hw, base, score, coarse)
+        base = Candidate(GPU, ctx, ubatch, kv_type)
+        whole = fits(model, hw, base)
+        for kind, found in _BY_KIND.items():
+            if whole and kind in PARTS:
+                continue  # a part of what is there as a whole
+            if kind == UNIFIED and ubatch != max(ubatches):
+                continue  # the fewer passes, the fewer bytes are paged
+            if kinds is None or kind in kinds:
+                for made in found(model, hw, base, score, coarse):
+                    if kind not in HOST_FREE:
+                        yield made
+                    yield replace(made, mapped=True)
 
 
 def fits(model: Model, hw: Hardware, c: Candidate) -> bool:
@@ -65,10 +76,8 @@ def fits(model: Model, hw: Hardware, c: Candidate) -> bool:
 
 
 def _gpu(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    # Nothing lies with the CPU, so how the file is loaded does not matter: the default is kept.
-    made = replace(c, kind=GPU)
-    if c.mapped and fits(model, hw, made):
-        yield made
+    if fits(model, hw, c):
+        yield c
 
 
 def _ncmoe(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
@@ -88,7 +97,7 @@ def _tensors(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int
     if not below or ns[0] - 1 not in model.moe_layers:
         return
     found = [replace(c, kind=TENSORS, cpu_experts=ns[0] - 1, projections=p) for p in PROJECTIONS]
-    if any("ffn_gate_up_exps" in name for name, _, _ in model.tensors):
+    if fused(model):
         return  # one matrix for both: there is nothing to take apart that way
     found = [x for x in found if fits(model, hw, x)]
     if found:
@@ -118,9 +127,7 @@ def _with_cache(model: Model, hw: Hardware, c: Candidate, n: int) -> Candidate |
 
 def _unified(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
     made = replace(c, kind=UNIFIED)
-    whole = fits(model, hw, replace(c, kind=GPU))
-    # Managed memory is allocated whatever the file is: nothing is mapped.
-    if not c.mapped and hw.uvm and model.moe_layers and not whole and fits(model, hw, made):
+    if hw.uvm and model.moe_layers and fits(model, hw, made):
         yield made
 
 
@@ -130,9 +137,7 @@ def _layers(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int)
     made = replace(c, kind=LAYERS, cpu_experts=experts)
     if fits(model, hw, made):
         return
-    ns = [
-        n for n in range(1, model.n_layers) if fits(model, hw, replace(made, cpu_blocks=n))
-    ]  # fmt: skip
+    ns = [n for n in range(1, model.n_layers) if fits(model, hw, replace(made, cpu_blocks=n))]
     if ns:
         least = best_of(ns, lambda n: score(replace(made, cpu_blocks=n)), coarse)
         yield replace(made, cpu_blocks=least)

@@ -1,166 +1,36 @@
-"""What to run: `uvmsim.advise`, and what it answers."""
+"""What to run: `uvmsim.advise`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 from traces.errors import InputError
 from uvmsim.core.units import format_bytes, parse_bytes
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.studies.advise import whatif
-from uvmsim.studies.advise.better import Better, better_policies
-from uvmsim.studies.advise.candidate import GPU, LAYERS, Candidate
-from uvmsim.studies.advise.emit import command
-from uvmsim.studies.advise.intervals import calibrated, interval, row_for
+from uvmsim.studies.advise.advice import Advice, At, WhatIf
+from uvmsim.studies.advise.better import better_policies
+from uvmsim.studies.advise.candidate import CPU, GPU, KINDS, LAYERS, UNIFIED, Candidate
 from uvmsim.studies.advise.needs import needed
 from uvmsim.studies.advise.predict import Predictor
 from uvmsim.studies.advise.request import Request, request
-from uvmsim.studies.advise.routing import Routed, routed
-from uvmsim.studies.advise.search import COARSE, Choice, choices, distinct
+from uvmsim.studies.advise.routing import routed, unrouted
+from uvmsim.studies.advise.search import COARSE, choices, distinct
 from uvmsim.studies.advise.subject import subject, with_kv_type
-from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.resolve import load_trace, machine_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario
-from uvmsim.version import __version__
 
 CONTEXTS = ("8k",)
 PROMPT, GENERATE = 2000, 500
 UBATCHES = (512, 2048)
+EXPLICIT = tuple(k for k in KINDS if k != UNIFIED)
 MOST = 5
 """Configurations shown."""
 MOST_TOKENS = 1 << 20
-
-
-@dataclass(frozen=True)
-class At:
-    """One context size: the best that fit, and why the plain one does not."""
-
-    ctx: int
-    best: list[Choice]
-    refused: str | None
-    """Why everything on the GPU is not among them; None where it is."""
-
-
-@dataclass(frozen=True)
-class WhatIf:
-    """One change of the machine and the best configuration on it, at the first context size."""
-
-    change: str
-    best: Choice | None
-    faster: float | None
-    """Seconds of a request now over seconds then."""
-
-
-@dataclass(frozen=True, repr=False)
-class Advice(Answer):
-    """What to run at each context size, how fast it will be, and why."""
-
-    printer: ClassVar[str] = "uvmsim.report.advise_table:print_advice"
-
-    model: Model
-    model_file: str
-    hardware: Hardware
-    kv_type: str
-    prompt: int
-    generate: int
-    routing: Routed | None
-    contexts: list[At]
-    what_ifs: list[WhatIf]
-    better: Better | None
-    notes: list[str]
-    seed: int = 0
-
-    @property
-    def outcomes(self) -> Sequence[Choice]:
-        """The configurations, those of the first context size first."""
-        return [choice for at in self.contexts for choice in at.best]
-
-    @property
-    def best(self) -> Choice | None:
-        """What to run at the first context size; None where nothing fits."""
-        return self.contexts[0].best[0] if self.contexts[0].best else None
-
-    def command(self, c: Candidate) -> str:
-        """A configuration as llama.cpp's command line."""
-        return command(c, self.model_file, self.model.n_layers)
-
-    def commands(self) -> list[str]:
-        """The best at each context size that has one."""
-        return [self.command(at.best[0].candidate) for at in self.contexts if at.best]
-
-    def choice_json(self, c: Choice) -> dict[str, Any]:
-        """A configuration, what it takes, how fast it is, how sure that is."""
-        kind = c.candidate.kind
-        rows = {p: row_for(self.hardware, kind, p) for p in ("prefill", "decode")}
-        p = c.prediction
-        speeds = {"prefill": p.prefill_tokens_per_s, "decode": p.decode_tokens_per_s}
-        return {
-            "configuration": c.candidate.to_json(),
-            "flags": c.candidate.flags(self.model.n_layers),
-            "command": self.command(c.candidate),
-            "needs": c.needs.to_json(),
-            "prediction": p.to_json(),
-            "interval": {k: interval(speeds[k], rows[k]) for k in rows},
-            "interval_from": {k: row.model_dump() for k, row in rows.items()},
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row a configuration."""
-        return [
-            {"ctx": at.ctx, "rank": i + 1} | flat(_without_lists(self.choice_json(c)))
-            for at in self.contexts
-            for i, c in enumerate(at.best)
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        hw = self.hardware
-        return {
-            "uvmsim": __version__,
-            "model": {
-                "name": self.model.name, "architecture": self.model.architecture,
-                "file": self.model_file, "bytes": self.model.total_bytes,
-                "expert_bytes": self.model.moe_bytes, "layers": self.model.n_layers,
-                "kv_bytes_per_token": self.model.kv_bytes_per_token,
-            },
-            "hardware": {
-                "name": hw.name, "gpu": hw.gpu, "engine": hw.engine.name,
-                "vram_bytes": hw.vram_bytes, "ram_bytes": hw.host_bytes,
-                "calibrated": calibrated(hw),
-            },
-            "request": {"prompt": self.prompt, "generate": self.generate, "kv_type": self.kv_type},
-            "routing": self.routing and {
-                "source": self.routing.source, "recorded": self.routing.recorded,
-            },
-            "seed": self.seed,
-            "contexts": [
-                {"ctx": at.ctx, "refused": at.refused,
-                 "best": [self.choice_json(c) for c in at.best]}
-                for at in self.contexts
-            ],
-            "what_if": [
-                {"change": w.change, "faster": w.faster,
-                 "best": w.best and self.choice_json(w.best)}
-                for w in self.what_ifs
-            ],
-            "better_policy": self.better and self.better.to_json(),
-            "notes": self.notes,
-        }  # fmt: skip
-
-
-def _without_lists(d: dict[str, Any]) -> dict[str, Any]:
-    """Lists joined to one text, for a flat row."""
-    out: dict[str, Any] = {}
-    for k, v in d.items():
-        if isinstance(v, list):
-            out[k] = " ".join(map(str, v))
-        else:
-            out[k] = _without_lists(v) if isinstance(v, dict) else v
-    return out
 
 
 def advise(
@@ -206,9 +76,8 @@ def advise(
     machines = [(text, whatif.changed(hw, text)) for text in changes]
 
     @functools.cache
-    def requests(ubatch: int) -> Request:
-        empty = Routed(*(_no_ids(n) for n in (1, 1, 1)), source="", recorded=False)
-        return request(model, routing or empty, prompt, generate, ubatch)
+    def requests(ubatch: int, brief: bool) -> Request:
+        return request(model, routing or unrouted(), prompt, generate, ubatch, brief)
 
     work = len(contexts) + len(machines) + 1
     doing = progress or (lambda done, total, what: None)
@@ -217,13 +86,17 @@ def advise(
     for i, n in enumerate(contexts):
         doing(i, work, f"context {n:,}")
         found = choices(model, hw, predict, n, kv_type, UBATCHES, coarse=coarse)
-        at.append(At(n, distinct(found, MOST), refusal(model, hw, n, kv_type)))
+        none = None if found else nothing(model, hw, n, kv_type)
+        at.append(At(n, distinct(found, MOST), refusal(model, hw, n, kv_type), none))
+    first = at[0].best
+    # Paging takes long to simulate, and a larger machine makes it less, not more, of a choice.
+    kinds = None if not first or first[0].candidate.kind == UNIFIED else EXPLICIT
     made = []
     for i, (text, machine) in enumerate(machines):
         doing(len(contexts) + i, work, text)
         other = Predictor(model, machine, requests, s.seed)
-        found = choices(model, machine, other, contexts[0], kv_type, UBATCHES, coarse=coarse)
-        now = at[0].best[0].seconds if at[0].best else None
+        found = choices(model, machine, other, contexts[0], kv_type, UBATCHES, kinds, coarse)
+        now = first[0].seconds if first else None
         faster = now / found[0].seconds if now and found else None
         made.append(WhatIf(text, found[0] if found else None, faster))
     doing(work - 1, work, "policies")
@@ -232,12 +105,6 @@ def advise(
     return Advice(
         model, file, hw, kv_type, prompt, generate, routing, at, made, better, notes, s.seed
     )
-
-
-def _no_ids(n: int) -> Any:
-    import numpy as np
-
-    return np.zeros((n, 0, 0), np.int16)
 
 
 def refusal(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str | None:
@@ -255,12 +122,29 @@ def refusal(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str | None:
     if not model.moe_layers:
         return text
     experts = Candidate(LAYERS, ctx, min(UBATCHES), kv_type, cpu_experts=model.n_layers)
-    bare = needed(model, experts, hw)
-    vram, host = bare.lacks(hw)
-    if vram:
-        text += f"; even with all experts on the CPU {gib(vram)} of VRAM are missing"
-    elif host:
-        text += f"; with all experts on the CPU {gib(host)} of host memory are missing"
+    vram, host = needed(model, experts, hw).lacks(hw)
+    if vram or host:
+        text += "; even with all experts on the CPU "
+        text += _and([(vram, "of VRAM"), (host, "of RAM")], gib)
+    return text
+
+
+def _and(parts: list[tuple[int, str]], gib: Callable[[int], str]) -> str:
+    words = " and ".join(f"{gib(n)} {what}" for n, what in parts if n)
+    return f"{words} are missing"
+
+
+def nothing(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str:
+    """Why nothing fits: what everything on the CPU, the least of the card, would take."""
+    away = Candidate(CPU, ctx, min(UBATCHES), kv_type, cpu_blocks=model.n_layers + 1)
+    need = needed(model, away, hw)
+    text = f"everything on the CPU takes {format_bytes(need.ram_bytes, binary=True)} of RAM and "
+    text += f"{format_bytes(need.vram_bytes, binary=True)} of VRAM"
+    vram, host = need.lacks(hw)
+    if vram or host:
+        text += "; " + _and(
+            [(vram, "of VRAM"), (host, "of RAM")], lambda n: format_bytes(n, binary=True)
+        )
     return text
 
 

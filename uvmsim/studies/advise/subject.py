@@ -26,9 +26,9 @@ def subject(spec: Any, notes: list[str]) -> tuple[Model, str]:
         return Model.load(str(spec)), f"{path.stem}.gguf"
     from traces.models.gguf import describe
 
-    info = describe(path, dense=True)
+    info = describe(path, need_experts=False)
     _check_architecture(str(spec), info.architecture, notes)
-    model = Model.from_info(info, dense=True)
+    model = Model.from_info(info, need_experts=False)
     if info.kv_bytes_per_token is None:
         notes.append(f"{path.name} does not say how large its KV cache is: counted as 0")
     if not model.moe_layers:

@@ -17,6 +17,9 @@ from uvmsim.runs.outcome import Outcome
 from uvmsim.runs.played import Played
 from uvmsim.workload import Workload
 
+CPU_TILE = 64
+"""Rows of a prompt for which the CPU's attention reads the KV cache once (ggml-cpu/common.h,
+``GGML_FA_TILE_Q``)."""
 BOUNDS = ("kernels", "launches", "link", "ram", "faults")
 """What a pass spends its time on: the GPU computing, launches and waits of fixed cost, copies over the
 link, the CPU reading host memory, page faults."""
@@ -30,13 +33,13 @@ class Timed:
     """float64 [S]"""
     of: dict[str, np.ndarray]
     """float64 [S] by `BOUNDS`; they add up to ``ns``."""
-    hits: tuple[int, int] | None = None
-    """Decode hits and accesses of a cache."""
+    hits: np.ndarray | None = None
+    """float64 [2, S]: hits and accesses of a cache; None where there is none."""
 
     def __add__(self, other: Timed) -> Timed:
         return Timed(
             self.ns + other.ns, {k: self.of[k] + other.of[k] for k in BOUNDS},
-            self.hits or other.hits,
+            other.hits if self.hits is None else self.hits,
         )  # fmt: skip
 
 
@@ -70,9 +73,10 @@ def timed(run: Outcome, head: bool = True) -> Timed:
     of["launches"] = np.minimum(events + dense, ns - of["ram"] - of["link"])
     of["kernels"] = ns - of["ram"] - of["link"] - of["launches"]
     hits = None
-    if run.pooled and run.counters is not None:
-        c = run.counters
-        hits = (int(c.layer_hits[1].sum()), int(c.layer_accesses[1].sum()))
+    if run.pooled:
+        step = np.repeat(w.event_step, np.diff(w.event_lo))
+        n = w.n_steps
+        hits = np.stack([np.bincount(step, plan.hit, n), np.bincount(step, minlength=n)])
     return Timed(ns, of, hits)
 
 
@@ -101,8 +105,9 @@ def on_cpu(gpu: Timed, w: Workload, model: Model, hw: Hardware, mapped: bool) ->
     cpu = hw.reach.cpu_bytes_per_s
     small = w.step_tokens < hw.engine.offload_tokens
     link = hw.link_bytes_per_s("h2d", pinned=not mapped)
-    of = {k: np.where(small, 0.0, v) for k, v in gpu.of.items()}
-    of["ram"] = of["ram"] + to_ns(np.where(small, nbytes + kv, kv) / cpu)
+    # What the CPU takes to start a block's operations nobody measured: counted as on the GPU.
+    of = {k: v if k == "launches" else np.where(small, 0.0, v) for k, v in gpu.of.items()}
+    of["ram"] = of["ram"] + to_ns(np.where(small, nbytes + kv, kv / CPU_TILE) / cpu)
     of["link"] = of["link"] + to_ns(np.where(small, 0.0, nbytes / link))
     of["launches"] = of["launches"] + np.where(small, hw.engine.cpu_sync_ns, 0)
     return Timed(sum(of.values(), np.zeros(w.n_steps)), of)
