@@ -229,6 +229,13 @@ def test_weights_stand_for_the_whole_request():
         assert (w.step_tokens[w.step_phase == DECODE] == 1).all()
 
 
+def test_micro_batches_that_hold_the_whole_prompt_are_one():
+    for prompt, sizes in ((0, {512}), (512, {512}), (513, {512, 2048})):
+        s = uvmsim.Scenario(model=model(), hardware=HW, vram="1GiB")
+        a = uvmsim.advise(s, ctx="4k", prompt=prompt, generate=9, what_if="")
+        assert {c.candidate.ubatch for c in a} == sizes
+
+
 def test_unified_memory_where_the_machine_knows_it():
     hw = dataclasses.replace(HW, uvm=COSTS)
     tight = found(1100 * MIB, hw=hw)

@@ -88,15 +88,15 @@ def _context(a: Advice, at: At, out: Console) -> None:
     if not at.best:
         _say(out, f"nothing fits this machine: {at.nothing}", "red", "  ")
         return
-    head = f" #  {'how':<15}{'VRAM':>6}{'prompt tokens/s':>19}{'answer tokens/s':>18}"
-    out.print(Text(f"{head}{'time':>8}  bound by", "bold"), soft_wrap=True)
+    head = f" #  {'how':<14}{'GiB':>5}{'prompt tokens/s':>20}{'answer tokens/s':>18}"
+    out.print(Text(f"{head}{'time':>9}  bound by", "bold"), soft_wrap=True)
     for i, choice in enumerate(at.best):
         c, p = choice.candidate, choice.prediction
         rows = {x: row_for(a.hardware, c.kind, x) for x in ("prefill", "decode")}
         prompt = _speed(p.prefill_tokens_per_s, rows["prefill"].low, rows["prefill"].high)
         answer = _speed(p.decode_tokens_per_s, rows["decode"].low, rows["decode"].high)
-        line = f" {i + 1}  {SHORT[c.kind]:<15}{choice.needs.vram_bytes / GIB:>6.1f}"
-        line += f"{prompt:>19}{answer:>18}{_seconds(p.seconds):>8}  {WAITS[p.bound]}"
+        line = f" {i + 1}  {SHORT[c.kind]:<14}{choice.needs.vram_bytes / GIB:>5.1f}"
+        line += f"{prompt:>20}{answer:>18}{_seconds(p.seconds):>9}  {WAITS[p.bound]}"
         out.print(Text(line, "" if i else "green"), soft_wrap=True)
         _say(out, _flags(a, c), "dim", "    ")
     out.print()
@@ -121,6 +121,8 @@ def broken(command: str) -> list[str]:
 
 
 def _number(x: float) -> str:
+    if x >= 9999.5:
+        return f"{x / 1000:,.0f}k" if x >= 99_950 else f"{x / 1000:.1f}k"
     return f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
 
 
@@ -131,10 +133,14 @@ def _speed(x: float | None, low: float, high: float) -> str:
 
 
 def _bound(x: float) -> str:
+    if x >= 9999.5:
+        return f"{x / 1000:,.0f}k"
     return f"{x:,.0f}" if x >= 10 else f"{x:.1f}"
 
 
 def _seconds(s: float) -> str:
+    if s < 10:
+        return f"{s:.2f} s"
     return f"{s:.1f} s" if s < 100 else f"{s / 60:.1f} min"
 
 

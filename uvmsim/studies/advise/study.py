@@ -79,13 +79,14 @@ def advise(
     def requests(ubatch: int, brief: bool) -> Request:
         return request(model, routing or unrouted(), prompt, generate, ubatch, brief)
 
+    ubatches = useful(prompt)
     work = len(contexts) + len(machines) + 1
     doing = progress or (lambda done, total, what: None)
     predict = Predictor(model, hw, requests, s.seed)
     at = []
     for i, n in enumerate(contexts):
         doing(i, work, f"context {n:,}")
-        found = choices(model, hw, predict, n, kv_type, UBATCHES, coarse=coarse)
+        found = choices(model, hw, predict, n, kv_type, ubatches, coarse=coarse)
         none = None if found else nothing(model, hw, n, kv_type)
         at.append(At(n, distinct(found, MOST), refusal(model, hw, n, kv_type), none))
     first = at[0].best
@@ -95,16 +96,21 @@ def advise(
     for i, (text, machine) in enumerate(machines):
         doing(len(contexts) + i, work, text)
         other = Predictor(model, machine, requests, s.seed)
-        found = choices(model, machine, other, contexts[0], kv_type, UBATCHES, kinds, coarse)
+        found = choices(model, machine, other, contexts[0], kv_type, ubatches, kinds, coarse)
         now = first[0].seconds if first else None
         faster = now / found[0].seconds if now and found else None
         made.append(WhatIf(text, found[0] if found else None, faster))
     doing(work - 1, work, "policies")
-    better = better_policies(model, hw, predict, contexts[0], kv_type, UBATCHES)
+    better = better_policies(model, hw, predict, contexts[0], kv_type, ubatches)
     doing(work, work, "")
     return Advice(
         model, file, hw, kv_type, prompt, generate, routing, at, made, better, notes, s.seed
     )
+
+
+def useful(prompt: int) -> tuple[int, ...]:
+    """Micro-batch sizes that differ for a prompt: one that holds it whole is enough."""
+    return tuple(n for i, n in enumerate(UBATCHES) if not i or prompt > UBATCHES[i - 1])
 
 
 def refusal(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str | None:
@@ -200,6 +206,6 @@ def _machine(s: Scenario, ram: str | int | None, notes: list[str]) -> Hardware:
         hw = replace(hw, host_bytes=host)
     if hw.host_bytes is None:
         notes.append(
-            f"how much host memory {hw.name} has is not known, so it is not checked (`ram` SIZE)"
+            f"how much host memory {hw.name} has is not known, so it is not checked; --ram says it"
         )
     return hw
