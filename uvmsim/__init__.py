@@ -1,7 +1,7 @@
 """uvmsim: which bytes of a Mixture-of-Experts model stay on the GPU, go, or come early.
 
-A `Scenario` is what is asked: a trace, a model, a machine, policies. Studies answer it: `compare`,
-`mrc`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has a worked example.
+A `Scenario` is what is asked: a trace, a model, a machine, policies. Studies answer it: `advise`,
+`compare`, `mrc`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has a worked example.
 
 Names are loaded when first used, so that importing the package costs nothing.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from traces.routing import RoutingTrace as RoutingTrace
     from traces.routing import routing as routing
     from uvmsim.experts.cache_misses import cache_misses as cache_misses
+    from uvmsim.studies.advise.study import advise as advise
     from uvmsim.studies.compare import compare as compare
     from uvmsim.studies.llamabench.table import llama_bench as llama_bench
     from uvmsim.studies.microbench.table import microbench as microbench
@@ -31,6 +32,7 @@ _HOME = {
     "InputError": "traces.errors",
     "RoutingTrace": "traces.routing",
     "Scenario": "uvmsim.studies.scenario",
+    "advise": "uvmsim.studies.advise.study",
     "cache_misses": "uvmsim.experts.cache_misses",
     "compare": "uvmsim.studies.compare",
     "llama_bench": "uvmsim.studies.llamabench.table",

@@ -18,7 +18,7 @@ _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _MAX_LISTED = 2000
 
 
-def describe(path: str | Path) -> ModelInfo:
+def describe(path: str | Path, *, need_experts: bool = True) -> ModelInfo:
     """The model in a GGUF file (of a split model: in all its parts; give the first).
 
     Routed experts are the ``ffn_{gate,up,down,gate_up}_exps`` tensors with their biases and scales;
@@ -26,7 +26,8 @@ def describe(path: str | Path) -> ModelInfo:
     further tokens (``nextn_predict_layers``) do not run and are left out. Above 2,000 tensors the
     per-tensor list is left out; the sums per block stay.
 
-    Raises `InputError` where a file is missing, broken, or holds no Mixture-of-Experts model.
+    Raises `InputError` where a file is missing, broken, or holds no Mixture-of-Experts model;
+    without ``need_experts`` one that has none is described too, its ``moe_layers`` empty.
     """
     parts = read_parts(Path(path))
     meta = parts[0].metadata
@@ -41,6 +42,7 @@ def describe(path: str | Path) -> ModelInfo:
     n_layers = int(_need(meta, f"{arch}.block_count", where)) - int(key("nextn_predict_layers", 0))
     routed, dense = [0] * n_layers, [0] * n_layers
     types: Counter[str] = Counter()
+    dense_types: Counter[str] = Counter()
     output = embedding = 0
     for t in tensors:
         block = _BLOCK.match(t.name)
@@ -55,12 +57,15 @@ def describe(path: str | Path) -> ModelInfo:
                 types[t.type] += t.n_bytes
             else:
                 dense[int(block[1])] += t.n_bytes
+                dense_types[t.type] += t.n_bytes
     moe_layers = tuple(il for il, n in enumerate(routed) if n)
     if not moe_layers or n_experts < 2:
-        raise InputError(
-            f"{where}: not a Mixture-of-Experts model (architecture {arch!r}, no routed experts); "
-            "use a MoE model such as gpt-oss, Qwen3-MoE, OLMoE, Mixtral or DeepSeek"
-        )
+        if need_experts:
+            raise InputError(
+                f"{where}: not a Mixture-of-Experts model (architecture {arch!r}, no routed "
+                "experts); use a MoE model such as gpt-oss, Qwen3-MoE, OLMoE, Mixtral or DeepSeek"
+            )
+        moe_layers, n_experts, types = (), 0, dense_types
     shapes = {t.name: t.shape for t in tensors}
     if not any(name.startswith("output.weight") for name in shapes):
         output, embedding = output + embedding, 0  # the LM head is the embedding table
@@ -71,9 +76,9 @@ def describe(path: str | Path) -> ModelInfo:
         n_layers=n_layers,
         moe_layers=moe_layers,
         n_experts=n_experts,
-        top_k=int(_need(meta, f"{arch}.expert_used_count", where)),
+        top_k=int(_need(meta, f"{arch}.expert_used_count", where)) if moe_layers else 0,
         architecture=arch,
-        quantisation=types.most_common(1)[0][0],
+        quantisation=types.most_common(1)[0][0] if types else None,
         expert_bytes=tuple(routed[il] // n_experts for il in moe_layers),
         dense_bytes=tuple(dense),
         output_bytes=output,

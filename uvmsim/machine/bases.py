@@ -112,7 +112,7 @@ def _nested(head: str, table: dict[str, Any]) -> Iterator[str]:
     inner = {k: v for k, v in table.items() if isinstance(v, dict)}
     for key, value in table.items():
         if key not in inner:
-            yield f"{_text(key)} = {_text(value) if isinstance(value, str) else _value(key, value)}"
+            yield f"{_text(key)} = {json.dumps(value, ensure_ascii=False)}"
     for key, value in inner.items():
         yield from _nested(f"{head}.{_text(key)}", value)
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uvmsim.machine.llama_terms import QUANTITIES, TERMS, term_of
-from uvmsim.machine.quantities import Rate
 
 
 class TermsSpec(BaseModel):
@@ -24,7 +23,7 @@ class TermsSpec(BaseModel):
     gpu: bool = True
     """False: a build that computes on the CPU alone."""
     ns: dict[str, Annotated[float, Field(ge=0)]]
-    found_on: dict[str, Rate] = {}
+    found_on: dict[str, Annotated[int, Field(gt=0)]] = {}
     """What the machine reached when they were found, by quantity; left out: the profile's machine."""
     sharpened: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
     """By model: factors on times, from runs of that model itself."""

@@ -134,8 +134,11 @@ class Model:
         )
 
     @classmethod
-    def from_info(cls, info: ModelInfo, *, expert_bytes: int | None = None) -> Model:
-        """The description a trace or a GGUF file carries.
+    def from_info(
+        cls, info: ModelInfo, *, expert_bytes: int | None = None, need_experts: bool = True
+    ) -> Model:
+        """The description a trace or a GGUF file carries. Without ``need_experts`` one
+        that has none will do.
 
         ``expert_bytes`` says (or overrides, by `scaled`) the bytes of one expert. Where a trace
         knows the shape alone, dense blocks, head and embedding then count as 0 bytes. Weight
@@ -146,7 +149,7 @@ class Model:
         Raises `InputError` where the size of an expert is unknown.
         """
         n_moe = len(info.moe_layers)
-        if n_moe == 0:
+        if n_moe == 0 and need_experts:
             raise InputError(f"{info.name}: no MoE layers, so no experts to page")
         if info.expert_bytes is None and expert_bytes is None:
             raise InputError(
