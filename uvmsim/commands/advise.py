@@ -6,18 +6,16 @@ import json
 
 import click
 
-from uvmsim.commands.flags import Command
+from uvmsim.commands.flags import Command, hardware_list, only_machine_options
 
 
 @click.command("advise", cls=Command, short_help="What to run: llama.cpp's flags for your card.")
 @click.argument("model", metavar="MODEL")
-@click.option("--hardware", metavar="H", help="Preset or TOML file; rtx5090.")
-@click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
-@click.option("--vram", metavar="SIZE", help="Use at most so much of the card, e.g. 20GiB.")
+@only_machine_options(
+    "Preset, maybe with parts (rtx3090+pcie3+ddr4-3200x2), TOML file, or auto; this machine."
+)
 @click.option("--ram", metavar="SIZE", help="Host memory, e.g. 64GiB, instead of the preset's.")
-@click.option("--link", metavar="RATE", help="Link bandwidth, e.g. 25GB/s.")
 @click.option("--ctx", default="8k", metavar="N,N", help="Context sizes, e.g. 8k,32k; 8k.")
-@click.option("--kv-type", default="f16", metavar="T", help="Of the KV cache, e.g. q8_0; f16.")
 @click.option("--trace", metavar="FILE", help="Recorded routing of the model.")
 @click.option("--prompt", type=int, default=2000, metavar="N", help="Tokens in; 2000.")
 @click.option("--generate", type=int, default=500, metavar="N", help="Tokens out; 500.")
@@ -35,8 +33,9 @@ def advise(model: str, emit: str | None, as_json: bool, **given) -> None:  # typ
 
     \b
     Examples:
-      uvmsim advise gpt-oss-120b
-      uvmsim advise MODEL.gguf --hardware rtx4090 --ram 64GiB --ctx 8k,32k
+      uvmsim advise MODEL.gguf
+      uvmsim advise gpt-oss-120b --hardware rtx5090 --ram 96GiB
+      uvmsim advise MODEL.gguf --hardware rtx3060+pcie3 --ctx 8k,32k --reserve 1GiB
       uvmsim advise MODEL.gguf --trace mine.arrow --what-if vram+8GiB,link*2
       uvmsim advise MODEL.gguf --kv-type q8_0 --emit llama.cpp
     """
@@ -46,8 +45,10 @@ def advise(model: str, emit: str | None, as_json: bool, **given) -> None:  # typ
     from uvmsim.studies.advise.study import advise as run
     from uvmsim.studies.scenario import Scenario
 
-    names = ("hardware", "program", "vram", "link", "trace", "seed")
+    names = ("program", "vram", "link", "ram_bandwidth", "reserve", "kv_type", "trace", "seed")
     asked = {k: v for k in names if (v := given.pop(k)) is not None}
+    if machines := hardware_list(given.pop("hardware")):
+        asked["hardware"] = machines
     given["ctx"] = [x for x in given["ctx"].split(",") if x.strip()]
     if emit:
         given["what_if"] = ""

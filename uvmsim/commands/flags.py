@@ -28,42 +28,58 @@ class Command(click.Command):
             raise err.with_flags(flags) from err.__cause__
 
 
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_WHERE: tuple[_Decorator, ...] = (
+    click.option(
+        "--hardware", metavar="H", multiple=True,
+        help="Preset, maybe with parts (rtx3090+pcie3+ddr4-3200x2), TOML file, or auto; "
+        "rtx5090; repeat or separate by commas for several.",
+    ),
+    click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file."),
+    click.option(
+        "--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's."
+    ),
+    click.option(
+        "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."
+    ),
+    click.option(
+        "--ram-bandwidth", metavar="RATE",
+        help="What the CPU reads weights with, e.g. 60GB/s, instead of the preset's.",
+    ),
+    click.option(
+        "--reserve", metavar="SIZE", help="Device memory that something else uses, e.g. 1GiB."
+    ),
+)  # fmt: skip
+_KV_TYPE = click.option(
+    "--kv-type", metavar="f16|q8_0|q4_0", help="Type of the KV cache, as llama.cpp's."
+)
+_RUN: tuple[_Decorator, ...] = (
+    click.option(
+        "--ctx", type=click.IntRange(1), metavar="N",
+        help="Room for N tokens in the KV cache; what the trace needs.",
+    ),
+    _KV_TYPE,
+    click.option(
+        "--ncmoe", metavar="N", multiple=True,
+        help="cpu-offload: layers on the CPU; all; repeat or separate by commas.",
+    ),
+)  # fmt: skip
+
+
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where something runs, the same in every command that has them."""
-    for option in reversed(
-        (
-            click.option(
-                "--hardware", metavar="H", multiple=True,
-                help="Preset, maybe with parts (rtx3090+pcie3+ddr4-3200x2), TOML file, or auto; "
-                "rtx5090; repeat or separate by commas for several.",
-            ),
-            click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file."),
-            click.option(
-                "--vram", metavar="SIZE", help="Device memory, e.g. 16GiB, instead of the preset's."
-            ),
-            click.option(
-                "--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s, instead of the preset's."
-            ),
-            click.option(
-                "--ram-bandwidth", metavar="RATE",
-                help="What the CPU reads weights with, e.g. 60GB/s, instead of the preset's.",
-            ),
-            click.option(
-                "--reserve", metavar="SIZE", help="Device memory that something else uses, e.g. 1GiB."
-            ),
-            click.option(
-                "--ctx", type=click.IntRange(1), metavar="N",
-                help="Room for N tokens in the KV cache; what the trace needs.",
-            ),
-            click.option(
-                "--kv-type", metavar="f16|q8_0|q4_0", help="Type of the KV cache, as llama.cpp's."
-            ),
-            click.option(
-                "--ncmoe", metavar="N", multiple=True,
-                help="cpu-offload: layers on the CPU; all; repeat or separate by commas.",
-            ),
-        )
-    ):  # fmt: skip
+    return _with((*_WHERE, *_RUN), command)
+
+
+def only_machine_options(hardware: str) -> _Decorator:
+    """The same where the command decides itself what is kept where. ``hardware``: what the help says of
+    ``--hardware``."""
+    named = click.option("--hardware", metavar="H", multiple=True, help=hardware)
+    return lambda command: _with((named, *_WHERE[1:], _KV_TYPE), command)
+
+
+def _with(options: Sequence[_Decorator], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         command = option(command)
     return command
 

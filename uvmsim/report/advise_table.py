@@ -35,11 +35,12 @@ SHORT = {
     UNIFIED: "unified memory", LAYERS: "whole layers", CPU: "all on the CPU",
 }  # fmt: skip
 WAITS = {
-    "kernels": "GPU", "launches": "launches", "link": "link", "ram": "RAM", "faults": "faults",
+    "kernels": "GPU", "launches": "launches", "link": "link", "ram": "RAM", "cpu": "CPU",
+    "faults": "faults",
 }  # fmt: skip
 LONG = {
     "kernels": "GPU kernels", "launches": "launches and waits", "link": "copies over the link",
-    "ram": "the CPU reading RAM", "faults": "page faults",
+    "ram": "the CPU reading RAM", "cpu": "the CPU computing", "faults": "page faults",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.timing import Times, Variant, step_shape, times
 from uvmsim.machine.model import Model
 from uvmsim.runs.job import Job
+from uvmsim.workload import Workload
 
 
 @lru_cache(maxsize=32)
@@ -71,19 +72,17 @@ def copy_ns(
             f"{job.hardware.engine.name}: has no constant for copies from "
             f"{'page-locked' if pinned else 'mapped'} memory; calibrate it on a machine with a GPU"
         )
-    matrices = np.maximum(found.matrices[event], 1)
     if upload:
-        return np.maximum(np.rint(nbytes * link + matrices * ns.get("upload", 0.0)), 1).astype(
-            np.int64
-        )
-    share = _runs(job) / np.maximum(np.diff(job.workload.event_lo), 1)
+        fixed = found.banks[event] * ns.get("upload", 0.0)
+        return np.maximum(np.rint(nbytes * link + fixed), 1).astype(np.int64)
+    matrices = np.maximum(found.matrices[event], 1)
+    share = expert_runs(job.workload) / np.maximum(np.diff(job.workload.event_lo), 1)
     fixed = matrices * share[event] * ns.get("copy", 0.0)
     return np.maximum(np.rint(nbytes * link + fixed), 1).astype(np.int64)
 
 
-def _runs(job: Job) -> np.ndarray:
+def expert_runs(w: Workload) -> np.ndarray:
     """int64 [E]: runs of neighbouring experts an event uses."""
-    w = job.workload
     event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
     order = np.lexsort((w.ids, event))
     ids, of = w.ids[order], event[order]

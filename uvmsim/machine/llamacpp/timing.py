@@ -73,6 +73,8 @@ class Times:
     """int64 [E]: bytes of an expert that lie in host memory and are computed with on the GPU."""
     matrices: np.ndarray
     """int64 [E]: tensors that those are of."""
+    banks: np.ndarray
+    """int64 [E]: matrices of an expert that the GPU computes with, wherever they lie."""
     on_cpu: np.ndarray
     """bool [E]: an event's experts are computed by the CPU."""
 
@@ -142,7 +144,8 @@ def times(
     found = Times(
         before, tail, by_event("call"), by_event("expert"), by_event("pair"),
         by_event("tile").astype(np.int64), by_event("copied").astype(np.int64),
-        by_event("matrices").astype(np.int64), by_event("on_cpu").astype(bool),
+        by_event("matrices").astype(np.int64), by_event("banks").astype(np.int64),
+        by_event("on_cpu").astype(bool),
     )  # fmt: skip
     if config.gpu and ns.get("launch"):
         kernels = np.array([x.kernels for x in made])[shape.which]
@@ -163,7 +166,8 @@ class _Table:
         self.dense, self.attended, self.near = np.zeros(n), np.zeros(n), np.zeros(n)
         self.call, self.expert, self.pair = np.zeros(n), np.zeros(n), np.zeros(n)
         self.tile, self.copied = np.ones(n, np.int64), np.zeros(n, np.int64)
-        self.matrices, self.on_cpu = np.zeros(n, np.int64), np.zeros(n, bool)
+        self.matrices, self.banks = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.on_cpu = np.zeros(n, bool)
         self.tail, self.tail_attended = total(x.once, ns), 0.0
         home = np.searchsorted(moe, np.arange(model.n_layers))
         for block, b in enumerate(x.blocks):
@@ -179,7 +183,7 @@ class _Table:
                 self.call[i], self.expert[i] = total(b.call, ns), total(b.expert, ns)
                 self.pair[i], self.tile[i] = total(b.pair, ns), b.tile
                 self.copied[i], self.matrices[i] = b.copied, b.matrices
-                self.on_cpu[i] = on_cpu(b)
+                self.banks[i], self.on_cpu[i] = b.banks, on_cpu(b)
 
 
 def on_cpu(b: Block) -> bool:

@@ -50,6 +50,9 @@ class Block:
     """Bytes of one expert that are copied to the GPU before it is used."""
     matrices: int = 0
     """Tensors that those bytes are of."""
+    banks: int = 0
+    """Matrices of an expert that the GPU computes with, wherever they lie: copies that bring one into
+    the expert cache."""
     windowed: bool = False
 
 
@@ -213,6 +216,7 @@ class _Counter:
             if not weight.quantised:
                 looked = weight.ne[2] * -(-self.n // MMF_TILE) * (weight.ne[1] / 32)
                 _add(block.call, "tiles", looked)
+        block.banks += not side
         if not side and weight.name in self.host:
             block.copied += each
             block.matrices += 1

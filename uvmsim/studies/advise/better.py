@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
 from uvmsim.studies.advise.candidate import CACHE
-from uvmsim.studies.advise.predict import ENGINE_POLICY, Prediction, Predictor
-from uvmsim.studies.advise.search import choices
+from uvmsim.studies.advise.predict import ENGINE_POLICY, Prediction
+from uvmsim.studies.advise.search import Choice, Search
 
 OURS, BOUND = "layer-lru", "belady"
 """The built-in policy that did best on recorded routing (README.md), and the fewest misses possible."""
@@ -33,15 +31,14 @@ class Better:
         }  # fmt: skip
 
 
-def better_policies(
-    model: Model, hw: Hardware, predict: Predictor, ctx: int, kv_type: str, ubatches: Sequence[int]
-) -> Better | None:
-    """None where no cache fits, or nothing needs one."""
-    if not model.moe_layers:
+def better_policies(search: Search, known: Sequence[Choice]) -> Better | None:
+    """None where no cache fits, or nothing needs one. ``known``: what was found already."""
+    if not search.what.model.moe_layers:
         return None
-    found = choices(model, hw, predict, ctx, kv_type, ubatches, kinds=(CACHE,))
+    caches = [c for c in known if c.candidate.kind == CACHE]
+    found = caches or search.choices(kinds=(CACHE,), most=1)
     if not found:
         return None
     c = found[0].candidate
-    of = {name: predict(c, name) for name in (ENGINE_POLICY, OURS, BOUND)}
-    return Better(c.slots, c.cpu_experts, c.cache_mib, of)
+    of = {name: search.predict(c, name) for name in (ENGINE_POLICY, OURS, BOUND)}
+    return Better(sum(c.slots), c.cpu_experts, c.cache_mib, of)

@@ -1,37 +1,46 @@
-"""The memory a configuration takes: device and host bytes by kind.
+"""The memory a configuration takes, by llama.cpp's own rules (`uvmsim.machine.llamacpp`), and whether
+a machine has it.
 
-The one place that knows. Weights and KV cache are counted; the compute buffer and what the driver takes
-are allowances, rounded up.
+Plans are exact and take some hundredths of a second each; a search asks for many configurations that
+differ in placement only. `Memory` remembers plans, and tells beforehand what a configuration will
+take: weights, KV cache and banks are counted, compute buffers are those of a plan like it.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
-from uvmsim.machine.model_spec import role_of
-from uvmsim.studies.advise.candidate import CACHE, GPU, TENSORS, UNIFIED, Candidate
+from uvmsim.machine.llamacpp import LlamaConfig, LlamaModel, MemoryPlan, Placed, memory, place
+from uvmsim.machine.llamacpp import reserve_for as reserve_of
+from uvmsim.machine.llamacpp.ggml import GPU, HOST
+from uvmsim.machine.llamacpp.kv_cache import layer_caches
+from uvmsim.machine.llamacpp.moe_cache import ExpertCache, expert_cache
+from uvmsim.machine.llamacpp.plan import Bytes
+from uvmsim.studies.advise.candidate import Candidate
 
 MIB, GIB = 2**20, 2**30
-DRIVER_BYTES = 400 * MIB
-"""Allowance: a CUDA context, its kernels and cuBLAS's workspace."""
 SYSTEM_BYTES = 2 * GIB
 """Allowance: host memory that the operating system and the program itself use."""
-ACTIVATIONS = 24
-"""Allowance: float32 rows of n_embd a token in the compute buffer beside its logits."""
-ALIGN = 128
-"""Of a bank of the cache (ggml-cuda's buffer alignment)."""
+NEARLY = 64 * MIB
+"""By how much compute buffers of configurations that differ in placement alone may differ."""
+_PARTS = ("weights", "kv_cache", "compute", "output", "moe_cache")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes by kind: ``weights``, ``kv``, ``compute``, ``cache``, ``driver``; host: ``system`` too."""
+    """Bytes by kind: weights, kv_cache, compute, output, moe_cache."""
 
     vram: dict[str, int]
+    """What llama.cpp allocates on the device."""
     ram: dict[str, int]
+    """The same in host memory (mapped weights as if all were read), and ``system``."""
+    reserve: int
+    """Device bytes to be left for what llama.cpp does not count."""
+    paged: bool = False
+    """Unified memory: what exceeds the device lies in host memory."""
 
     @property
     def vram_bytes(self) -> int:
@@ -43,8 +52,11 @@ class Needs:
 
     def lacks(self, hw: Hardware) -> tuple[int, int]:
         """Device and host bytes that the machine has too few of; host memory unknown is enough."""
+        over = 0 if not self.vram else self.vram_bytes + self.reserve - hw.free_bytes
         ram = 0 if hw.host_bytes is None else self.ram_bytes - hw.host_bytes
-        return max(self.vram_bytes - hw.vram_bytes, 0), max(ram, 0)
+        if self.paged and over > 0:
+            over, ram = 0, ram + over if hw.host_bytes is not None else 0
+        return max(over, 0), max(ram, 0)
 
     def fits(self, hw: Hardware) -> bool:
         return self.lacks(hw) == (0, 0)
@@ -52,123 +64,106 @@ class Needs:
     def to_json(self) -> dict[str, Any]:
         return {
             "vram_bytes": self.vram_bytes, "ram_bytes": self.ram_bytes,
-            "vram": self.vram, "ram": self.ram,
+            "reserve_bytes": self.reserve, "vram": self.vram, "ram": self.ram,
         }  # fmt: skip
 
 
-def needed(model: Model, c: Candidate, hw: Hardware) -> Needs:
-    """What ``c`` takes. ``model.kv_bytes_per_token`` is of the KV type asked for."""
-    on_cpu = min(c.cpu_blocks, model.n_layers)
-    head_on_cpu = c.cpu_blocks > model.n_layers
-    away = expert_bytes_away(model, c)
-    dense_away = sum(model.dense_bytes[:on_cpu]) + (model.output_bytes if head_on_cpu else 0)
-    gpu = model.resident_bytes - dense_away + model.moe_bytes - away
-    kv = c.ctx * model.kv_bytes_per_token
-    kv_away = kv * on_cpu // model.n_layers
-    table = model.embedding_bytes or model.output_bytes  # tied: llama.cpp keeps it on both sides
-    cache = cache_bytes(model, c.slots) if c.kind == CACHE else 0
-    compute = compute_bytes(model, c, offloads=bool(away or dense_away))
-    vram = {"weights": gpu, "kv": kv - kv_away, "compute": compute, "cache": cache}
-    vram["driver"] = DRIVER_BYTES
-    ram = {"weights": away + dense_away + table, "kv": kv_away, "system": SYSTEM_BYTES}
-    if c.kind == UNIFIED:  # what does not fit is paged out to the host
-        out = max(sum(vram.values()) - hw.vram_bytes, 0)
-        vram["weights"] -= min(out, vram["weights"])
-        ram["weights"] += out
-    return Needs(vram, ram)
+class Memory:
+    """What configurations of one model take."""
 
+    def __init__(self, model: LlamaModel) -> None:
+        self.model = model
+        self._plans: dict[LlamaConfig, MemoryPlan] = {}
+        self._needs: dict[LlamaConfig, Needs] = {}
+        self._kept: dict[LlamaConfig, dict[str, int]] = {}
+        self._placed: dict[Any, list[Placed]] = {}
+        self._weights: dict[Any, dict[str, int]] = {}
 
-def expert_bytes_away(model: Model, c: Candidate) -> int:
-    """Routed experts that lie with the CPU."""
-    blocks = max(c.cpu_blocks, c.cpu_experts)
-    away = sum(
-        n for n, block in zip(model.expert_bytes, model.moe_layers, strict=True) if block < blocks
-    )
-    if c.kind == TENSORS:
-        away += int(
-            layer_bytes(model, c.cpu_experts) * share_of(model, c.cpu_experts, c.projections)
+    def plan(self, config: LlamaConfig) -> MemoryPlan:
+        """llama.cpp's buffers. How the file is loaded bears on nothing but how weights in host memory
+        are counted (`needs`). Raises `InputError` for models that are not known."""
+        config = replace(config, mmap=False, unified_memory=False)
+        if config not in self._plans:
+            self._plans[config] = memory(self.model, config)
+        return self._plans[config]
+
+    def needs(self, c: Candidate) -> Needs:
+        """What a configuration takes, exactly."""
+        if c.config not in self._needs:
+            plan = self.plan(c.config)
+            host = plan.host
+            if c.mapped:
+                host = replace(host, weights=sum(p.n_bytes for p in plan.placed if p.device == HOST))
+            self._needs[c.config] = _needs(c.config, plan.gpu, host)
+        return self._needs[c.config]
+
+    def fits(self, c: Candidate, hw: Hardware) -> bool:
+        """Whether a machine has what a configuration takes."""
+        return self.needs(c).fits(hw)
+
+    # ---- beforehand -------------------------------------------------------------------------------
+
+    def estimate(self, c: Candidate, like: Candidate) -> Needs:
+        """`needs` without a plan of its own: exact but for compute buffers, which are ``like``'s."""
+        config, known = c.config, self.plan(like.config)
+        weights, kept = self._weights_of(config), self._kept_of(config)
+        cache = self.cache(config)
+        return _needs(
+            config,
+            Bytes(weights[GPU], kept[GPU], known.gpu.compute, 0, cache.device_bytes),
+            Bytes(weights[HOST], kept[HOST], known.host.compute, known.host.output, cache.host_bytes),
         )
-    return away * model.n_experts
+
+    def cache(self, config: LlamaConfig) -> ExpertCache:
+        """The banks of an expert cache. Raises `InputError` where the budget is below one token's."""
+        return expert_cache(self.model, config, self.placed(config))
+
+    def placed(self, config: LlamaConfig) -> list[Placed]:
+        """Every tensor's place."""
+        key = (config.n_gpu_layers, config.n_cpu_moe, config.overrides, config.gpu)
+        if key not in self._placed:
+            self._placed[key] = place(self.model, config)
+        return self._placed[key]
+
+    def _weights_of(self, config: LlamaConfig) -> dict[str, int]:
+        key = (config.n_gpu_layers, config.n_cpu_moe, config.overrides, config.gpu)
+        if key not in self._weights:
+            sums = {GPU: 0, HOST: 0}
+            for p in self.placed(config):
+                sums[p.device] += p.stored
+            self._weights[key] = sums
+        return self._weights[key]
+
+    def _kept_of(self, config: LlamaConfig) -> dict[str, int]:
+        key = replace(config, n_cpu_moe=0, overrides=(), moe_cache_mib=0, mmap=False)
+        if key not in self._kept:
+            sums = {GPU: 0, HOST: 0}
+            for cache in layer_caches(self.model, config):
+                sums[cache.device] += cache.stored
+            self._kept[key] = sums
+        return self._kept[key]
 
 
-def layer_bytes(model: Model, block: int) -> int:
-    """Of one expert of a block; 0 where it has none."""
-    return dict(zip(model.moe_layers, model.expert_bytes, strict=True)).get(block, 0)
+def _needs(config: LlamaConfig, gpu: Bytes, host: Bytes) -> Needs:
+    ram = {k: getattr(host, k) for k in _PARTS} | {"system": SYSTEM_BYTES}
+    if not config.gpu:
+        return Needs({}, ram, 0)
+    vram = {k: getattr(gpu, k) for k in _PARTS if k != "output"}
+    return Needs(vram, ram, reserve_of(config), config.unified_memory)
 
 
-class Stored(NamedTuple):
-    """What a list of tensors says, read once."""
-
-    largest: int
-    """Bytes of the largest tensor; 0 where none is listed."""
-    largest_expert: int
-    """The same of tensors of experts, a whole layer's."""
-    experts: dict[int, dict[str, int]]
-    """Block -> name behind ``blk.N.`` -> bytes of all its experts."""
-
-
-@functools.lru_cache(maxsize=64)
-def stored(tensors: tuple[tuple[str, str, int], ...]) -> Stored:
-    experts: dict[int, dict[str, int]] = {}
-    for name, _, nbytes in tensors:
-        role, block = role_of(name)
-        if role == "expert":
-            experts.setdefault(block, {})[name.split(".", 2)[2]] = nbytes
-    most = max((n for parts in experts.values() for n in parts.values()), default=0)
-    return Stored(max((n for _, _, n in tensors), default=0), most, experts)
-
-
-def share_of(model: Model, block: int, projections: tuple[str, ...]) -> float:
-    """Share of a block's expert bytes in some projections; a third each where tensors are unknown."""
-    parts = stored(model.tensors).experts.get(block)
-    if not parts:
-        return len(projections) / 3
-    found = sum(
-        n for k, n in parts.items() if k.startswith(tuple(f"ffn_{p}_exps" for p in projections))
-    )
-    return found / sum(parts.values())
-
-
-def fused(model: Model) -> bool:
-    """Whether gate and up are one matrix."""
-    parts = stored(model.tensors).experts.values()
-    return any(k.startswith("ffn_gate_up") for p in parts for k in p)
-
-
-def compute_bytes(model: Model, c: Candidate, offloads: bool) -> int:
-    """Logits and activations of a micro-batch, and a copy of the largest tensor that a prefill brings
-    to the GPU (ggml-backend.cpp starts a split at each, so that one lies there at a time)."""
-    rows = (model.n_vocab or 0) + ACTIVATIONS * (model.n_embd or 4096)
-    buffer = c.ubatch * rows * 4
-    if not offloads or c.kind == GPU:
-        return buffer
-    found = stored(model.tensors)
-    largest = found.largest if c.cpu_blocks else found.largest_expert
-    whole = max(model.expert_bytes, default=0) * model.n_experts
-    return buffer + (largest or whole // 3 + 1)
-
-
-def cache_bytes(model: Model, slots: int) -> int:
-    """Banks of the expert cache: one a tensor of an expert, with a slot to spare
-    (llama-moe-cache.cpp, ``alloc_size``)."""
-    return sum(-(-n * (slots + 1) // ALIGN) * ALIGN for n in bank_parts(model))
-
-
-def cache_slots(model: Model, mib: int, blocks: int) -> int:
-    """Slots that ``mib`` MiB hold, at most all experts of the first ``blocks`` blocks; 0 below what a
-    token uses in a layer."""
-    most = model.n_experts * sum(block < blocks for block in model.moe_layers)
-    slots = min(mib * MIB // sum(bank_parts(model)) - 1, most)
-    while slots > 0 and cache_bytes(model, slots) > mib * MIB:
-        slots -= 1
-    return slots if slots >= model.top_k else 0
-
-
-def bank_parts(model: Model) -> list[int]:
-    """Bytes of each matrix of the largest expert; thirds where tensors are unknown. Biases are not
-    cached."""
-    largest = max(range(len(model.expert_bytes)), key=model.expert_bytes.__getitem__)
-    parts = stored(model.tensors).experts.get(model.moe_layers[largest], {})
-    found = [n // model.n_experts for k, n in parts.items() if k.endswith("_exps.weight")]
-    whole = max(model.expert_bytes)
-    return found or [whole // 3, whole // 3, whole - 2 * (whole // 3)]
+def least_that_fits(
+    ns: list[int], lacking: Callable[[int], int], fits: Callable[[int], bool]
+) -> list[int]:
+    """Those of ``ns`` (ascending: ever less on the device) that fit. ``lacking`` tells roughly how many
+    bytes are missing; at the lower end ``fits``, which takes longer, decides."""
+    found = [n for n in ns if not lacking(n)]
+    if not found:
+        return [n for n in ns[-1:] if lacking(n) < NEARLY and fits(n)]
+    while found and not fits(found[0]):
+        found.pop(0)
+    for n in reversed(ns[: ns.index(found[0])] if found else []):
+        if lacking(n) >= NEARLY or not fits(n):
+            break
+        found.insert(0, n)
+    return found

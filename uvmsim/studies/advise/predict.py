@@ -1,7 +1,8 @@
 """Speeds of a configuration: prefill and decode, and what bounds them.
 
-Each is a run of the simulator (`uvmsim.studies.simulate`) on the machine's engine. Whether memory
-suffices is known by then (`uvmsim.studies.advise.needs`), so mechanisms are not asked.
+Each is a run of the simulator (`uvmsim.studies.simulate`) on the machine's engine, by the engine's
+coarse constants; engines with terms have `uvmsim.studies.advise.detailed`. Whether memory suffices is
+known by then (`uvmsim.studies.advise.needs`), so mechanisms are not asked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import EXPERTS, PAGES
 from uvmsim.runs.job import Job
 from uvmsim.studies.advise.candidate import (
@@ -26,8 +26,9 @@ from uvmsim.studies.advise.candidate import (
     UNIFIED,
     Candidate,
 )
-from uvmsim.studies.advise.needs import DRIVER_BYTES, share_of
+from uvmsim.machine.llamacpp import reserve_for
 from uvmsim.studies.advise.request import Request
+from uvmsim.studies.advise.subject import Subject
 from uvmsim.studies.advise.timed import (
     BOUNDS,
     Timed,
@@ -39,6 +40,7 @@ from uvmsim.studies.advise.timed import (
     timed,
 )
 from uvmsim.studies.simulate import simulate
+from uvmsim.workload import Workload
 
 PLENTY = 1 << 50
 ENGINE_POLICY = "llama-cpp-lru"
@@ -76,20 +78,16 @@ class Predictor:
     """Predictions for one model on one machine; each placement is simulated once.
 
     ``requests``: micro-batch size, whether a short form will do -> the request in such batches.
-    ``model`` has the KV type asked for.
+    ``what``'s model has the KV type asked for.
     """
 
     def __init__(
-        self, model: Model, hw: Hardware, requests: Callable[[int, bool], Request], seed: int = 0
+        self, what: Subject, hw: Hardware, requests: Callable[[int, bool], Request], seed: int = 0
     ):
-        self.model, self.hw, self.seed = model, hw, seed
+        self.what, self.model, self.hw, self.seed = what, what.model, hw, seed
         self._requests = requests
         self._known: dict[Any, Prediction] = {}
         self._timed: dict[Any, Timed] = {}
-
-    @property
-    def simulated(self) -> int:
-        return len(self._timed)
 
     def __call__(self, c: Candidate, policy: str = ENGINE_POLICY) -> Prediction:
         """Speeds of a configuration; ``policy``: who leaves its expert cache."""
@@ -98,6 +96,10 @@ class Predictor:
             brief = c.kind == UNIFIED
             self._known[key] = _prediction(self._requests(c.ubatch, brief), self._time(c, policy))
         return self._known[key]
+
+    def seconds(self, c: Candidate) -> float:
+        """Of the whole request; a search that asks for many may be given less exact ones."""
+        return self(c).seconds
 
     # ---- by kind ----------------------------------------------------------------------------------
 
@@ -142,14 +144,14 @@ class Predictor:
 
     def _machine(self, c: Candidate) -> Hardware:
         engine = replace(self.hw.engine, maps_weights=c.mapped)
-        return replace(self.hw, engine=engine, vram_bytes=PLENTY)
+        return replace(self.hw, engine=engine, vram_bytes=PLENTY, reserve_bytes=None)
 
     def _projections(self, c: Candidate) -> Timed:
         """Between two layers more or less on the CPU: a layer in part reads a part of the bytes, and
         waits as a whole one does."""
         lo = self._run(c, 0, self.model.n_layers, "cpu-offload", ncmoe=c.cpu_experts)
         hi = self._run(c, 0, self.model.n_layers, "cpu-offload", ncmoe=c.cpu_experts + 1)
-        f = share_of(self.model, c.cpu_experts, c.projections)
+        f = self.what.share_of(c.cpu_experts, c.projections)
         of = {k: lo.of[k] + f * (hi.of[k] - lo.of[k]) for k in BOUNDS}
         sync = hi.of["launches"] - lo.of["launches"]
         of["launches"] = lo.of["launches"] + np.where(sync > 0, sync, f * sync)
@@ -158,7 +160,7 @@ class Predictor:
     def _cache(self, c: Candidate, policy: str) -> Timed:
         n = self.model.n_layers
         cached = self._run(
-            c, 0, min(c.cpu_experts, n), "expert-cache", slots=c.slots, policy=policy
+            c, 0, min(c.cpu_experts, n), "expert-cache", slots=sum(c.slots), policy=policy
         )
         return cached + self._run(c, min(c.cpu_experts, n), n, "resident")
 
@@ -177,15 +179,19 @@ class Predictor:
     def _unified(self, c: Candidate) -> Timed:
         """Paging by the driver. What it takes longer than with all in memory goes to faults."""
         w = self._requests(c.ubatch, True).workload
-        hw = replace(self.hw, vram_bytes=max(self.hw.vram_bytes - DRIVER_BYTES, 1))
+        left = max(self.hw.free_bytes - reserve_for(c.config), 1)
+        hw = replace(self.hw, vram_bytes=left, reserve_bytes=None)
         job = Job(w, self.model, hw, policy=PAGES.of(PAGES.plain), seed=self.seed)
-        run = simulate(job, "uvm")
-        resident = timed(simulate(Job(w, self.model, self._machine(c), seed=self.seed), "resident"))
-        ns = run.step_ns.astype(np.float64)
+        ns = simulate(job, "uvm").step_ns.astype(np.float64)
+        resident = self._resident(c, w)
         share = np.minimum(ns / resident.ns, 1.0)
         of = {k: v * share for k, v in resident.of.items()}
         of["faults"] = ns - sum(of.values(), np.zeros(len(ns)))
         return Timed(ns, of)
+
+    def _resident(self, c: Candidate, w: Workload) -> Timed:
+        """All in memory."""
+        return timed(simulate(Job(w, self.model, self._machine(c), seed=self.seed), "resident"))
 
 
 def _prediction(r: Request, t: Timed) -> Prediction:

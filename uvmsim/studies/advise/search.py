@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
 from uvmsim.studies.advise.candidate import (
     CACHE,
     CPU,
     GPU,
+    LARGE_CACHE_MIB,
     LAYERS,
     NCMOE,
-    PROJECTIONS,
     TENSORS,
     UNIFIED,
     Candidate,
+    plain,
 )
-from uvmsim.studies.advise.needs import MIB, Needs, cache_bytes, cache_slots, fused, needed
+from uvmsim.studies.advise.needs import MIB, Needs, least_that_fits
 from uvmsim.studies.advise.predict import Prediction, Predictor
+from uvmsim.studies.advise.subject import Subject
 
 HOST_FREE = (GPU, UNIFIED)
 """Nothing lies in a mapped file when it runs: how it is loaded does not matter, the default stays."""
@@ -46,117 +48,171 @@ class Choice:
         return self.prediction.seconds
 
 
-Score = Callable[[Candidate], float]
+@dataclass(frozen=True)
+class Search:
+    """One question: a model on a machine with a context and a KV type."""
 
+    what: Subject
+    hw: Hardware
+    predict: Predictor
+    ctx: int
+    kv_type: str
+    ubatches: Sequence[int]
+    coarse: int = COARSE
 
-def configurations(
-    model: Model, hw: Hardware, ctx: int, kv_type: str, ubatches: Sequence[int], score: Score,
-    kinds: Sequence[str] | None = None, coarse: int = COARSE,
-) -> Iterator[Candidate]:  # fmt: skip
-    """Of each kind and micro-batch size the best that fits, by ``score`` (seconds, less is better), and
-    the same with the file mapped (page-locked memory is never slower, so that is not searched anew).
-    ``kinds``: those asked for, all where None."""
-    for ubatch in ubatches:
-        base = Candidate(GPU, ctx, ubatch, kv_type)
-        whole = fits(model, hw, base)
-        for kind, found in _BY_KIND.items():
-            if whole and kind in PARTS:
-                continue  # a part of what is there as a whole
-            if kind == UNIFIED and ubatch != max(ubatches):
-                continue  # the fewer passes, the fewer bytes are paged
-            if kinds is None or kind in kinds:
-                for made in found(model, hw, base, score, coarse):
-                    if kind not in HOST_FREE:
-                        yield made
-                    yield replace(made, mapped=True)
+    def choices(self, kinds: Sequence[str] | None = None, most: int | None = None) -> list[Choice]:
+        """All that `configurations` finds, the fastest first; ``most``: only the first of them, as
+        the search saw them."""
+        found = list(self.configurations(kinds))
+        if most is not None:
+            found = sorted(found, key=self.predict.seconds)[:most]
+        made = [Choice(c, self.what.memory.needs(c), self.predict(c)) for c in found]
+        # Of equals llama.cpp's defaults come first.
+        return sorted(made, key=lambda x: (x.seconds, not x.candidate.mapped, x.candidate.ubatch))
 
+    def configurations(self, kinds: Sequence[str] | None = None) -> Iterator[Candidate]:
+        """Of each kind and micro-batch size the fastest that fits, and the same with the file mapped
+        (page-locked memory is never slower, so that is not searched anew). ``kinds``: those asked for,
+        all where None."""
+        for ubatch in self.ubatches:
+            base = plain(self.hw, self.ctx, ubatch, self.kv_type)
+            if not base.config.gpu:
+                yield from self._kept([base.all_away(self.what.llama)])
+                continue
+            whole = self.fits(base)
+            for kind, found in _BY_KIND.items():
+                if whole and kind in PARTS:
+                    continue  # a part of what is there as a whole
+                if kind == UNIFIED and ubatch != max(self.ubatches):
+                    continue  # the fewer passes, the fewer bytes are paged
+                if kinds is not None and kind not in kinds:
+                    continue
+                for made in found(self, base.loaded(mapped=kind in HOST_FREE)):
+                    yield from self._kept([made, made.loaded(mapped=True)])
 
-def fits(model: Model, hw: Hardware, c: Candidate) -> bool:
-    return needed(model, c, hw).fits(hw)
+    def _kept(self, found: Sequence[Candidate]) -> Iterator[Candidate]:
+        yield from (c for c in dict.fromkeys(found) if self.fits(c))
 
+    def fits(self, c: Candidate) -> bool:
+        """Whether the machine has what a configuration takes, exactly."""
+        return self.what.memory.fits(c, self.hw)
 
-def _gpu(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    if fits(model, hw, c):
-        yield c
+    def lacking(self, c: Candidate, like: Candidate) -> int:
+        """Bytes that the machine has too few of, on either side, compute buffers being ``like``'s."""
+        return max(self.what.memory.estimate(c, like).lacks(self.hw))
 
+    def best(self, found: dict[int, Candidate]) -> Iterator[Candidate]:
+        """The fastest of several by number of layers that fits; what does not is left out."""
+        while found:
+            n = best_of(sorted(found), lambda n: self.predict.seconds(found[n]), self.coarse)
+            if self.fits(found[n]):
+                yield found[n]
+                return
+            del found[n]
 
-def _ncmoe(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    ns = [n for n in _useful(model) if fits(model, hw, _on_cpu(c, n))]
-    if ns:
-        yield _on_cpu(c, best_of(ns, lambda n: score(_on_cpu(c, n)), coarse))
+    # ---- by kind ----------------------------------------------------------------------------------
 
+    def gpu(self, c: Candidate) -> Iterator[Candidate]:
+        if self.fits(c):
+            yield c
 
-def _on_cpu(c: Candidate, n: int) -> Candidate:
-    return replace(c, kind=NCMOE, cpu_experts=n)
+    def ncmoe(self, c: Candidate) -> Iterator[Candidate]:
+        yield from self.best({n: c.experts_away(n) for n in self._ncmoe_fit(c)})
 
+    def _ncmoe_fit(self, c: Candidate) -> list[int]:
+        if not self.what.ends:
+            return []
+        like = c.experts_away(self.what.ends[-1])
+        return least_that_fits(
+            self.what.ends,
+            lambda n: self.lacking(c.experts_away(n), like),
+            lambda n: self.fits(c.experts_away(n)),
+        )
 
-def _tensors(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    """One layer less than whole layers allow, and of that layer what still fits."""
-    ns = [n for n in _useful(model) if fits(model, hw, _on_cpu(c, n))]
-    below = [b for b in model.moe_layers if ns and b < ns[0]]
-    if not below or ns[0] - 1 not in model.moe_layers:
-        return
-    found = [replace(c, kind=TENSORS, cpu_experts=ns[0] - 1, projections=p) for p in PROJECTIONS]
-    if fused(model):
-        return  # one matrix for both: there is nothing to take apart that way
-    found = [x for x in found if fits(model, hw, x)]
-    if found:
-        yield min(found, key=score)
+    def tensors(self, c: Candidate) -> Iterator[Candidate]:
+        """One layer less than whole layers need, and of that layer the least that must leave."""
+        ns = self._ncmoe_fit(c)
+        if not ns or ns[0] - 1 not in self.what.model.moe_layers or ns[0] == self.what.ends[0]:
+            return
+        block = ns[0] - 1
+        parts = sorted(self.what.projections, key=lambda p: self.what.share_of(block, p))
+        like = c.experts_away(ns[0])
+        for made in (c.part_away(block, p) for p in parts):
+            if not self.lacking(made, like) and self.fits(made):
+                yield made
+                return
 
+    def cache(self, c: Candidate) -> Iterator[Candidate]:
+        made = {n: self._with_cache(c, n) for n in self.what.ends}
+        yield from self.best({n: x for n, x in made.items() if x is not None})
 
-def _cache(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    made = {n: x for n in _useful(model) if (x := _with_cache(model, hw, c, n)) is not None}
-    if made:
-        yield made[best_of(sorted(made), lambda n: score(made[n]), coarse)]
-
-
-def _with_cache(model: Model, hw: Hardware, c: Candidate, n: int) -> Candidate | None:
-    """A cache in all memory that the resident layers leave, over the first ``n`` blocks' experts."""
-    bare = replace(c, kind=CACHE, cpu_experts=n)
-    need = needed(model, bare, hw)
-    if not need.fits(hw):
+    def _with_cache(self, c: Candidate, n: int) -> Candidate | None:
+        """A cache in all memory that the resident layers leave, over the first ``n`` blocks'
+        experts."""
+        memory = self.what.memory
+        like = c.with_(CACHE, n_cpu_moe=self.what.ends[-1], moe_cache_mib=LARGE_CACHE_MIB)
+        bare = c.experts_away(n)
+        need = memory.estimate(bare, like)
+        if not need.fits(self.hw):
+            return None
+        mib = (self.hw.free_bytes - need.reserve - need.vram_bytes) // MIB
+        while mib > 0:
+            made = self._cached(bare, mib)
+            if made is None:
+                return None
+            over, _ = memory.estimate(made, like).lacks(self.hw)
+            if not over:
+                return made
+            mib -= -(-over // MIB)  # a bank's last row is padded, which the budget does not count
         return None
-    mib = (hw.vram_bytes - need.vram_bytes) // MIB
-    slots = cache_slots(model, mib, n)
-    if not slots:
-        return None
-    mib = min(mib, -(-cache_bytes(model, slots) // MIB))
-    made = replace(bare, cache_mib=mib, slots=slots)
-    return made if fits(model, hw, made) else None
+
+    def _cached(self, c: Candidate, mib: int) -> Candidate | None:
+        """A cache of ``mib`` MiB, or less where that holds all; None where it is below one token's."""
+        memory = self.what.memory
+        made = c.with_(CACHE, moe_cache_mib=mib)
+        try:
+            groups = memory.cache(made.config).groups
+        except InputError:
+            return None
+        if not groups:
+            return None
+        made = replace(made, slots=tuple(g.slots for g in groups))
+        least = -(-sum(g.bank_bytes for g in groups) // MIB) + len(groups)
+        if least < mib:
+            fewer = c.with_(CACHE, moe_cache_mib=least)
+            same = tuple(g.slots for g in memory.cache(fewer.config).groups)
+            if same == made.slots:
+                return replace(fewer, slots=same)
+        return made
+
+    def unified(self, c: Candidate) -> Iterator[Candidate]:
+        made = c.with_(UNIFIED, unified_memory=True)
+        if self.hw.uvm and self.what.model.moe_layers and self.fits(made):
+            yield made
+
+    def layers(self, c: Candidate) -> Iterator[Candidate]:
+        """Where experts alone are not enough to move, or there are none: the first blocks as a
+        whole."""
+        llama, n_layers = self.what.llama, self.what.model.n_layers
+        experts = n_layers if self.what.model.moe_layers else 0
+        if experts and self.fits(c.experts_away(experts)):
+            return
+        made = {n: c.blocks_away(llama, n, experts) for n in range(1, n_layers)}
+        if not made:
+            return
+        like = made[(n_layers + 1) // 2]
+        ns = least_that_fits(
+            list(made), lambda n: self.lacking(made[n], like), lambda n: self.fits(made[n])
+        )
+        yield from self.best({n: made[n] for n in ns})
+
+    def cpu(self, c: Candidate) -> Iterator[Candidate]:
+        yield c.all_away(self.what.llama)
 
 
-def _unified(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    made = replace(c, kind=UNIFIED)
-    if hw.uvm and model.moe_layers and fits(model, hw, made):
-        yield made
-
-
-def _layers(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    """Where experts alone are not enough to move, or there are none: the first blocks as a whole."""
-    experts = model.n_layers if model.moe_layers else 0
-    made = replace(c, kind=LAYERS, cpu_experts=experts)
-    if fits(model, hw, made):
-        return
-    ns = [n for n in range(1, model.n_layers) if fits(model, hw, replace(made, cpu_blocks=n))]
-    if ns:
-        least = best_of(ns, lambda n: score(replace(made, cpu_blocks=n)), coarse)
-        yield replace(made, cpu_blocks=least)
-
-
-def _cpu(model: Model, hw: Hardware, c: Candidate, score: Score, coarse: int):
-    made = replace(c, kind=CPU, cpu_blocks=model.n_layers + 1)
-    if fits(model, hw, made):
-        yield made
-
-
-def _useful(model: Model) -> list[int]:
-    """Numbers for ``-ncmoe`` that differ in what they do: each ends behind a MoE layer."""
-    return [b + 1 for b in model.moe_layers]
-
-
-_BY_KIND = {
-    GPU: _gpu, NCMOE: _ncmoe, TENSORS: _tensors, CACHE: _cache,
-    UNIFIED: _unified, LAYERS: _layers, CPU: _cpu,
+_BY_KIND: dict[str, Callable[[Search, Candidate], Iterator[Candidate]]] = {
+    GPU: Search.gpu, NCMOE: Search.ncmoe, TENSORS: Search.tensors, CACHE: Search.cache,
+    UNIFIED: Search.unified, LAYERS: Search.layers, CPU: Search.cpu,
 }  # fmt: skip
 
 
@@ -181,21 +237,6 @@ def best_of(ns: Sequence[int], score: Callable[[int], float], coarse: int = COAR
                 if 0 <= j <= last:
                     at(j)
     return ns[min(known, key=lambda i: (known[i], i))]
-
-
-def choices(
-    model: Model, hw: Hardware, predict: Predictor, ctx: int, kv_type: str, ubatches: Sequence[int],
-    kinds: Sequence[str] | None = None, coarse: int = COARSE,
-) -> list[Choice]:  # fmt: skip
-    """All that `configurations` finds, the fastest first."""
-
-    def seconds(c: Candidate) -> float:
-        return predict(c).seconds
-
-    found = configurations(model, hw, ctx, kv_type, ubatches, seconds, kinds, coarse)
-    made = [Choice(c, needed(model, c, hw), predict(c)) for c in found]
-    # Of equals llama.cpp's defaults come first.
-    return sorted(made, key=lambda x: (x.seconds, not x.candidate.mapped, x.candidate.ubatch))
 
 
 def distinct(found: Sequence[Choice], most: int) -> list[Choice]:

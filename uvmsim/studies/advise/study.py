@@ -9,20 +9,21 @@ from typing import Any
 
 from traces.errors import InputError
 from uvmsim.core.units import format_bytes, parse_bytes
+from uvmsim.machine.detect import AUTO
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
 from uvmsim.studies.advise import whatif
 from uvmsim.studies.advise.advice import Advice, At, WhatIf
 from uvmsim.studies.advise.better import better_policies
-from uvmsim.studies.advise.candidate import CPU, GPU, KINDS, LAYERS, UNIFIED, Candidate
-from uvmsim.studies.advise.needs import needed
+from uvmsim.studies.advise.candidate import KINDS, UNIFIED, plain
+from uvmsim.studies.advise.detailed import Detailed
+from uvmsim.studies.advise.needs import Needs
 from uvmsim.studies.advise.predict import Predictor
 from uvmsim.studies.advise.request import Request, request
 from uvmsim.studies.advise.routing import routed, unrouted
-from uvmsim.studies.advise.search import COARSE, choices, distinct
-from uvmsim.studies.advise.subject import subject, with_kv_type
+from uvmsim.studies.advise.search import COARSE, Search, distinct
+from uvmsim.studies.advise.subject import Subject, subject
 from uvmsim.studies.resolve import load_trace, machine_of
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario
+from uvmsim.studies.scenario import Progress, Scenario
 
 CONTEXTS = ("8k",)
 PROMPT, GENERATE = 2000, 500
@@ -30,17 +31,23 @@ UBATCHES = (512, 2048)
 EXPLICIT = tuple(k for k in KINDS if k != UNIFIED)
 MOST = 5
 """Configurations shown."""
+FINALISTS = 3
+"""Configurations of a what-if that are predicted exactly."""
 MOST_TOKENS = 1 << 20
+WORDS = {
+    "weights": "weights", "kv_cache": "KV cache", "compute": "compute buffers", "moe_cache": "cache",
+}  # fmt: skip
+"""Kinds of bytes, in words."""
 
 
 def advise(
     scenario: Any = None,
     *,
     ram: str | int | None = None,
-    ctx: str | int | Iterable[str | int] = CONTEXTS,
+    ctx: str | int | Iterable[str | int] | None = None,
     prompt: int = PROMPT,
     generate: int = GENERATE,
-    kv_type: str = "f16",
+    kv_type: str | None = None,
     what_if: str | Iterable[str] | None = None,
     coarse: int = COARSE,
     progress: Progress | None = None,
@@ -48,10 +55,11 @@ def advise(
     """The fastest configurations of llama.cpp that fit a scenario's machine.
 
     ``scenario``: a `Scenario`, or a model alone (a preset, a ``.gguf`` or ``.toml`` file). Of a
-    scenario: ``model``, ``hardware``, ``program``, ``vram`` (a budget on the card), ``link``, ``trace``
-    (recorded routing), ``limit``, ``seed``. ``ram``: host memory. ``ctx``: context sizes (``"8k"``).
-    ``prompt`` and ``generate``: tokens of a request, whose whole time decides. ``what_if``: changes of
-    the machine (``"vram+8GiB"``), none for an empty one. ``coarse`` 0 tries every number of layers.
+    scenario: ``model``, ``hardware`` (this machine where none is named), ``program``, ``vram`` (a budget
+    on the card), ``reserve``, ``link``, ``ram_bandwidth``, ``kv_type``, ``trace`` (recorded routing),
+    ``limit``, ``seed``. ``ram``: host memory. ``ctx``: context sizes (``"8k"``). ``prompt`` and
+    ``generate``: tokens of a request, whose whole time decides. ``what_if``: changes of the machine
+    (``"vram+8GiB"``), none for an empty one. ``coarse`` 0 tries every number of layers.
 
     Raises `InputError`.
     """
@@ -59,53 +67,67 @@ def advise(
     if s.model is None:
         raise InputError(": name the model to run (a preset, a .gguf or a .toml file)", "model")
     notes: list[str] = []
-    contexts = [context(x) for x in ([ctx] if isinstance(ctx, str | int) else ctx)]
+    asked = ctx if ctx is not None else s.ctx or CONTEXTS
+    contexts = [context(x) for x in ([asked] if isinstance(asked, str | int) else asked)]
     _check(contexts, prompt, generate)
-    model, file = subject(s.model, notes)
-    model = with_kv_type(model, kv_type)
+    kv = (kv_type or s.kv_type or "f16").lower()
+    what = subject(s.model, notes, kv)
     hw = _machine(s, ram, notes)
     routing = None
-    if model.moe_layers:
+    if what.model.moe_layers:
         trace = load_trace(s.trace, s.limit) if s.trace is not None else None
-        routing = routed(model, prompt, s.seed, trace)
+        routing = routed(what.model, prompt, s.seed, trace)
     elif s.trace is not None:
-        raise InputError(f": {model.name} has no experts, so no routing bears on it", "trace")
+        raise InputError(f": {what.model.name} has no experts, so no routing bears on it", "trace")
     changes = whatif.DEFAULT if what_if is None else _changes(what_if)
-    if what_if is None and hw.host_bytes is None:
-        changes = tuple(c for c in changes if not c.startswith("ram+"))
     machines = [(text, whatif.changed(hw, text)) for text in changes]
 
     @functools.cache
     def requests(ubatch: int, brief: bool) -> Request:
-        return request(model, routing or unrouted(), prompt, generate, ubatch, brief)
+        return request(what.model, routing or unrouted(), prompt, generate, ubatch, brief)
 
-    ubatches = useful(prompt)
+    kept: dict[Any, Any] = {}
+
+    def search(machine: Hardware, n: int, predict: Predictor) -> Search:
+        return Search(what, machine, predict, n, kv, useful(prompt), coarse)
+
     work = len(contexts) + len(machines) + 1
     doing = progress or (lambda done, total, what: None)
-    predict = Predictor(model, hw, requests, s.seed)
-    at = []
+    predict = predictor(what, hw, requests, s.seed, kept)
+    at, known = [], []
     for i, n in enumerate(contexts):
         doing(i, work, f"context {n:,}")
-        found = choices(model, hw, predict, n, kv_type, ubatches, coarse=coarse)
-        none = None if found else nothing(model, hw, n, kv_type)
-        at.append(At(n, distinct(found, MOST), refusal(model, hw, n, kv_type), none))
+        found = search(hw, n, predict).choices()
+        known.append(found)
+        none = None if found else nothing(what, hw, n, kv)
+        at.append(At(n, distinct(found, MOST), refusal(what, hw, n, kv), none))
     first = at[0].best
     # Paging takes long to simulate, and a larger machine makes it less, not more, of a choice.
     kinds = None if not first or first[0].candidate.kind == UNIFIED else EXPLICIT
     made = []
     for i, (text, machine) in enumerate(machines):
         doing(len(contexts) + i, work, text)
-        other = Predictor(model, machine, requests, s.seed)
-        found = choices(model, machine, other, contexts[0], kv_type, ubatches, kinds, coarse)
+        other = predictor(what, machine, requests, s.seed, kept)
+        found = search(machine, contexts[0], other).choices(kinds, most=FINALISTS)
         now = first[0].seconds if first else None
         faster = now / found[0].seconds if now and found else None
         made.append(WhatIf(text, found[0] if found else None, faster))
     doing(work - 1, work, "policies")
-    better = better_policies(model, hw, predict, contexts[0], kv_type, ubatches)
+    better = better_policies(search(hw, contexts[0], predict), known[0])
     doing(work, work, "")
     return Advice(
-        model, file, hw, kv_type, prompt, generate, routing, at, made, better, notes, s.seed
+        what.model, what.file, hw, kv, prompt, generate, routing, at, made, better, notes, s.seed
     )
+
+
+def predictor(
+    what: Subject, hw: Hardware, requests: Callable[[int, bool], Request], seed: int,
+    kept: dict[Any, Any],
+) -> Predictor:  # fmt: skip
+    """Kernel by kernel where the engine has constants for that, else by its coarse ones."""
+    if hw.engine.terms is None:
+        return Predictor(what, hw, requests, seed)
+    return Detailed(what, hw, requests, seed, kept)
 
 
 def useful(prompt: int) -> tuple[int, ...]:
@@ -113,45 +135,44 @@ def useful(prompt: int) -> tuple[int, ...]:
     return tuple(n for i, n in enumerate(UBATCHES) if not i or prompt > UBATCHES[i - 1])
 
 
-def refusal(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str | None:
+def refusal(what: Subject, hw: Hardware, ctx: int, kv_type: str) -> str | None:
     """Why the plain configuration (everything on the GPU) does not fit, and by how much."""
-    need = needed(model, Candidate(GPU, ctx, min(UBATCHES), kv_type, mapped=True), hw)
+    whole = plain(hw, ctx, min(UBATCHES), kv_type)
+    if not whole.config.gpu:
+        return None
+    need = what.memory.needs(whole)
     short, _ = need.lacks(hw)
     if not short:
         return None
-
-    def gib(n: int) -> str:
-        return format_bytes(n, binary=True)
-
-    parts = ", ".join(f"{k} {gib(v)}" for k, v in need.vram.items() if v)
-    text = f"-ngl all needs {gib(need.vram_bytes)} ({parts}); {gib(short)} too much"
-    if not model.moe_layers:
+    parts = ", ".join(f"{WORDS[k]} {_gib(v)}" for k, v in need.vram.items() if v)
+    text = f"-ngl all needs {_gib(need.vram_bytes)} ({parts}), and {_gib(need.reserve)} left free; "
+    text += f"{_gib(short)} too much"
+    if not what.model.moe_layers:
         return text
-    experts = Candidate(LAYERS, ctx, min(UBATCHES), kv_type, cpu_experts=model.n_layers)
-    vram, host = needed(model, experts, hw).lacks(hw)
-    if vram or host:
-        text += "; even with all experts on the CPU "
-        text += _and([(vram, "of VRAM"), (host, "of RAM")], gib)
+    experts = whole.experts_away(what.model.n_layers)
+    if any(what.memory.needs(experts).lacks(hw)):
+        text += "; even with all experts on the CPU " + _missing(what.memory.needs(experts), hw)
     return text
 
 
-def _and(parts: list[tuple[int, str]], gib: Callable[[int], str]) -> str:
-    words = " and ".join(f"{gib(n)} {what}" for n, what in parts if n)
-    return f"{words} are missing"
-
-
-def nothing(model: Model, hw: Hardware, ctx: int, kv_type: str) -> str:
-    """Why nothing fits: what everything on the CPU, the least of the card, would take."""
-    away = Candidate(CPU, ctx, min(UBATCHES), kv_type, cpu_blocks=model.n_layers + 1)
-    need = needed(model, away, hw)
-    text = f"everything on the CPU takes {format_bytes(need.ram_bytes, binary=True)} of RAM and "
-    text += f"{format_bytes(need.vram_bytes, binary=True)} of VRAM"
+def _missing(need: Needs, hw: Hardware) -> str:
     vram, host = need.lacks(hw)
-    if vram or host:
-        text += "; " + _and(
-            [(vram, "of VRAM"), (host, "of RAM")], lambda n: format_bytes(n, binary=True)
-        )
-    return text
+    words = [f"{_gib(n)} of {kind}" for n, kind in ((vram, "VRAM"), (host, "RAM")) if n]
+    return " and ".join(words) + f" {'are' if len(words) > 1 else 'is'} missing"
+
+
+def nothing(what: Subject, hw: Hardware, ctx: int, kv_type: str) -> str:
+    """Why nothing fits: what everything on the CPU, the least of the card, would take."""
+    away = plain(hw, ctx, min(UBATCHES), kv_type).all_away(what.llama)
+    need = what.memory.needs(away)
+    text = f"everything on the CPU takes {_gib(need.ram_bytes)} of RAM"
+    if need.vram:
+        text += f", and {_gib(need.vram_bytes + need.reserve)} of VRAM for prompts"
+    return f"{text}; {_missing(need, hw)}"
+
+
+def _gib(n: int) -> str:
+    return format_bytes(n, binary=True)
 
 
 def context(value: str | int) -> int:
@@ -188,12 +209,14 @@ def _changes(what_if: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _machine(s: Scenario, ram: str | int | None, notes: list[str]) -> Hardware:
-    """The machine with the budget asked for. Raises `InputError`."""
-    whole = machine_of(s.with_(vram=None).or_else(hardware=DEFAULT_HARDWARE))
-    hw = machine_of(s.or_else(hardware=DEFAULT_HARDWARE))
+    """The machine with the budget asked for; this one where none is named. Raises `InputError`."""
+    if s.hardware is None:
+        s = s.with_(hardware=_this_machine())
+    whole = machine_of(s.with_(vram=None, reserve=None))
+    hw = machine_of(s)
     if hw.vram_bytes > whole.vram_bytes:
         raise InputError(
-            f"{s.vram}: more than the {format_bytes(whole.vram_bytes, binary=True)} of {whole.name}; "
+            f"{s.vram}: more than the {_gib(whole.vram_bytes)} of {whole.name}; "
             f"`what_if` vram={s.vram} tells what more would give", argument="vram",
         )  # fmt: skip
     if ram is not None:
@@ -209,3 +232,15 @@ def _machine(s: Scenario, ram: str | int | None, notes: list[str]) -> Hardware:
             f"how much host memory {hw.name} has is not known, so it is not checked; --ram says it"
         )
     return hw
+
+
+def _this_machine() -> Hardware:
+    try:
+        return Hardware.load(AUTO)
+    except InputError:
+        names = [n for n in Hardware.list_presets() if n.startswith("rtx")]
+        raise InputError(
+            f": no NVIDIA GPU reports itself on this machine; name one, such as {names[0]} or "
+            f"{names[-1]} (`uvmsim hardware` lists them), or a file that `uvmsim calibrate` wrote",
+            argument="hardware",
+        ) from None

@@ -2,38 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError
 from uvmsim.machine.descriptions import find
-from uvmsim.machine.model import KV_BYTES, Model
-from uvmsim.machine.model_spec import TYPES
-
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-"""Types of the KV cache (llama.cpp b11549, common/arg.cpp, ``kv_cache_types``)."""
-WEIGHTS = 256
-"""A row's weights are a multiple of every type's block, so that bytes come out whole."""
+from uvmsim.machine.llamacpp import LlamaModel
+from uvmsim.machine.model import Model
+from uvmsim.studies.advise.candidate import FUSED_PROJECTIONS, PROJECTIONS
+from uvmsim.studies.advise.needs import Memory
 
 
-def subject(spec: Any, notes: list[str]) -> tuple[Model, str]:
-    """The model and the file to name on the command line. Raises `InputError` (one line)."""
+@dataclass(frozen=True)
+class Subject:
+    """A model as it is simulated, and as llama.cpp sees it."""
+
+    model: Model
+    llama: LlamaModel
+    file: str
+    """To name on the command line."""
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(self.llama)
+
+    @property
+    def ends(self) -> list[int]:
+        """Numbers for ``-ncmoe`` that differ in what they do: each ends behind a MoE layer."""
+        return [b + 1 for b in self.model.moe_layers]
+
+    def moe_below(self, block: int) -> int:
+        """MoE layers among the first ``block`` blocks."""
+        return sum(b < block for b in self.model.moe_layers)
+
+    @property
+    def projections(self) -> tuple[tuple[str, ...], ...]:
+        """What can be taken apart in a block's experts."""
+        fused = any(".ffn_gate_up_exps." in t.name for t in self.llama.tensors)
+        return FUSED_PROJECTIONS if fused else PROJECTIONS
+
+    def share_of(self, block: int, projections: tuple[str, ...]) -> float:
+        """Share of a block's expert bytes in some projections."""
+        sizes = {t.name: t.n_bytes for t in self.llama.tensors if t.name.startswith(f"blk.{block}.")}
+        experts = {k: n for k, n in sizes.items() if "_exps." in k}
+        names = tuple(f"blk.{block}.ffn_{p}_exps" for p in projections)
+        found = sum(n for k, n in experts.items() if k.startswith(names))
+        return found / max(sum(experts.values()), 1)
+
+
+def subject(spec: Any, notes: list[str], kv_type: str = "f16") -> Subject:
+    """The model that is named. Raises `InputError` (one line)."""
+    made = _subject(spec, notes)
+    made = replace(made, model=made.model.with_kv(kv_type))
+    notes += made.llama.notes
+    return made
+
+
+def _subject(spec: Any, notes: list[str]) -> Subject:
     if isinstance(spec, Model):
-        return spec, f"{spec.name}.gguf"
+        if not spec.described_by:
+            raise InputError(
+                f": {spec.name} has sizes but no tensors to place; name a preset, a .gguf or a .toml "
+                "file", argument="model",
+            )  # fmt: skip
+        return Subject(spec, LlamaModel.load(spec.described_by), f"{spec.name}.gguf")
     path = find(str(spec), "models", "model", (".toml", ".gguf"))
     if path.suffix.lower() != ".gguf":
-        return Model.load(str(spec)), f"{path.stem}.gguf"
+        return Subject(Model.load(str(spec)), LlamaModel.load(str(spec)), f"{path.stem}.gguf")
     from traces.models.gguf import describe
 
     info = describe(path, need_experts=False)
-    _check_architecture(str(spec), info.architecture, notes)
-    model = Model.from_info(info, need_experts=False)
-    if info.kv_bytes_per_token is None:
-        notes.append(f"{path.name} does not say how large its KV cache is: counted as 0")
+    _check_architecture(str(spec), info.architecture)
+    model = replace(Model.from_info(info, need_experts=False), described_by=str(path))
     if not model.moe_layers:
         notes.append("no experts: whole layers are placed, and every token reads all of them")
-    return model, shown_path(spec, path)
+    return Subject(model, LlamaModel.load(path), shown_path(spec, path))
 
 
 def shown_path(spec: Any, path: Path) -> str:
@@ -41,7 +86,7 @@ def shown_path(spec: Any, path: Path) -> str:
     return str(spec) if Path(str(spec)).expanduser() == path else str(path)
 
 
-def _check_architecture(spec: str, name: str, notes: list[str]) -> None:
+def _check_architecture(spec: str, name: str) -> None:
     from gguf.constants import MODEL_ARCH_NAMES
 
     if name not in MODEL_ARCH_NAMES.values():
@@ -49,12 +94,3 @@ def _check_architecture(spec: str, name: str, notes: list[str]) -> None:
             f"{spec}: unknown architecture {name!r}; llama.cpp loads it only if it is newer than the "
             "gguf package here (pip install -U gguf), or convert the model again"
         )
-
-
-def with_kv_type(model: Model, kv_type: str) -> Model:
-    """The model with its KV cache stored as ``kv_type``. Raises `InputError`."""
-    if kv_type not in KV_TYPES:
-        raise InputError(f"{kv_type}: one of {', '.join(KV_TYPES)}", argument="kv_type")
-    weights, size = TYPES[kv_type.upper()]
-    scaled = model.kv_bytes_per_token * size * (WEIGHTS // weights) // (KV_BYTES * WEIGHTS)
-    return replace(model, kv_bytes_per_token=scaled)

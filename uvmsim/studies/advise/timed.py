@@ -6,6 +6,7 @@ blocks that are served in different ways are simulated apart and added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +21,9 @@ from uvmsim.workload import Workload
 CPU_TILE = 64
 """Rows of a prompt for which the CPU's attention reads the KV cache once (ggml-cpu/common.h,
 ``GGML_FA_TILE_Q``)."""
-BOUNDS = ("kernels", "launches", "link", "ram", "faults")
+BOUNDS = ("kernels", "launches", "link", "ram", "cpu", "faults")
 """What a pass spends its time on: the GPU computing, launches and waits of fixed cost, copies over the
-link, the CPU reading host memory, page faults."""
+link, the CPU reading host memory, the CPU's other work, page faults."""
 
 
 @dataclass
@@ -135,25 +136,30 @@ def blocks_of(model: Model, lo: int, hi: int, head: bool) -> Model:
         output_params=model.output_params if head else 0,
         kv_bytes_per_token=model.kv_bytes_per_token * (hi - lo) // model.n_layers,
         tensors=(),
+        described_by="",
     )
 
 
 def events_of(w: Workload, model: Model, lo: int, hi: int) -> Workload:
     """The events of blocks ``lo`` to ``hi``; all steps stay."""
-    mine = [i for i, b in enumerate(model.moe_layers) if lo <= b < hi]
-    if len(mine) == w.n_layers:
+    return events_in(w, [i for i, b in enumerate(model.moe_layers) if lo <= b < hi])
+
+
+def events_in(w: Workload, layers: Sequence[int]) -> Workload:
+    """The events of some MoE layers (ascending), which are counted anew; all steps stay."""
+    if len(layers) == w.n_layers:
         return w
-    a, b = (mine[0], mine[-1] + 1) if mine else (0, 0)
-    keep = (w.event_layer >= a) & (w.event_layer < b)
+    keep = np.isin(w.event_layer, layers)
     size = np.diff(w.event_lo)
     access = np.repeat(keep, size)
+    fewer = (w.event_layer[keep] - np.searchsorted(layers, w.event_layer[keep])).astype(np.int32)
     return replace(
         w,
-        n_layers=b - a,
-        ids=w.ids[access] - a * w.n_experts,
+        n_layers=len(layers),
+        ids=w.ids[access] - np.repeat(fewer, size[keep]) * np.int32(w.n_experts),
         counts=w.counts[access],
         event_lo=np.concatenate(([0], np.cumsum(size[keep]))).astype(np.int64),
-        event_layer=w.event_layer[keep] - a,
+        event_layer=w.event_layer[keep] - fewer,
         event_step=w.event_step[keep],
         event_tokens=w.event_tokens[keep],
         event_first=w.event_first[keep],
