@@ -5,11 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from advise_help import (
+    GIB,
+    HW,
+    WORDS,
+    base,
+    cached,
+    found,
+    model,
+    of_engine,
+    requests,
+    terms_hw,
+    what,
+)
 from click.testing import CliRunner
 from dense_gguf import write_dense
 from hypothesis import HealthCheck, given, settings
@@ -21,8 +33,7 @@ import uvmsim
 from traces.errors import InputError
 from traces.files.schema import DECODE, PREFILL
 from uvmsim.commands.advise import advise as command
-from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.model import Model
+from uvmsim.machine.llamacpp import memory, reserve_for
 from uvmsim.studies.advise.candidate import (
     CACHE,
     CPU,
@@ -31,94 +42,81 @@ from uvmsim.studies.advise.candidate import (
     NCMOE,
     TENSORS,
     UNIFIED,
-    Candidate,
 )
-from uvmsim.studies.advise.needs import MIB, needed
+from uvmsim.studies.advise.needs import MIB, SYSTEM_BYTES
 from uvmsim.studies.advise.predict import Predictor
 from uvmsim.studies.advise.request import request
 from uvmsim.studies.advise.routing import routed
-from uvmsim.studies.advise.search import best_of, choices
+from uvmsim.studies.advise.search import best_of
 from uvmsim.studies.advise.study import UBATCHES
-from uvmsim.studies.advise.subject import with_kv_type
-
-GIB = 2**30
-HW = dataclasses.replace(Hardware.load("rtx4090"), uvm=None, host_bytes=64 * GIB)
-WORDS = {"prompt": 700, "generate": 100, "what_if": ""}
-
-
-@cache
-def model() -> Model:
-    """Twelve layers, 1.2 GiB of experts."""
-    text = TOML.replace("n_layers = 3", "n_layers = 12").replace('"small"', '"test"')
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "test.toml"
-        file.write_text(text)
-        return Model.load(str(file))
-
-
-@cache
-def requests(ubatch: int, brief: bool = False):
-    return request(model(), routed(model(), 700, 0), 700, 100, ubatch, brief)
-
-
-def found(vram: int, coarse: int = 8, kinds=None, ctx: int = 4096, hw: Hardware = HW, m=None):
-    m = m or model()
-    hw = dataclasses.replace(hw, vram_bytes=vram)
-    return choices(m, hw, Predictor(m, hw, requests), ctx, "f16", UBATCHES, kinds, coarse)
-
+from uvmsim.studies.advise.subject import subject
 
 # ---- what fits ------------------------------------------------------------------------------------
 
 
-def on_the_gpu(m: Model, flags: list[str]) -> int:
-    """Weights that llama.cpp puts on the GPU, tensor by tensor, from its options alone."""
-    layers = m.n_layers
-    word = dict(pairwise(flags))
-    ngl = layers + 1 if word["-ngl"] == "all" else int(word["-ngl"])
-    n = layers if "-cmoe" in flags else int(word.get("-ncmoe", 0))
-    patterns = [rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps" for i in range(n)]
-    patterns += [word["-ot"].removesuffix("=CPU")] if "-ot" in word else []
-    total = 0
-    for name, _, nbytes in m.tensors:
-        block = re.match(r"blk\.(\d+)\.", name)
-        place = int(block[1]) if block else layers
-        away = name.startswith("token_embd") or place < layers + 1 - ngl
-        away |= any(re.search(p, name) for p in patterns)
-        total += 0 if away else nbytes
-    return total
-
-
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(420, 2600), st.integers(2100, 6000), st.integers(1, 16), st.booleans())
-def test_never_recommends_what_does_not_fit(vram, ram, ctx, paged):
-    hw = dataclasses.replace(HW, host_bytes=ram * MIB, uvm=COSTS if paged else None)
+@given(
+    st.integers(1080, 3600), st.integers(2200, 6000), st.integers(1, 16), st.booleans(),
+    st.integers(0, 300), st.booleans(),
+)  # fmt: skip
+def test_never_recommends_what_does_not_fit(vram, ram, ctx, paged, others, terms):
+    hw = dataclasses.replace(
+        terms_hw() if terms else HW, host_bytes=ram * MIB, uvm=COSTS if paged else None,
+        reserve_bytes=others * MIB,
+    )  # fmt: skip
     kinds = None if vram % 5 == 0 else (GPU, NCMOE, TENSORS, CACHE, LAYERS, CPU)
     for choice in found(vram * MIB, kinds=kinds, ctx=ctx * 1024, hw=hw):
         c, needs = choice.candidate, choice.needs
-        assert needs.vram_bytes <= vram * MIB and needs.ram_bytes <= ram * MIB
-        if c.kind != UNIFIED:
-            weights = on_the_gpu(model(), c.flags(model().n_layers))
-            assert abs(needs.vram["weights"] - weights) <= model().n_experts
-            stored = sum(n for _, _, n in model().tensors)
-            assert abs(needs.ram["weights"] - (stored - weights)) <= model().n_experts
-        kv = ctx * 1024 * model().kv_bytes_per_token
-        assert needs.vram["kv"] + needs.ram["kv"] == kv
+        plan = memory(what().llama, c.config)
+        reserve = reserve_for(c.config)
+        assert needs.reserve == reserve >= GIB
+        room = (vram - others) * MIB - reserve
+        out = max(plan.vram_bytes - room, 0) if c.kind == UNIFIED else 0
+        assert needs.vram_bytes == plan.vram_bytes - out <= room
+        assert needs.ram_bytes == plan.host_bytes + SYSTEM_BYTES + out <= ram * MIB
         if c.cache_mib:
-            assert c.cache_mib * MIB >= needs.vram["cache"] > (c.cache_mib - 1) * MIB
-            assert choice.needs.vram_bytes - needs.vram["cache"] + c.cache_mib * MIB <= vram * MIB
+            assert sum(c.slots) == sum(g.slots for g in plan.cache.groups) > 0
+            assert plan.cache.device_bytes > (c.cache_mib - 3) * MIB
+
+
+def test_what_is_told_beforehand_is_what_it_takes():
+    """Estimates differ from plans in compute buffers alone, and not at all from those alike."""
+    m = what().memory
+    c = base()
+    like = {
+        CACHE: cached(c, 12, 200), NCMOE: c.experts_away(12), LAYERS: c.blocks_away(m.model, 6, 12),
+    }  # fmt: skip
+    for made in (
+        *(c.experts_away(n) for n in (2, 5, 11)), cached(c, 7, 130), cached(c, 12, 500),
+        *(c.blocks_away(m.model, n, 12) for n in (1, 9)),
+    ):  # fmt: skip
+        told, is_ = m.estimate(made, like[made.kind]), m.needs(made)
+        for side in ("vram", "ram"):
+            a, b = getattr(told, side), getattr(is_, side)
+            assert {k: v for k, v in a.items() if k != "compute"} == {
+                k: v for k, v in b.items() if k != "compute"
+            }
+        assert abs(told.vram["compute"] - is_.vram["compute"]) < 8 * MIB
 
 
 def test_says_why_not_and_by_how_much():
-    a = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=HW, vram="1GiB"), ctx="4k", **WORDS)
-    need = needed(model(), Candidate(GPU, 4096, 512), HW)
-    short = (need.vram_bytes - GIB) / MIB
+    a = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=HW, vram="2GiB"), ctx="4k", **WORDS)
+    need = what().memory.needs(base())
+    short = (need.vram_bytes + need.reserve - 2 * GIB) / MIB
     assert re.search(rf"-ngl all needs .*; {short:.0f} MiB too much", a.contexts[0].refused)
     assert all(c.candidate.kind != GPU for c in a)
     big = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=HW), ctx="4k", **WORDS)
     assert big.contexts[0].refused is None and big.best.candidate.kind == GPU
+
+
+def test_what_something_else_uses_is_not_there():
+    s = uvmsim.Scenario(model=model(), hardware=HW, vram="3GiB")
+    fewer = [
+        uvmsim.advise(x, ctx="4k", **WORDS).best
+        for x in (s, s.with_(reserve="1GiB"), s.with_(vram="2GiB"))
+    ]
+    assert fewer[0].candidate.kind == GPU
+    assert fewer[1].candidate == fewer[2].candidate != fewer[0].candidate
 
 
 def test_nothing_fits():
@@ -126,43 +124,47 @@ def test_nothing_fits():
     a = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=small), ctx="4k", **WORDS)
     assert a.best is None and a.commands() == [] and "too much" in a.contexts[0].refused
     assert "even with all experts" in a.contexts[0].refused
+    assert "of VRAM is missing" in a.contexts[0].nothing
     assert len(a) == 0 and json.dumps(a.to_json())
 
 
 # ---- the best there is -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vram", [620, 900, 1150, 1400, 1700])
-def test_the_search_finds_what_trying_all_finds(vram):
-    whole = found(vram * MIB, coarse=0)
-    quick = found(vram * MIB)
+@pytest.mark.parametrize("terms", [False, True])
+@pytest.mark.parametrize("vram", [1250, 1500, 1800, 2100, 2400])
+def test_the_search_finds_what_trying_all_finds(vram, terms):
+    hw = terms_hw() if terms else HW
+    whole = found(vram * MIB, coarse=0, hw=hw)
+    quick = found(vram * MIB, hw=hw)
     assert [c.candidate.kind for c in quick] and quick[0].seconds <= whole[0].seconds * 1.002
     of = {c.candidate.kind: c.seconds for c in reversed(whole)}
     for kind, seconds in {c.candidate.kind: c.seconds for c in reversed(quick)}.items():
         assert seconds == pytest.approx(of[kind], rel=0.01)
 
 
-def test_trying_all_is_trying_all():
+@pytest.mark.parametrize("terms", [False, True])
+def test_trying_all_is_trying_all(terms):
     """The slow reference of the reference: every -ncmoe, asked one by one."""
-    hw = dataclasses.replace(HW, vram_bytes=1100 * MIB)
-    predict = Predictor(model(), hw, requests)
-    every = [
-        Candidate(NCMOE, 4096, ub, cpu_experts=n) for ub in UBATCHES for n in range(1, 13)
-    ]  # fmt: skip
-    fit = [c for c in every if needed(model(), c, hw).fits(hw)]
+    hw = dataclasses.replace(terms_hw() if terms else HW, vram_bytes=1800 * MIB)
+    predict = of_engine(hw)
+    every = [base(ubatch=ub).experts_away(n) for ub in UBATCHES for n in range(1, 13)]
+    fit = [c for c in every if what().memory.needs(c).fits(hw)]
     assert 0 < len(fit) < len(every)
     best = min(predict(c).seconds for c in fit)
-    assert found(1100 * MIB, coarse=0, kinds=(NCMOE,))[0].seconds == best
+    assert found(1800 * MIB, coarse=0, kinds=(NCMOE,), hw=hw)[0].seconds == best
 
 
-def test_more_memory_is_never_slower():
-    seconds = [found(mib * MIB, coarse=0)[0].seconds for mib in range(560, 2100, 140)]
+@pytest.mark.parametrize("terms", [False, True])
+def test_more_memory_is_never_slower(terms):
+    hw = terms_hw() if terms else HW
+    seconds = [found(mib * MIB, coarse=0, hw=hw)[0].seconds for mib in range(1240, 2800, 140)]
     assert all(b <= a * (1 + 1e-9) for a, b in pairwise(seconds))
     assert seconds[-1] < seconds[0] / 2
 
 
 def test_a_longer_context_is_never_faster():
-    of = [found(1200 * MIB, coarse=0, ctx=n * 1024)[0].seconds for n in (1, 8, 32)]
+    of = [found(1900 * MIB, coarse=0, ctx=n * 1024)[0].seconds for n in (1, 8, 32)]
     assert of == sorted(of)
 
 
@@ -185,8 +187,8 @@ def test_a_valley_is_found(n, bottom, left, right):
 
 
 def test_blocks_add_up_to_the_whole():
-    predict = Predictor(model(), HW, requests)
-    c = Candidate(NCMOE, 4096, 512, mapped=True, cpu_experts=5)
+    predict = Predictor(what(), HW, requests)
+    c = base().experts_away(5).loaded(mapped=True)
     for mechanism, words in (("resident", {}), ("cpu-offload", {"ncmoe": 5})):
         whole = predict._run(c, 0, 12, mechanism, **words)
         first = predict._run(c, 0, 5, mechanism, **words)
@@ -196,22 +198,22 @@ def test_blocks_add_up_to_the_whole():
         assert np.allclose(parts, whole.ns) and all((v >= 0).all() for v in whole.of.values())
 
 
-def test_a_cache_of_everything_hits_and_one_in_part_does_less():
-    predict = Predictor(model(), HW, requests)
-    made = [predict(Candidate(CACHE, 4096, 512, cpu_experts=12, slots=n)) for n in (48, 192, 384)]
+@pytest.mark.parametrize("terms", [False, True])
+def test_a_cache_of_everything_hits_and_one_in_part_does_less(terms):
+    predict = of_engine(terms_hw() if terms else HW)
+    made = [predict(cached(base(), 12, mib)) for mib in (160, 640, 1300)]
     assert made[0].hit_rate < made[1].hit_rate < made[2].hit_rate
     assert made[0].seconds > made[1].seconds > made[2].seconds
-    whole = predict(Candidate(GPU, 4096, 512))
+    whole = predict(base())
     assert made[2].decode_tokens_per_s < whole.decode_tokens_per_s  # each layer decides
-    assert made[0].bound == "link"
 
 
-def test_projections_lie_between_whole_layers():
-    predict = Predictor(model(), HW, requests)
+@pytest.mark.parametrize("terms", [False, True])
+def test_projections_lie_between_whole_layers(terms):
+    predict = of_engine(terms_hw() if terms else HW)
 
     def at(n, *projections):
-        kind = TENSORS if projections else NCMOE
-        c = Candidate(kind, 4096, 512, cpu_experts=n, projections=projections)
+        c = base().part_away(n, projections) if projections else base().experts_away(n)
         return predict(c).seconds
 
     assert at(4) < at(4, "down") < at(4, "gate", "up") < at(5)
@@ -231,41 +233,52 @@ def test_weights_stand_for_the_whole_request():
 
 def test_micro_batches_that_hold_the_whole_prompt_are_one():
     for prompt, sizes in ((0, {512}), (512, {512}), (513, {512, 2048})):
-        s = uvmsim.Scenario(model=model(), hardware=HW, vram="1GiB")
+        s = uvmsim.Scenario(model=model(), hardware=HW)
         a = uvmsim.advise(s, ctx="4k", prompt=prompt, generate=9, what_if="")
         assert {c.candidate.ubatch for c in a} == sizes
 
 
-def test_unified_memory_where_the_machine_knows_it():
-    hw = dataclasses.replace(HW, uvm=COSTS)
-    tight = found(1100 * MIB, hw=hw)
-    paged = [c for c in tight if c.candidate.kind == UNIFIED]
+@pytest.mark.parametrize("terms", [False, True])
+def test_unified_memory_where_the_machine_knows_it(terms):
+    plain_hw = terms_hw() if terms else HW
+    hw = dataclasses.replace(plain_hw, uvm=COSTS)
+    paged = [c for c in found(2100 * MIB, hw=hw) if c.candidate.kind == UNIFIED]
     assert len(paged) == 1 and paged[0].prediction.decode_split["faults"] > 0
-    assert (
-        paged[0].needs.vram_bytes
-        <= 1100 * MIB
-        < needed(model(), Candidate(GPU, 4096, 512), hw).vram_bytes
-    )
-    assert not [c for c in found(1100 * MIB) if c.candidate.kind == UNIFIED]
+    needs = paged[0].needs
+    whole = what().memory.needs(base())
+    assert needs.vram_bytes + needs.reserve <= 2100 * MIB < whole.vram_bytes + whole.reserve
+    assert not [c for c in found(2100 * MIB, hw=plain_hw) if c.candidate.kind == UNIFIED]
+    assert not [c for c in found(1800 * MIB, hw=hw) if c.candidate.kind == UNIFIED]  # 2,048 tokens
 
 
 def test_belady_bounds_what_a_policy_could_give():
-    a = uvmsim.advise(
-        uvmsim.Scenario(model=model(), hardware=HW, vram="1100MiB"), ctx="4k", **WORDS
-    )
-    of = a.better.of
-    assert set(of) == {"llama-cpp-lru", "layer-lru", "belady"}
-    assert of["belady"].hit_rate >= max(v.hit_rate for v in of.values())
-    assert of["belady"].decode_tokens_per_s > of["llama-cpp-lru"].decode_tokens_per_s
+    for hw in (HW, terms_hw()):
+        a = uvmsim.advise(
+            uvmsim.Scenario(model=model(), hardware=hw, vram="1800MiB"), ctx="4k", **WORDS
+        )
+        of = a.better.of
+        assert set(of) == {"llama-cpp-lru", "layer-lru", "belady"}
+        assert of["belady"].hit_rate >= max(v.hit_rate for v in of.values())
+        assert of["belady"].decode_tokens_per_s > of["llama-cpp-lru"].decode_tokens_per_s
 
 
 def test_the_kv_cache_by_type():
-    m = with_kv_type(model(), "q8_0")
-    assert m.kv_bytes_per_token == model().kv_bytes_per_token * 34 // 64
-    line = uvmsim.advise(
-        uvmsim.Scenario(model=model(), hardware=HW), ctx="4k", kv_type="q8_0", **WORDS
-    ).commands()[0]
-    assert "-ctk q8_0 -ctv q8_0" in line and "-fa on" in line
+    made = [
+        uvmsim.advise(
+            uvmsim.Scenario(model=model(), hardware=HW, **words), ctx="4k", **more, **WORDS
+        )
+        for words, more in (({}, {}), ({}, {"kv_type": "q8_0"}), ({"kv_type": "q8_0"}, {}))
+    ]
+    config = made[1].best.candidate.config
+    f16 = memory(what().llama, dataclasses.replace(config, type_k="f16", type_v="f16"))
+    smaller = f16.gpu.kv_cache * 34 / 64  # and rows are padded
+    assert smaller <= made[1].best.needs.vram["kv_cache"] < smaller * 1.002
+    assert made[1].best == made[2].best
+    assert made[1].model.kv_bytes_per_token == model().kv_bytes_per_token * 34 // 64
+    line = made[1].commands()[0]
+    assert (
+        "-ctk q8_0 -ctv q8_0" in line and "-fa on" in line and "-ctk" not in made[0].commands()[0]
+    )
 
 
 # ---- changes of the machine --------------------------------------------------------------------------
@@ -273,7 +286,7 @@ def test_the_kv_cache_by_type():
 
 def test_what_ifs():
     a = uvmsim.advise(
-        uvmsim.Scenario(model=model(), hardware=HW, vram="1100MiB"), ctx="4k",
+        uvmsim.Scenario(model=model(), hardware=HW, vram="1800MiB"), ctx="4k",
         prompt=700, generate=100,
         what_if=["vram=4GiB,link*2", "ram-bandwidth*2", "ram-60GiB", "vram-100MiB", "link=1GB/s"],
     )  # fmt: skip
@@ -283,7 +296,7 @@ def test_what_ifs():
     assert of["ram-bandwidth*2"].faster >= 1 - 1e-9
     assert of["vram-100MiB"].faster < 1 and of["link=1GB/s"].faster < 1
     direct = uvmsim.advise(
-        uvmsim.Scenario(model=model(), hardware=HW, vram="1000MiB"), ctx="4k", **WORDS
+        uvmsim.Scenario(model=model(), hardware=HW, vram="1700MiB"), ctx="4k", **WORDS
     )
     assert of["vram-100MiB"].best.seconds == direct.best.seconds
 
@@ -291,21 +304,22 @@ def test_what_ifs():
 # ---- models of other kinds ---------------------------------------------------------------------------
 
 
-def test_a_dense_model_gets_layers(tmp_path):
+@pytest.mark.parametrize("terms", [False, True])
+def test_a_dense_model_gets_layers(tmp_path, terms):
     path = write_dense(tmp_path / "dense.gguf", layers=40, d=1024, ff=4096)
+    hw = terms_hw() if terms else HW
     a = uvmsim.advise(
-        uvmsim.Scenario(model=path, hardware=HW, vram="1000MiB"), ctx="4k", prompt=700,
+        uvmsim.Scenario(model=path, hardware=hw, vram="1500MiB"), ctx="4k", prompt=400,
         generate=100, what_if="",
     )  # fmt: skip
     assert a.best.candidate.kind == LAYERS and a.routing is None
     ngl = int(re.search(r"-ngl (\d+)", a.commands()[0])[1])
     assert 1 < ngl < 41
-    more = Candidate(LAYERS, 4096, a.best.candidate.ubatch, cpu_blocks=40 - ngl)
-    hw = dataclasses.replace(HW, vram_bytes=1000 * MIB)
-    assert not needed(a.model, more, hw).fits(hw)
-    assert on_the_gpu(a.model, ["-ngl", str(ngl)]) == a.best.needs.vram["weights"]
+    here = subject(str(path), [])
+    one_more = a.best.candidate.blocks_away(here.llama, 40 - ngl, 0)
+    assert not here.memory.fits(one_more, dataclasses.replace(hw, vram_bytes=1500 * MIB))
     assert a.best.prediction.bound == "ram"
-    whole = uvmsim.advise(uvmsim.Scenario(model=path, hardware=HW), ctx="4k", what_if="")
+    whole = uvmsim.advise(uvmsim.Scenario(model=path, hardware=hw), ctx="4k", what_if="")
     assert whole.best.candidate.kind == GPU and "no experts" in whole.notes[0]
     assert whole.best.prediction.decode_tokens_per_s > a.best.prediction.decode_tokens_per_s
 
@@ -336,11 +350,16 @@ def test_small_files_of_other_architectures(tmp_path, arch):
     assert known.get(arch, "nobody recorded") in a.routing.source
 
 
+def test_sizes_without_tensors_cannot_be_placed():
+    with pytest.raises(InputError, match=r"model: test has sizes but no tensors to place; name"):
+        uvmsim.advise(uvmsim.Scenario(model=model().scaled(10**6), hardware=HW))
+
+
 def test_ones_own_trace(tmp_path):
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((60, 12, 32)), axis=2)[:, :, :4]
     trace = uvmsim.routing(ids, 32, prefill=20)
-    s = uvmsim.Scenario(model=model(), hardware=HW, vram="1100MiB", trace=trace)
+    s = uvmsim.Scenario(model=model(), hardware=HW, vram="1800MiB", trace=trace)
     a = uvmsim.advise(s, ctx="4k", **WORDS)
     assert a.routing.recorded and "40 decode and 20 prompt tokens" in a.routing.source
     skewed = uvmsim.routing(np.tile(ids[:1], (60, 1, 1)), 32)
@@ -364,7 +383,7 @@ def file(tmp_path):
 
 
 def test_the_same_question_has_the_same_answer(file):
-    words = (file, "--hardware", "rtx4090", "--vram", "1GiB", "--prompt", 600, "--ctx", "4k,8k")
+    words = (file, "--hardware", "rtx4090", "--vram", "2GiB", "--prompt", 600, "--ctx", "4k,8k")
     first, second = (run(*words, "--what-if", "link*2", "--json") for _ in range(2))
     assert first.exit_code == 0 and first.stdout == second.stdout
     d = json.loads(first.stdout)
@@ -381,20 +400,20 @@ def test_the_same_question_has_the_same_answer(file):
 
 
 def test_the_table_fits_eighty_columns(file):
-    done = run(file, "--hardware", "rtx4090", "--vram", "1GiB", "--ram", "8GiB", "--ctx", "4k,16k")
+    done = run(file, "--hardware", "rtx4090", "--vram", "2GiB", "--ram", "8GiB", "--ctx", "4k,16k")
     assert done.exit_code == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     for word in ("bound by", "llama-server", "What if", "no policy beats", "coverage", "routing:"):
         assert word in done.stdout
     one = run(
-        file, "--vram", "1GiB", "--hardware", "rtx4090", "--ctx", "4k,16k", "--emit", "llama.cpp"
+        file, "--vram", "2GiB", "--hardware", "rtx4090", "--ctx", "4k,16k", "--emit", "llama.cpp"
     )
     lines = one.stdout.splitlines()
     assert len(lines) == 2 and lines[0] in re.sub(r" \\\n +", " ", done.stdout)
 
 
 def test_the_answer_is_a_table_too():
-    a = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=HW, vram="1GiB"), ctx="4k", **WORDS)
+    a = uvmsim.advise(uvmsim.Scenario(model=model(), hardware=HW, vram="2GiB"), ctx="4k", **WORDS)
     table = a.table()
     assert (
         table.num_rows == len(a) and table["configuration_kind"][0].as_py() == a[0].candidate.kind
@@ -412,13 +431,15 @@ MISTAKES = [
     (["FILE", "--ctx", "2k"], "--ctx 2048: 2000 prompt and 500 generated tokens do not fit"),
     (["FILE", "--ctx", "x"], "--ctx x: tokens, like 8192 or 8k"),
     (["FILE", "--ctx", ""], "--ctx: give a context size"),
-    (["FILE", "--kv-type", "q3"], "--kv-type q3: one of f32, f16"),
+    (["FILE", "--kv-type", "q3"], "--kv-type q3: must be one of f32, f16"),
     (["FILE", "--what-if", "vram*"], "--what-if vram*: not a change; write vram+8GiB"),
     (["FILE", "--what-if", "gpu+1"], "--what-if gpu+1: not a change"),
     (["FILE", "--what-if", "vram-99GiB"], "--what-if vram-99GiB: leaves"),
     (["FILE", "--what-if", "link*fast"], "--what-if link*fast: 'fast' is no factor"),
     (["FILE", "--what-if", "ram+64GiB"], "--what-if ram+64GiB: how much there is now is not known"),
     (["FILE", "--what-if", "vram+8"], None),
+    (["FILE", "--hardware", "rtx3090"], "--hardware rtx3090, rtx4090: give one"),
+    (["FILE", "--reserve", "24GiB"], "--reserve: 24.0 GiB kept for something else leave nothing"),
     (["FILE", "--prompt", "-1"], "--prompt -1: 0 to"),
     (["FILE", "--prompt", "0", "--generate", "0"], "--generate 0: give tokens"),
     (["FILE", "--trace", "nosuch.arrow"], "no such trace"),
@@ -446,6 +467,22 @@ def test_mistakes_take_one_line(words, said, file, tmp_path):
     assert isinstance(done.exception, InputError)
     text = str(done.exception)
     assert said in text and "\n" not in text and done.stdout == ""
+
+
+def test_this_machine_where_none_is_named(file, monkeypatch):
+    from uvmsim.machine import detect
+
+    def nothing():
+        raise InputError("no tool reports an NVIDIA GPU")
+
+    monkeypatch.setattr(detect, "_real", nothing)
+    done = run(file)
+    text = str(done.exception)
+    assert isinstance(done.exception, InputError) and "\n" not in text and done.stdout == ""
+    assert text.startswith("--hardware: no NVIDIA GPU") and "rtx4090" not in text
+    monkeypatch.setattr(detect, "_real", lambda: detect.Found("rtx4090", []))
+    done = run(file, "--json", "--what-if", "")
+    assert json.loads(done.stdout)["hardware"]["gpu"] == HW.gpu
 
 
 # ---- routing by family, and how sure a speed is -----------------------------------------------------

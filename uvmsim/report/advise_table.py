@@ -57,13 +57,20 @@ def print_advice(a: Advice, console: Console | None = None) -> None:
     _sure(a, out)
 
 
-def _say(out: Console, text: str, style: str = "", indent: str = "") -> None:
-    """A paragraph, wrapped."""
-    for line in textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent or "  ",
-        break_long_words=False, break_on_hyphens=False,
-    ):  # fmt: skip
+def _say(out: Console, text: str, style: str = "", indent: str = "", more: str = "") -> None:
+    """A paragraph, wrapped; ``indent`` of its first line, ``more`` of the others."""
+    for line in _wrapped(text, WIDTH, indent, more or indent or "  "):
         out.print(Text(line, style), soft_wrap=True)
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    """Lines; an option and its value stay together: the space between them is no place to break."""
+    tied = re.sub(r" (-{1,2}[a-z][\w-]*) (?!-)", " \\1\x00", f" {text}")[1:]
+    made = textwrap.wrap(
+        tied, width, initial_indent=first, subsequent_indent=others, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\x00", " ") for line in made]
 
 
 def _gib(n: int) -> str:
@@ -75,7 +82,10 @@ def _head(a: Advice, out: Console) -> None:
     experts = f", {_gib(m.moe_bytes)} of it experts" if m.moe_layers else ""
     _say(out, f"{m.name}, {_gib(m.total_bytes)}{experts}", "bold")
     ram = "RAM not known" if hw.host_bytes is None else f"{_gib(hw.host_bytes)} of RAM"
-    _say(out, f"on {hw.gpu}: {_gib(hw.vram_bytes)} of VRAM usable, {ram}; engine {hw.engine.name}")
+    vram = f"{_gib(hw.free_bytes)} of VRAM usable, "
+    if hw.engine.terms is not None and not hw.engine.terms.gpu:
+        vram = ""
+    _say(out, f"on {hw.gpu}: {vram}{ram}; engine {hw.engine.name}")
     _say(
         out, f"for a request of {a.prompt:,} tokens in and {a.generate:,} out, KV cache {a.kv_type}"
     )
@@ -112,12 +122,7 @@ def _flags(a: Advice, c: Candidate) -> str:
 
 def broken(command: str) -> list[str]:
     """A command in lines that a shell joins again."""
-    # An option and its value stay together: the space between them is no place to break.
-    tied = re.sub(r" (-{1,2}[a-z][\w-]*) (?!-)", " \\1\x00", command)
-    lines = textwrap.wrap(
-        tied, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
-    lines = [line.replace("\x00", " ") for line in lines]
+    lines = _wrapped(command, WIDTH - 4, "", "    ")
     return [f"  {line} \\" for line in lines[:-1]] + [f"  {lines[-1]}"]
 
 
@@ -174,11 +179,7 @@ def _what_ifs(a: Advice, out: Console) -> None:
             by = "" if w.faster is None else f"x{w.faster:.2f}  "
             same = a.best is not None and w.best.candidate == a.best.candidate
             text = by + ("the same flags" if same else _flags(a, w.best.candidate))
-        for line in textwrap.wrap(
-            f"{w.change:<19}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 21,
-            break_long_words=False, break_on_hyphens=False,
-        ):  # fmt: skip
-            out.print(Text(line), soft_wrap=True)
+        _say(out, f"{w.change:<19}{text}", indent="  ", more=" " * 21)
 
 
 def _better(a: Advice, out: Console) -> None:

@@ -78,36 +78,39 @@ class Detailed(Predictor):
         assert hw.engine.terms is not None
         self.terms = hw.engine.terms.on(hw, what.model.name)
         self._kept = {} if kept is None else kept
-        self._layers: dict[Hashable, tuple[np.ndarray, float]] = {}
+        self._by_layer: dict[Hashable, tuple[np.ndarray, float]] = {}
         self._times: dict[Hashable, Times] = {}
+        self._passes: dict[Hashable, np.ndarray] = {}
         first = requests(512, True)
         longest = first.prompt + first.generate
         self._n_ctx = -(-max(longest, 1) // 256) * 256
 
-    # ---- a configuration ----------------------------------------------------------------------------
+    # ---- a configuration -------------------------------------------------------------------------
 
     def _time(self, c: Candidate, policy: str) -> Timed:
         if c.kind == UNIFIED:
             return self._unified(c)
         w = self._requests(c.ubatch, False).workload
-        served = self._served(c, policy)
-        found = {
-            k: self._steps(w, self._as_run(c), ns, served) for k, ns in self._bounds(c).items()
-        }
-        of = {k: found.get(k, np.zeros(w.n_steps)) for k in BOUNDS}
-        return Timed(sum(of.values(), np.zeros(w.n_steps)), of, _hits(served, w.n_steps))
+        return self._split(c, w, self._served(c, policy), policy)
 
     def _resident(self, c: Candidate, w: Workload) -> Timed:
-        of = {k: self._steps(w, self._as_run(c), ns, []) for k, ns in self._bounds(c).items()}
-        of = {k: of.get(k, np.zeros(w.n_steps)) for k in BOUNDS}
-        return Timed(sum(of.values(), np.zeros(w.n_steps)), of)
+        return self._split(c, w, [], "")
+
+    def _split(self, c: Candidate, w: Workload, served: list[Served], policy: str) -> Timed:
+        """Passes by what they are spent on."""
+        config, none = self._as_run(c), np.zeros(w.n_steps)
+        of = dict.fromkeys(BOUNDS, none)
+        for bound, ns in self._bounds(c).items():
+            # How the file is loaded bears on copies alone.
+            key = (config, id(w), policy, bound, bound == "link" and c.mapped)
+            if key not in self._passes:
+                self._passes[key] = self._steps(w, config, ns, served)
+            of[bound] = self._passes[key]
+        return Timed(sum(of.values(), none), of, _hits(served, w.n_steps))
 
     def _as_run(self, c: Candidate) -> LlamaConfig:
         """The flags with what does not bear on times made equal, so that graphs are counted once."""
-        return replace(
-            c.config, n_ctx=self._n_ctx, mmap=False, unified_memory=False, n_outputs_max=1,
-            type_k="f16", type_v="f16",
-        )  # fmt: skip
+        return replace(c.config, n_ctx=self._n_ctx, mmap=False, unified_memory=False)
 
     def _ns(self, c: Candidate) -> dict[str, float]:
         """Nanoseconds a unit; what is copied comes from a mapped file or from page-locked memory."""
@@ -176,7 +179,7 @@ class Detailed(Predictor):
     def _sizes(self, s: Served) -> np.ndarray:
         return np.asarray(self.model.expert_bytes, np.int64)[list(s.layers)]
 
-    # ---- the expert cache -----------------------------------------------------------------------------
+    # ---- the expert cache ------------------------------------------------------------------------
 
     def _served(self, c: Candidate, policy: str) -> list[Served]:
         if c.kind != CACHE:
@@ -212,7 +215,7 @@ class Detailed(Predictor):
         found: Served = self._kept[key]
         return found
 
-    # ---- for a search -----------------------------------------------------------------------------------
+    # ---- for a search ----------------------------------------------------------------------------
 
     def seconds(self, c: Candidate) -> float:
         """`Prediction.seconds`, nearly: layers of a model with all experts on one side put together,
@@ -233,12 +236,12 @@ class Detailed(Predictor):
     def _layered(self, c: Candidate, like: Candidate) -> tuple[np.ndarray, float]:
         """ns of the request by MoE layer, and of the rest, as ``like`` runs it."""
         key = (like.placement, like.config.moe_cache_mib)
-        if key not in self._layers:
+        if key not in self._by_layer:
             w, weight, t, ns = self._all(like)
             by_event = self._events(w, t, ns, []) * weight[w.event_step]
             layers = np.bincount(w.event_layer, weights=by_event, minlength=w.n_layers)
-            self._layers[key] = layers, float((t.tail * weight).sum())
-        return self._layers[key]
+            self._by_layer[key] = layers, float((t.tail * weight).sum())
+        return self._by_layer[key]
 
     def _cached_layers(self, c: Candidate, full: Candidate) -> tuple[float, float]:
         w, weight, t, ns = self._all(full)

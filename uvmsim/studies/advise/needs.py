@@ -54,12 +54,22 @@ class Needs:
         """Device and host bytes that the machine has too few of; host memory unknown is enough."""
         over = 0 if not self.vram else self.vram_bytes + self.reserve - hw.free_bytes
         ram = 0 if hw.host_bytes is None else self.ram_bytes - hw.host_bytes
-        if self.paged and over > 0:
-            over, ram = 0, ram + over if hw.host_bytes is not None else 0
+        if self.paged and over > 0:  # weights can be paged out, the rest is in use all the time
+            out = min(over, self.vram["weights"])
+            over, ram = over - out, ram + out if hw.host_bytes is not None else 0
         return max(over, 0), max(ram, 0)
 
     def fits(self, hw: Hardware) -> bool:
         return self.lacks(hw) == (0, 0)
+
+    def on(self, hw: Hardware) -> Needs:
+        """The same on a machine: under unified memory what exceeds the device is in host memory."""
+        over = self.vram_bytes + self.reserve - hw.free_bytes
+        if not self.paged or over <= 0:
+            return self
+        out = min(over, self.vram["weights"])
+        vram = self.vram | {"weights": self.vram["weights"] - out}
+        return replace(self, vram=vram, ram=self.ram | {"weights": self.ram["weights"] + out})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -93,7 +103,9 @@ class Memory:
             plan = self.plan(c.config)
             host = plan.host
             if c.mapped:
-                host = replace(host, weights=sum(p.n_bytes for p in plan.placed if p.device == HOST))
+                host = replace(
+                    host, weights=sum(p.n_bytes for p in plan.placed if p.device == HOST)
+                )
             self._needs[c.config] = _needs(c.config, plan.gpu, host)
         return self._needs[c.config]
 
@@ -111,7 +123,9 @@ class Memory:
         return _needs(
             config,
             Bytes(weights[GPU], kept[GPU], known.gpu.compute, 0, cache.device_bytes),
-            Bytes(weights[HOST], kept[HOST], known.host.compute, known.host.output, cache.host_bytes),
+            Bytes(
+                weights[HOST], kept[HOST], known.host.compute, known.host.output, cache.host_bytes
+            ),
         )
 
     def cache(self, config: LlamaConfig) -> ExpertCache:

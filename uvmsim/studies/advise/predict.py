@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from uvmsim.machine.hardware import Hardware
+from uvmsim.machine.llamacpp import reserve_for
 from uvmsim.policies.kinds import EXPERTS, PAGES
 from uvmsim.runs.job import Job
 from uvmsim.studies.advise.candidate import (
@@ -26,7 +27,6 @@ from uvmsim.studies.advise.candidate import (
     UNIFIED,
     Candidate,
 )
-from uvmsim.machine.llamacpp import reserve_for
 from uvmsim.studies.advise.request import Request
 from uvmsim.studies.advise.subject import Subject
 from uvmsim.studies.advise.timed import (

@@ -66,7 +66,8 @@ class Search:
         found = list(self.configurations(kinds))
         if most is not None:
             found = sorted(found, key=self.predict.seconds)[:most]
-        made = [Choice(c, self.what.memory.needs(c), self.predict(c)) for c in found]
+        needs = self.what.memory.needs
+        made = [Choice(c, needs(c).on(self.hw), self.predict(c)) for c in found]
         # Of equals llama.cpp's defaults come first.
         return sorted(made, key=lambda x: (x.seconds, not x.candidate.mapped, x.candidate.ubatch))
 
@@ -77,7 +78,8 @@ class Search:
         for ubatch in self.ubatches:
             base = plain(self.hw, self.ctx, ubatch, self.kv_type)
             if not base.config.gpu:
-                yield from self._kept([base.all_away(self.what.llama)])
+                if kinds is None or CPU in kinds:
+                    yield from self._kept([base.all_away(self.what.llama)])
                 continue
             whole = self.fits(base)
             for kind, found in _BY_KIND.items():

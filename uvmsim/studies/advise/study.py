@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,15 +57,36 @@ def advise(
     """The fastest configurations of llama.cpp that fit a scenario's machine.
 
     ``scenario``: a `Scenario`, or a model alone (a preset, a ``.gguf`` or ``.toml`` file). Of a
-    scenario: ``model``, ``hardware`` (this machine where none is named), ``program``, ``vram`` (a budget
-    on the card), ``reserve``, ``link``, ``ram_bandwidth``, ``kv_type``, ``trace`` (recorded routing),
-    ``limit``, ``seed``. ``ram``: host memory. ``ctx``: context sizes (``"8k"``). ``prompt`` and
-    ``generate``: tokens of a request, whose whole time decides. ``what_if``: changes of the machine
-    (``"vram+8GiB"``), none for an empty one. ``coarse`` 0 tries every number of layers.
+    scenario: ``model``, ``hardware`` (this machine where none is named), ``program``, ``vram`` (a
+    budget on the card), ``reserve``, ``link``, ``ram_bandwidth``, ``kv_type``, ``trace`` (recorded
+    routing), ``limit``, ``seed``. ``ram``: host memory. ``ctx``: context sizes (``"8k"``).
+    ``prompt`` and ``generate``: tokens of a request, whose whole time decides. ``what_if``: changes
+    of the machine (``"vram+8GiB"``), none for an empty one. ``coarse`` 0 tries every number of layers.
 
     Raises `InputError`.
     """
-    s = scenario if isinstance(scenario, Scenario) else Scenario(model=scenario)
+    with _no_collection():
+        s = scenario if isinstance(scenario, Scenario) else Scenario(model=scenario)
+        return _advise(s, ram, ctx, prompt, generate, kv_type, what_if, coarse, progress)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Graphs are many small objects without cycles: looking for cycles takes a fifth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _advise(
+    s: Scenario, ram: str | int | None, ctx: str | int | Iterable[str | int] | None, prompt: int,
+    generate: int, kv_type: str | None, what_if: str | Iterable[str] | None, coarse: int,
+    progress: Progress | None,
+) -> Advice:  # fmt: skip
     if s.model is None:
         raise InputError(": name the model to run (a preset, a .gguf or a .toml file)", "model")
     notes: list[str] = []
@@ -79,8 +102,9 @@ def advise(
         routing = routed(what.model, prompt, s.seed, trace)
     elif s.trace is not None:
         raise InputError(f": {what.model.name} has no experts, so no routing bears on it", "trace")
-    changes = whatif.DEFAULT if what_if is None else _changes(what_if)
+    changes = whatif.usual(hw) if what_if is None else _changes(what_if)
     machines = [(text, whatif.changed(hw, text)) for text in changes]
+    more_ram = [(x, whatif.changed(hw, x)) for x in whatif.WHERE_NOTHING_FITS if hw.host_bytes]
 
     @functools.cache
     def requests(ubatch: int, brief: bool) -> Request:
@@ -102,6 +126,9 @@ def advise(
         none = None if found else nothing(what, hw, n, kv)
         at.append(At(n, distinct(found, MOST), refusal(what, hw, n, kv), none))
     first = at[0].best
+    if what_if is None and not first:
+        machines += more_ram
+        work += len(more_ram)
     # Paging takes long to simulate, and a larger machine makes it less, not more, of a choice.
     kinds = None if not first or first[0].candidate.kind == UNIFIED else EXPLICIT
     made = []

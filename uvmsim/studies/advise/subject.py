@@ -45,7 +45,9 @@ class Subject:
 
     def share_of(self, block: int, projections: tuple[str, ...]) -> float:
         """Share of a block's expert bytes in some projections."""
-        sizes = {t.name: t.n_bytes for t in self.llama.tensors if t.name.startswith(f"blk.{block}.")}
+        sizes = {
+            t.name: t.n_bytes for t in self.llama.tensors if t.name.startswith(f"blk.{block}.")
+        }
         experts = {k: n for k, n in sizes.items() if "_exps." in k}
         names = tuple(f"blk.{block}.ffn_{p}_exps" for p in projections)
         found = sum(n for k, n in experts.items() if k.startswith(names))

@@ -12,6 +12,7 @@ from uvmsim.core.units import parse_bandwidth, parse_bytes
 from uvmsim.machine.hardware import Hardware
 
 DEFAULT = ("vram+8GiB", "link*2", "ram-bandwidth*1.5")
+WHERE_NOTHING_FITS = ("ram*2",)
 _FORM = re.compile(r"\s*([a-z-]+)\s*([-+*=])\s*(.+?)\s*$")
 _PARTS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "vram": ("vram_bytes", parse_bytes),
@@ -20,6 +21,12 @@ _PARTS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "ram-bandwidth": ("cpu_bytes_per_s", parse_bandwidth),
 }
 EXAMPLES = "vram+8GiB, vram=24GiB, link*2, link=25GB/s, ram+64GiB, ram-bandwidth*1.5"
+
+
+def usual(hw: Hardware) -> tuple[str, ...]:
+    """What is tried where nothing is asked for: on an engine without a GPU what bears on it."""
+    on_gpu = hw.engine.terms is None or hw.engine.terms.gpu
+    return DEFAULT if on_gpu else tuple(x for x in DEFAULT if x.startswith("ram-"))
 
 
 def changed(hw: Hardware, text: str) -> Hardware:
