@@ -32,6 +32,7 @@ from uvmsim.studies.advise.candidate import (
     plain,
 )
 from uvmsim.studies.advise.detailed import bound_of
+from uvmsim.studies.advise.intervals import calibrated
 from uvmsim.studies.advise.study import UBATCHES, predictor
 from uvmsim.studies.advise.subject import Subject
 from uvmsim.studies.advise.timed import BOUNDS
@@ -151,6 +152,15 @@ def lru_hits(r, layers: set[int], slots: int) -> tuple[int, int]:
                 cache.pop(0)
             cache.append(x)
     return hits, asked
+
+
+def test_terms_are_of_the_machine_that_reaches_what_theirs_did():
+    hw = terms_hw()
+    measured = dataclasses.replace(hw.engine.terms, source="measured, a test")
+    own = dataclasses.replace(hw, engine=dataclasses.replace(hw.engine, terms=measured))
+    assert calibrated(own) and not calibrated(hw)
+    assert not calibrated(own.with_(link="10GB/s")) and not calibrated(own.with_(ram="10GB/s"))
+    assert calibrated(own.with_(vram="8GiB"))
 
 
 def test_an_engine_on_the_cpu_alone(tmp_path):

@@ -56,7 +56,12 @@ def rows() -> tuple[Row, ...]:
 
 
 def calibrated(hw: Hardware) -> bool:
-    """Whether what speeds hang on was found on this machine: no estimate, nothing from another."""
+    """Whether what speeds hang on was found on this machine: no estimate, nothing from another. An
+    engine's terms are of this machine where it reaches what theirs did."""
+    terms = hw.engine.terms
+    if terms is not None:
+        same = all(getattr(hw, k) == there for k, there in terms.home.items())
+        return same and terms.source.startswith("measured")
     sources = [hw.sources.get(k, "") for k in BEARING] + list(hw.engine.sources.values())
     guessed = ("estimate", "scaled from", "given by the user")
     return not any(s.startswith(guessed) for s in sources)
