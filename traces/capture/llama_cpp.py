@@ -14,10 +14,10 @@ from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
 from traces.capture.recording import Recording
-from traces.capture.router_weights import WeightRule
-from traces.capture.routing_callback import MicroBatch, RoutingCallback
+from traces.capture.routing_callback import RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
+from traces.capture.steps import StepWriter
 from traces.errors import InputError
 from traces.files.schema import DECODE, PREFILL, RoutingMeta
 from traces.models.gguf import describe
@@ -66,7 +66,12 @@ def capture(
         )
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
-        callback = RoutingCallback(lib, info.moe_layers)
+        callback = RoutingCallback(
+            lib,
+            info.moe_layers,
+            scores=options.scores,
+            stop_at_layers=options.stops == "layer",
+        )
         context = stack.enter_context(
             LlamaContext(
                 model,
@@ -108,8 +113,9 @@ class CaptureRun:
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         self.result = result
-        self._context, self._callback, self._recording = context, callback, recording
-        self._info, self._options, self._progress = info, options, progress
+        self._context, self._callback = context, callback
+        self._options, self._progress = options, progress
+        self._steps = StepWriter(recording, info, options, result)
         self._next: dict[int, tuple[int, int]] = {}  # sequence -> (position, token) to run next
         self._samplers: dict[int, Sampler] = {}
         self._banned = self._end_tokens() if options.ignore_eos else None
@@ -167,6 +173,7 @@ class CaptureRun:
         n = self._options.n_batch
         for at in range(0, len(rows), n):
             batch = rows[at : at + n]
+            self._callback.need_positions(any(r.seq != batch[0].seq for r in batch))
             try:
                 self._context.decode(
                     [r.token for r in batch],
@@ -178,7 +185,7 @@ class CaptureRun:
                 micro_batches = self._callback.drain()
             matcher = RowMatcher(batch)
             for micro in micro_batches:
-                self._write(matcher.match(micro.tokens, micro.pos), micro)
+                self._steps.add(matcher.match(micro.tokens, micro.pos), micro)
             if matcher.left:
                 raise InputError(
                     f"llama.cpp ran {len(batch) - matcher.left} of {len(batch)} tokens without "
@@ -186,68 +193,9 @@ class CaptureRun:
                 )
             yield batch
 
-    def _write(self, rows: list[Row], micro: MicroBatch) -> None:
-        """One step: the micro-batch's rows, layer by layer."""
-        layers, n = self._info.moe_layers, len(rows)
-        k, n_experts = self._info.top_k, self._info.n_experts
-        experts = np.full((len(layers), n, k), -1, np.int32)
-        weights = np.full((len(layers), n, k), np.nan, np.float32)
-        scores = None
-        if self._options.scores:
-            scores = np.full((len(layers), n, n_experts), np.nan, np.float32)
-        outputs = np.array([r.output for r in rows])
-        alike: dict[WeightRule, list[tuple[int, np.ndarray]]] = {}
-        for i, il in enumerate(layers):
-            routing = micro.layers.get(il)
-            if routing is None:
-                continue
-            where = _rows_present(len(routing.experts), outputs, il)
-            experts[i, where] = routing.experts
-            if scores is not None and routing.scores is not None:
-                scores[i, where] = routing.scores
-            if routing.probs is None:
-                continue
-            rule = self._callback.rules.get(il, WeightRule())
-            if len(routing.experts) == n:
-                alike.setdefault(rule, []).append((i, routing.probs))
-            else:
-                weights[i, where] = rule.weights(routing.probs, routing.experts)
-        for rule, found in alike.items():  # together: NumPy's calls cost more than its arithmetic
-            which = [i for i, _ in found]
-            weights[which] = rule.weights(np.stack([p for _, p in found]), experts[which])
-        self.result.rows += experts.shape[0] * n
-        self.result.missing_rows += int((experts[:, :, 0] < 0).sum())
-        columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
-        seq, pos, phase, token = (np.tile(c, len(layers)) for c in columns)
-        self._recording.append(
-            seq=seq,
-            pos=pos,
-            step=self.result.steps,
-            phase=phase,
-            layer=np.repeat(layers, n),
-            experts=experts.reshape(-1, k),
-            weights=weights.reshape(-1, k),
-            scores=None if scores is None else scores.reshape(-1, n_experts),
-            token=token if self._options.tokens else None,
-        )
-        self.result.steps += 1
-
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(phase, done, total)
-
-
-def _rows_present(n: int, outputs: np.ndarray, layer: int) -> slice | np.ndarray:
-    """Which of the micro-batch's rows a layer computed: all, or those that need logits."""
-    if n == len(outputs):
-        return slice(None)
-    where = np.flatnonzero(outputs)
-    if n != len(where):
-        raise InputError(
-            f"layer {layer} routed {n} of {len(outputs)} rows, and {len(where)} ask for logits: "
-            "this build drops rows in an unknown way; use the library of the capture extra"
-        )
-    return where
 
 
 def _tokens_of(prompt: Prompt, model: LlamaModel) -> list[int]:

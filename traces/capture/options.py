@@ -10,6 +10,9 @@ from typing import Any
 from traces.errors import InputError
 
 
+STOPS = ("graph", "layer")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One sequence's start: text, or token ids; ``source`` says where it comes from."""
@@ -45,6 +48,8 @@ class CaptureOptions:
     """Ask for the logits of every prompt token: keeps the last layer's rows, costs the LM head."""
     scores: bool = False
     tokens: bool = False
+    stops: str = "graph"
+    """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
 
 
 @dataclass
@@ -82,6 +87,8 @@ def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path)
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"
             )
+    if options.stops not in STOPS:
+        raise InputError(f"--stops {options.stops}: one of {', '.join(STOPS)}")
     if not options.temperature >= 0:
         raise InputError(f"--temperature {options.temperature}: must be 0 (greedy) or more")
     if not out.resolve().parent.is_dir():

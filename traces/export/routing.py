@@ -47,6 +47,7 @@ def _parquet(t: RoutingTrace, tmp: Path) -> list[str]:
         scores=t.scores is not None,
         tokens=t.token is not None,
         times=t.time_ns is not None,
+        durations=t.duration_ns is not None,
         meta=t.meta,
     )
     state = {b"uvmsim.complete": b"true" if t.complete else b"false"}

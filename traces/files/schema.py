@@ -78,6 +78,7 @@ def routing_schema(
     scores: bool,
     tokens: bool,
     times: bool,
+    durations: bool = False,
     meta: RoutingMeta | None = None,
 ) -> pa.Schema:
     """Arrow schema of a routing trace with the optional columns asked for.
@@ -100,6 +101,8 @@ def routing_schema(
         cols.append(pa.field("token", pa.int32(), False))
     if times:
         cols.append(pa.field("time_ns", pa.int64(), False))
+    if durations:
+        cols.append(pa.field("duration_ns", pa.int64(), False))
     return pa.schema(cols, metadata={META_KEY: meta.to_bytes()} if meta else None)
 
 

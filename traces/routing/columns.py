@@ -18,9 +18,10 @@ DTYPES = {
     "scores": np.float32,
     "token": np.int32,
     "time_ns": np.int64,
+    "duration_ns": np.int64,
 }
 LISTS = ("experts", "weights", "scores")
-OPTIONAL = ("weights", "scores", "token", "time_ns")
+OPTIONAL = ("weights", "scores", "token", "time_ns", "duration_ns")
 REQUIRED = ("seq", "pos", "step", "phase", "layer", "experts")
 
 

@@ -26,7 +26,7 @@ class RoutingTrace:
     ``seq``, ``pos``, ``step`` (int32), ``phase`` (uint8: 0 prefill, 1 decode), ``layer`` (int16):
     [rows]. ``experts``: int16 [rows, k], -1 in rows whose routing is missing. ``weights``: float32
     [rows, k], ``scores``: float32 [rows, n_experts], NaN where missing; ``token``: int32 [rows],
-    ``time_ns``: int64 [rows]; each None where the trace has no such column.
+    ``time_ns``, ``duration_ns``: int64 [rows]; each None where the trace has no such column.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class RoutingTrace:
         )
         self.weights, self.scores = columns.get("weights"), columns.get("scores")
         self.token, self.time_ns = columns.get("token"), columns.get("time_ns")
+        self.duration_ns = columns.get("duration_ns")
 
     def __repr__(self) -> str:
         m = self.meta.model
@@ -138,6 +139,7 @@ class RoutingTrace:
             "scores": self.scores is not None,
             "tokens": self.token is not None,
             "times": self.time_ns is not None,
+            "durations": self.duration_ns is not None,
         }
         writer = RoutingWriter(path, meta or self.meta, **optional, batch_rows=self.n_rows + 1)
         try:
@@ -195,7 +197,13 @@ def open_routing(path: str | Path, *, checked: bool = True) -> RoutingTrace:
 def _check_columns(schema: pa.Schema, meta: RoutingMeta, p: Path) -> None:
     """Raise `InputError` unless the columns have the types of `traces.files.schema`."""
     wanted = routing_schema(
-        meta.model.top_k, meta.model.n_experts, weights=True, scores=True, tokens=True, times=True
+        meta.model.top_k,
+        meta.model.n_experts,
+        weights=True,
+        scores=True,
+        tokens=True,
+        times=True,
+        durations=True,
     )
     for field in wanted:
         if field.name not in schema.names:

@@ -29,11 +29,19 @@ class RoutingWriter(TraceWriter):
         scores: bool = False,
         tokens: bool = False,
         times: bool = False,
+        durations: bool = False,
         batch_rows: int = 65536,
     ) -> None:
         k, n = meta.model.top_k, meta.model.n_experts
         self._schema = routing_schema(
-            k, n, weights=weights, scores=scores, tokens=tokens, times=times, meta=meta
+            k,
+            n,
+            weights=weights,
+            scores=scores,
+            tokens=tokens,
+            times=times,
+            durations=durations,
+            meta=meta,
         )
         width = {"experts": k, "weights": k, "scores": n}
         self._columns = {
@@ -56,6 +64,7 @@ class RoutingWriter(TraceWriter):
         scores: Any = None,
         token: Any = None,
         time_ns: Any = None,
+        duration_ns: Any = None,
     ) -> None:
         """Append n rows.
 
@@ -78,6 +87,7 @@ class RoutingWriter(TraceWriter):
             "scores": scores,
             "token": token,
             "time_ns": time_ns,
+            "duration_ns": duration_ns,
         }
         for name in OPTIONAL:
             if values[name] is None:

@@ -1,0 +1,105 @@
+"""Micro-batches as rows of a routing trace."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from traces.capture.options import CaptureOptions, CaptureResult
+from traces.capture.recording import Recording
+from traces.capture.routing_callback import MicroBatch
+from traces.capture.row_order import Row
+from traces.errors import InputError
+from traces.models.info import ModelInfo
+
+
+class StepWriter:
+    """Writes one step a micro-batch, and counts it in ``result``."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        info: ModelInfo,
+        options: CaptureOptions,
+        result: CaptureResult,
+        *,
+        origin_ns: int | None = None,
+    ) -> None:
+        """``origin_ns``: rows get a time, counted from there on CLOCK_MONOTONIC."""
+        self._recording, self._result, self._origin = recording, result, origin_ns
+        self._scores, self._tokens = options.scores, options.tokens
+        self._k, self._n_experts = info.top_k, info.n_experts
+        self._layers = tuple(info.moe_layers)
+        self._layer_numbers = np.array(self._layers, np.int16)
+        self._slot = {layer: i for i, layer in enumerate(self._layers)}
+
+    def add(self, rows: list[Row], micro: MicroBatch) -> None:
+        """The micro-batch's rows, layer by layer."""
+        n, layers = len(rows), len(self._layers)
+        experts, weights, scores = self._whole(n, micro) or self._by_layer(rows, micro)
+        self._result.rows += layers * n
+        self._result.missing_rows += int(np.count_nonzero(experts[..., 0] < 0))
+        columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
+        seq, pos, phase, token = np.tile(columns, layers) if n > 1 else columns[:, 0]
+        times = {}
+        if self._origin is not None:
+            times = {
+                "time_ns": micro.start_ns - self._origin,
+                "duration_ns": micro.end_ns - micro.start_ns,
+            }
+        self._recording.append(
+            seq=seq,
+            pos=pos,
+            step=self._result.steps,
+            phase=phase,
+            layer=np.repeat(self._layer_numbers, n) if n > 1 else self._layer_numbers,
+            experts=experts.reshape(-1, self._k),
+            weights=weights.reshape(-1, self._k),
+            scores=None if scores is None else scores.reshape(-1, self._n_experts),
+            token=token if self._tokens else None,
+            **times,
+        )
+        self._result.steps += 1
+
+    def _whole(
+        self, n: int, micro: MicroBatch
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+        """The arrays as they are, where the micro-batch is one block of all layers and rows."""
+        if len(micro.blocks) != 1:
+            return None
+        block = micro.blocks[0]
+        complete = block.layers == self._layers and block.experts.shape[1] == n
+        if not complete or block.weights is None or (self._scores and block.scores is None):
+            return None
+        return block.experts, block.weights, block.scores if self._scores else None
+
+    def _by_layer(
+        self, rows: list[Row], micro: MicroBatch
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        n, layers = len(rows), len(self._layers)
+        experts = np.full((layers, n, self._k), -1, np.int32)
+        weights = np.full((layers, n, self._k), np.nan, np.float32)
+        scores = np.full((layers, n, self._n_experts), np.nan, np.float32) if self._scores else None
+        outputs = np.array([r.output for r in rows])
+        for block in micro.blocks:
+            which = [self._slot[layer] for layer in block.layers]
+            where = _rows_present(block.experts.shape[1], outputs, block.layers[0])
+            at = np.ix_(which, where)
+            experts[at] = block.experts
+            if block.weights is not None:
+                weights[at] = block.weights
+            if scores is not None and block.scores is not None:
+                scores[at] = block.scores
+        return experts, weights, scores
+
+
+def _rows_present(n: int, outputs: np.ndarray, layer: int) -> np.ndarray:
+    """Which of the micro-batch's rows a layer computed: all, or those that need logits."""
+    if n == len(outputs):
+        return np.arange(n)
+    where = np.flatnonzero(outputs)
+    if n != len(where):
+        raise InputError(
+            f"layer {layer} routed {n} of {len(outputs)} rows, and {len(where)} ask for logits: "
+            "this build drops rows in an unknown way; use the library of the capture extra"
+        )
+    return where
