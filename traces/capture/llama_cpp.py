@@ -14,7 +14,7 @@ from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
 from traces.capture.recording import Recording
-from traces.capture.routing_callback import RoutingCallback
+from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.capture.steps import StepWriter
@@ -23,6 +23,12 @@ from traces.files.schema import DECODE, PREFILL, RoutingMeta
 from traces.models.gguf import describe
 from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
+
+TOGETHER = 32
+"""Batches whose routing is written together."""
+WAIT_NS = 500_000_000
+"""... or what came in this time: so much of a run may be lost when it is killed, and the time
+between two flushes (`traces.capture.recording`)."""
 
 
 def capture(
@@ -91,8 +97,13 @@ def capture(
         result = CaptureResult(out, len(prompts), notes=notes)
         with Recording(writer) as recording:
             run = CaptureRun(context, callback, recording, info, options, result, progress)
-            run.prefill(ids)
-            run.generate()
+            try:
+                run.prefill(ids)
+                run.generate()
+            except KeyboardInterrupt:
+                run.finish()
+                raise
+            run.finish()
     counts = lib.take_moe_cache()
     result.moe_cache = counts.to_json() if counts else None
     result.file_bytes = out.stat().st_size
@@ -115,6 +126,8 @@ class CaptureRun:
         self.result = result
         self._context, self._callback = context, callback
         self._options, self._progress = options, progress
+        self._waiting: list[list[Row]] = []
+        self._settled = time.monotonic_ns()
         self._steps = StepWriter(recording, info, options, result)
         self._next: dict[int, tuple[int, int]] = {}  # sequence -> (position, token) to run next
         self._samplers: dict[int, Sampler] = {}
@@ -169,7 +182,8 @@ class CaptureRun:
             self._next[row.seq] = (row.pos + 1, token)
 
     def run(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Run rows in batches; yields each batch while its logits are there."""
+        """Run rows in batches; yields each batch while its logits are there. What was routed is
+        written some time later, with that of other batches; `finish` writes what is left."""
         n = self._options.n_batch
         for at in range(0, len(rows), n):
             batch = rows[at : at + n]
@@ -182,16 +196,31 @@ class CaptureRun:
                     [r.output for r in batch],
                 )
             finally:
-                micro_batches = self._callback.drain()
-            matcher = RowMatcher(batch)
-            for micro in micro_batches:
-                self._steps.add(matcher.match(micro.tokens, micro.pos), micro)
-            if matcher.left:
-                raise InputError(
-                    f"llama.cpp ran {len(batch) - matcher.left} of {len(batch)} tokens without "
-                    "calling back; use the library of the capture extra"
-                )
+                self._callback.finish_graph()
+                if self._callback.failed:
+                    self._callback.drain()
+            self._waiting.append(batch)
+            if len(self._waiting) >= TOGETHER or time.monotonic_ns() - self._settled > WAIT_NS:
+                self.finish()
             yield batch
+
+    def finish(self) -> None:
+        """Write what was routed so far."""
+        waiting, self._waiting = self._waiting, []
+        shown = iter(self._callback.drain())
+        steps: list[tuple[list[Row], MicroBatch]] = []
+        for batch in waiting:
+            matcher = RowMatcher(batch)
+            while matcher.left:
+                micro = next(shown, None)
+                if micro is None:
+                    raise InputError(
+                        f"llama.cpp ran {len(batch) - matcher.left} of {len(batch)} tokens without "
+                        "calling back; use the library of the capture extra"
+                    )
+                steps.append((matcher.match(micro.tokens, micro.pos), micro))
+        self._steps.add(steps)
+        self._settled = time.monotonic_ns()
 
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:

@@ -94,10 +94,20 @@ class RoutingCallback:
         use where all its rows are of one sequence."""
         self._data[nf.WANT_POSITIONS] = needed
 
+    def finish_graph(self) -> None:
+        """Take over what the last graph left; the device has finished it. To be called after every
+        `llama_decode` where its end is of interest, by `drain` in any case."""
+        self._native(None, False, self.pointers[1])
+
+    @property
+    def failed(self) -> bool:
+        """Whether `drain` will raise."""
+        return self._error is not None or bool(self._data[nf.LATE])
+
     def drain(self) -> list[MicroBatch]:
         """The micro-batches since the last call; the device has finished what it was given. Raises
         what went wrong inside the callback."""
-        self._native(None, False, self._data.ctypes.data)
+        self.finish_graph()
         self._read_tape()
         error, self._error = self._error, None
         done, self._done, self._now = self._done, [], None

@@ -11,6 +11,11 @@ from traces.capture.row_order import Row
 from traces.errors import InputError
 from traces.models.info import ModelInfo
 
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Experts [layers, rows, k], weights, scores of a micro-batch."""
+_TOGETHER = 4096
+"""Tokens that are written together, about."""
+
 
 class StepWriter:
     """Writes one step a micro-batch, and counts it in ``result``."""
@@ -32,37 +37,51 @@ class StepWriter:
         self._layer_numbers = np.array(self._layers, np.int16)
         self._slot = {layer: i for i, layer in enumerate(self._layers)}
 
-    def add(self, rows: list[Row], micro: MicroBatch) -> None:
-        """The micro-batch's rows, layer by layer."""
-        n, layers = len(rows), len(self._layers)
-        experts, weights, scores = self._whole(n, micro) or self._by_layer(rows, micro)
-        self._result.rows += layers * n
+    def add(self, steps: list[tuple[list[Row], MicroBatch]]) -> None:
+        """Micro-batches with their rows, in order. Those of one size are written together: NumPy's
+        calls cost more than its arithmetic."""
+        alike: list[tuple[list[Row], MicroBatch, _Arrays]] = []
+        for rows, micro in steps:
+            arrays = self._whole(len(rows), micro) or self._by_layer(rows, micro)
+            if alike and (len(rows) != len(alike[0][0]) or len(alike) * len(rows) > _TOGETHER):
+                self._write(alike)
+                alike = []
+            alike.append((rows, micro, arrays))
+        if alike:
+            self._write(alike)
+
+    def _write(self, steps: list[tuple[list[Row], MicroBatch, _Arrays]]) -> None:
+        g, n, layers = len(steps), len(steps[0][0]), len(self._layers)
+        experts, weights = (np.stack([arrays[i] for _, _, arrays in steps]) for i in range(2))
+        scores = np.stack([arrays[2] for _, _, arrays in steps]) if self._scores else None
+        self._result.rows += g * layers * n
         self._result.missing_rows += int(np.count_nonzero(experts[..., 0] < 0))
-        columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
-        seq, pos, phase, token = np.tile(columns, layers) if n > 1 else columns[:, 0]
+        fields = [(r.seq, r.pos, r.phase, r.token) for rows, _, _ in steps for r in rows]
+        columns = np.array(fields, np.int32).T.reshape(4, g, 1, n)
+        seq, pos, phase, token = np.broadcast_to(columns, (4, g, layers, n)).reshape(4, -1)
         times = {}
         if self._origin is not None:
+            start = np.array([m.start_ns for _, m, _ in steps]) - self._origin
+            duration = np.array([m.end_ns - m.start_ns for _, m, _ in steps])
             times = {
-                "time_ns": micro.start_ns - self._origin,
-                "duration_ns": micro.end_ns - micro.start_ns,
+                "time_ns": np.repeat(start, layers * n),
+                "duration_ns": np.repeat(duration, layers * n),
             }
         self._recording.append(
             seq=seq,
             pos=pos,
-            step=self._result.steps,
+            step=np.repeat(self._result.steps + np.arange(g), layers * n),
             phase=phase,
-            layer=np.repeat(self._layer_numbers, n) if n > 1 else self._layer_numbers,
+            layer=np.tile(np.repeat(self._layer_numbers, n), g),
             experts=experts.reshape(-1, self._k),
             weights=weights.reshape(-1, self._k),
             scores=None if scores is None else scores.reshape(-1, self._n_experts),
             token=token if self._tokens else None,
             **times,
         )
-        self._result.steps += 1
+        self._result.steps += g
 
-    def _whole(
-        self, n: int, micro: MicroBatch
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    def _whole(self, n: int, micro: MicroBatch) -> _Arrays | None:
         """The arrays as they are, where the micro-batch is one block of all layers and rows."""
         if len(micro.blocks) != 1:
             return None
@@ -72,9 +91,7 @@ class StepWriter:
             return None
         return block.experts, block.weights, block.scores if self._scores else None
 
-    def _by_layer(
-        self, rows: list[Row], micro: MicroBatch
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _by_layer(self, rows: list[Row], micro: MicroBatch) -> _Arrays:
         n, layers = len(rows), len(self._layers)
         experts = np.full((layers, n, self._k), -1, np.int32)
         weights = np.full((layers, n, self._k), np.nan, np.float32)

@@ -18,6 +18,8 @@ from traces.errors import InputError
 _F32, _I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 _SHAPES = 256
 """Shapes of graphs that are remembered."""
+_AT_ONCE = 1 << 20
+"""Values that are gathered at once, about."""
 
 
 @dataclass
@@ -96,20 +98,29 @@ class TapeReader:
     def read(self, heads: np.ndarray, payload: np.ndarray) -> Iterator[MicroBatch]:
         """``heads``: int64 [n, HEAD], whole graphs; ``payload``: uint8. All is copied."""
         at = 0
+        run: list[list[int]] = []  # graphs of one shape, one after the other
+        last: _Shape | None = None
         while at < len(heads):
-            kind, n, start, end, begin, size, *_ = heads[at].tolist()
-            assert kind == GRAPH
-            copies = heads[at + 1 : at + 1 + n]
-            at += 1 + n
-            key = copies.tobytes()
-            shape = self._shapes.get(key)
-            if shape is None:
-                if len(self._shapes) == _SHAPES:
-                    self._shapes.clear()
-                shape = self._shapes[key] = _Shape(copies, self._layers)
-            batch = shape.gather(payload[begin : begin + size])
-            batch.start_ns, batch.end_ns = start, end
-            yield batch
+            graph = heads[at].tolist()
+            assert graph[0] == GRAPH
+            shape = self._shape(heads[at + 1 : at + 1 + graph[1]])
+            at += 1 + graph[1]
+            if last is not None and (shape is not last or len(run) * shape.size > _AT_ONCE):
+                yield from last.gather(payload, run)
+                run = []
+            run.append(graph)
+            last = shape
+        if last is not None:
+            yield from last.gather(payload, run)
+
+    def _shape(self, copies: np.ndarray) -> _Shape:
+        key = copies.tobytes()
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) == _SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[key] = _Shape(copies, self._layers)
+        return shape
 
 
 class _Shape:
@@ -147,24 +158,40 @@ class _Shape:
                 )
             )
 
-    def gather(self, payload: np.ndarray) -> MicroBatch:
+        self.size = sum(p.experts.size for p in self._parts)
+
+    def gather(self, payload: np.ndarray, graphs: list[list[int]]) -> Iterator[MicroBatch]:
+        """``graphs``: their heads."""
         words, floats = payload.view(np.int32), payload.view(np.float32)
-        tokens, pos = (
-            words[self._inputs[kind]].copy() if kind in self._inputs else None
-            for kind in (TOKENS, POSITIONS)
-        )
-        if tokens is not None and pos is not None:
-            pos = pos[: len(tokens)]  # multi-axis positions: the first axis
-        blocks = [
-            Block(
+        begins = np.array([g[4] for g in graphs], np.int64) // 4
+        at = begins[:, None, None, None]
+        found = [
+            (
                 p.layers,
-                words[p.experts],
-                None if p.weights is None else floats[p.weights],
-                None if p.scores is None else floats[p.scores],
+                words[at + p.experts],
+                None if p.weights is None else floats[at + p.weights],
+                None if p.scores is None else floats[at + p.scores],
             )
             for p in self._parts
         ]
-        return MicroBatch(tokens, pos, blocks)
+        for i, (_, _, start, end, *_) in enumerate(graphs):
+            inputs = {
+                kind: words[begins[i] + s.start : begins[i] + s.stop].copy()
+                for kind, s in self._inputs.items()
+            }
+            tokens, pos = inputs.get(TOKENS), inputs.get(POSITIONS)
+            if tokens is not None and pos is not None:
+                pos = pos[: len(tokens)]  # multi-axis positions: the first axis
+            blocks = [
+                Block(
+                    layers,
+                    experts[i],
+                    None if weights is None else weights[i],
+                    None if scores is None else scores[i],
+                )
+                for layers, experts, weights, scores in found
+            ]
+            yield MicroBatch(tokens, pos, blocks, start, end)
 
 
 def empty_heads(n: int) -> np.ndarray:
