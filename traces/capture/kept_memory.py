@@ -9,7 +9,7 @@ from traces.capture.ggml_tensor import Tensor
 
 SMALLEST = 1 << 20
 TENSORS_A_BLOCK = 16
-"""A block has room for this many tensors of the size it is made for: those of a graph are much alike."""
+"""A block has room for this many of the size it is made for: a graph's tensors are much alike."""
 _I8 = 24  # GGML_TYPE_I8
 _PTR = C.c_void_p
 

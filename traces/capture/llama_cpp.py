@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from traces.capture.beside import check_beside, managed_memory, recorded_faults
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
@@ -38,6 +39,7 @@ def capture(
     options: CaptureOptions | None = None,
     *,
     library: str | Path | None = None,
+    faults: str | Path | None = None,
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> CaptureResult:
@@ -47,6 +49,10 @@ def capture(
     ``n_predict`` tokens or an end-of-generation token. ``library`` as for `find_library`.
     ``progress`` is called with (phase, done, total) in tokens. A run that is broken off leaves
     ``out`` + ``.partial``, readable, with what was recorded until then.
+
+    ``faults``: where to write the page faults and migrations of the same run, through CUPTI; the
+    model is in managed memory then, and both traces have one time axis: steps get times, counted
+    from the same moment. No CUDA call may have been made in this process before.
 
     Raises `InputError` where the model, the prompt, the library or an option cannot be used.
     """
@@ -59,7 +65,14 @@ def capture(
             f"{file.path.name} is a CUDA build, which crashes beside NumPy unless the C++ run-time "
             "library is preloaded: start Python with LD_PRELOAD=libstdc++.so.6"
         )
+    fault_path = None if faults is None else Path(faults)
+    check_beside(options, file, out, fault_path)
+    result = CaptureResult(out, len(prompts))
     with ExitStack() as stack:
+        managed = options.unified_memory or fault_path is not None
+        stack.enter_context(managed_memory(managed))
+        beside = stack.enter_context(recorded_faults(fault_path, out, command, result))
+        # The recording of faults is the outermost: loading the model is in it.
         lib = Library(file)
         model = stack.enter_context(
             LlamaModel(
@@ -72,11 +85,13 @@ def capture(
         )
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
+        result.notes += notes
         callback = RoutingCallback(
             lib,
             info.moe_layers,
             scores=options.scores,
             stop_at_layers=options.stops == "layer",
+            tensors=beside is not None,
         )
         context = stack.enter_context(
             LlamaContext(
@@ -91,12 +106,28 @@ def capture(
             )
         )
         meta = _meta(info, prompts, options, file, lib.build, command, n_ctx)
+        origin_ns = None
+        if beside is not None and fault_path is not None:
+            origin_ns = beside.clock.origin_monotonic_ns
+            shared = {"clock": "CUPTI", "origin_ns": beside.origin_ns, "faults": fault_path.name}
+            meta.extra["time"] = shared
+        elif options.times:
+            origin_ns = time.monotonic_ns()
+            meta.extra["time"] = {"clock": "CLOCK_MONOTONIC", "origin_ns": origin_ns}
+        timed = origin_ns is not None
         writer = RoutingWriter(
-            out, meta, weights=True, scores=options.scores, tokens=options.tokens
+            out,
+            meta,
+            weights=True,
+            scores=options.scores,
+            tokens=options.tokens,
+            times=timed,
+            durations=timed,
         )
-        result = CaptureResult(out, len(prompts), notes=notes)
         with Recording(writer) as recording:
-            run = CaptureRun(context, callback, recording, info, options, result, progress)
+            run = CaptureRun(
+                context, callback, recording, info, options, result, progress, origin_ns=origin_ns
+            )
             try:
                 run.prefill(ids)
                 run.generate()
@@ -104,6 +135,11 @@ def capture(
                 run.finish()
                 raise
             run.finish()
+        if beside is not None:
+            beside.remarks = {
+                "tensors": callback.tensors,
+                "capture_memory": callback.kept_memory,
+            }
     counts = lib.take_moe_cache()
     result.moe_cache = counts.to_json() if counts else None
     result.file_bytes = out.stat().st_size
@@ -122,13 +158,16 @@ class CaptureRun:
         options: CaptureOptions,
         result: CaptureResult,
         progress: Callable[[str, int, int], None] | None,
+        *,
+        origin_ns: int | None = None,
     ) -> None:
+        """``origin_ns``: steps get times, counted from there on CLOCK_MONOTONIC."""
         self.result = result
         self._context, self._callback = context, callback
         self._options, self._progress = options, progress
         self._waiting: list[list[Row]] = []
         self._settled = time.monotonic_ns()
-        self._steps = StepWriter(recording, info, options, result)
+        self._steps = StepWriter(recording, info, options, result, origin_ns=origin_ns)
         self._next: dict[int, tuple[int, int]] = {}  # sequence -> (position, token) to run next
         self._samplers: dict[int, Sampler] = {}
         self._banned = self._end_tokens() if options.ignore_eos else None

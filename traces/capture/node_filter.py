@@ -41,7 +41,7 @@ in the graph's payload (bytes), block of kept memory plus 1 until it is read. Of
 copies: GRAPH, number of copies, start and end (ns of CLOCK_MONOTONIC), place of its payload on the
 tape, size of that, 0, 0."""
 
-ADD_MEMORY, MAKE_ROOM = 1, 2
+ADD_MEMORY, MAKE_ROOM, LOOK_AT = 1, 2, 3
 """What Python is asked for."""
 
 (
@@ -49,6 +49,7 @@ ADD_MEMORY, MAKE_ROOM = 1, 2
     STOPS,  # stop at every tensor that is wanted
     WANT_SCORES,
     WANT_POSITIONS,
+    SHOW_NODES,  # Python looks at every node too
     HEADS,  # address, number of heads that fit, heads there are
     HEADS_ROOM,
     HEADS_USED,
@@ -67,7 +68,7 @@ ADD_MEMORY, MAKE_ROOM = 1, 2
     NEED_TYPE,
     BLOCKS,  # blocks of kept memory
     SELF,  # the user data's own address
-) = range(22)
+) = range(23)
 TYPE, BUFFER, BASE, SIZE, TAKEN, WHOLE = range(6)
 BLOCK = 8
 """Words of a block of kept memory: buffer type, buffer, address, bytes, bytes taken by the current
@@ -394,12 +395,13 @@ def compile_filter(decide: int, tensor_get: int, buffer_type: int) -> Any:
         if kind < 0 or data[OPEN] == 0:
             return
         address = data[LAST]
-        if record(data, kind, layer, address, words, tensor, user) and kind == IDS:
-            if data[WANT_SCORES] and words[view] != 0:
-                chosen_by = peek(data, words[view] + 8 * source)
-                if chosen_by:
-                    found = load(data, 0, chosen_by)
-                    record(data, SCORES, layer, chosen_by, found, tensor, user)
+        found = record(data, kind, layer, address, words, tensor, user)
+        if not found or kind != IDS or not data[WANT_SCORES] or words[view] == 0:
+            return
+        chosen_by = peek(data, words[view] + 8 * source)
+        if chosen_by:
+            scores = load(data, 0, chosen_by)
+            record(data, SCORES, layer, chosen_by, scores, tensor, user)
 
     @cfunc(types.boolean(types.voidptr, types.boolean, types.voidptr))
     def on_node(tensor, ask, user):  # type: ignore[no-untyped-def]
@@ -421,6 +423,10 @@ def compile_filter(decide: int, tensor_get: int, buffer_type: int) -> Any:
             start(data, tensor, user)
         if data[OPEN] == 0:
             return False
+        if data[SHOW_NODES]:
+            data[REQUEST] = LOOK_AT
+            python(tensor, True, user)
+            data[REQUEST] = 0
         if data[LOOK] and words[source + 1] != 0:
             look(data, words, tensor, user)
         kind, layer = wanted(words)

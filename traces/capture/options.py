@@ -9,7 +9,6 @@ from typing import Any
 
 from traces.errors import InputError
 
-
 STOPS = ("graph", "layer")
 
 
@@ -48,6 +47,10 @@ class CaptureOptions:
     """Ask for the logits of every prompt token: keeps the last layer's rows, costs the LM head."""
     scores: bool = False
     tokens: bool = False
+    times: bool = False
+    """Store when each step ran, and how long."""
+    unified_memory: bool = False
+    """A CUDA build keeps the model in managed memory, which the driver pages."""
     stops: str = "graph"
     """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
 
@@ -69,12 +72,19 @@ class CaptureResult:
     notes: list[str] = field(default_factory=list)
     moe_cache: dict[str, Any] | None = None
     """llama.cpp's own counters of its expert cache, as in `MoeCacheCounts.to_json`."""
+    faults: dict[str, Any] | None = None
+    """The fault trace of the same run: ``out`` (a path; None where there was no event), ``rows``,
+    ``dropped``."""
 
     def to_json(self) -> dict[str, Any]:
         """What is the same in every run; the times are left out."""
         names = "sequences steps prompt_tokens generated_tokens rows missing_rows file_bytes notes"
         found = {"out": self.out.name} | {n: getattr(self, n) for n in names.split()}
-        return found | ({"moe_cache": self.moe_cache} if self.moe_cache else {})
+        found |= {"moe_cache": self.moe_cache} if self.moe_cache else {}
+        if self.faults:
+            out = self.faults["out"]
+            found["faults"] = self.faults | {"out": out and out.name}
+        return found
 
 
 def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path) -> None:

@@ -19,7 +19,14 @@ from weakref import WeakValueDictionary, finalize
 import numpy as np
 
 from traces.capture import node_filter as nf
-from traces.capture.ggml_tensor import TensorReader, name_of, source_of, viewed_by
+from traces.capture.ggml_tensor import (
+    SOURCES_MAX,
+    TensorReader,
+    is_made,
+    name_of,
+    source_of,
+    viewed_by,
+)
 from traces.capture.kept_memory import KeptMemory
 from traces.capture.libllama import EVAL_CALLBACK, Library
 from traces.capture.tape import Block, LayerRouting, MicroBatch, TapeReader, empty_heads
@@ -40,8 +47,9 @@ class RoutingCallback:
 
     ``scores``: also what the experts were chosen by. ``stop_at_layers``: copy at every layer, at a
     stop there, in place of after the graph. ``all_stages``: every ``ffn_moe_*`` tensor, read by
-    Python alone: slow, and what the rest is tested against. It must outlive the contexts that it
-    listens to: their graphs may use its memory.
+    Python alone: slow, and what the rest is tested against. ``tensors``: note where the first
+    graph's weights and caches are (`tensors`). It must outlive the contexts that it listens to:
+    their graphs may use its memory.
 
     An exception must not leave a C callback (the graph would be dropped, and `llama_decode` return
     success with logits of zeros), so it is kept and raised by `drain`.
@@ -55,6 +63,7 @@ class RoutingCallback:
         scores: bool = False,
         stop_at_layers: bool = False,
         all_stages: bool = False,
+        tensors: bool = False,
     ) -> None:
         self._reader = TensorReader(library.c)
         self._layers = frozenset(moe_layers)
@@ -68,7 +77,9 @@ class RoutingCallback:
         self._payload = np.zeros(PAYLOAD_BYTES, np.uint8)
         data = self._data = nf.user_data()
         data[nf.THOROUGH], data[nf.STOPS] = all_stages, stop_at_layers
-        data[nf.WANT_SCORES] = scores
+        data[nf.WANT_SCORES], data[nf.SHOW_NODES] = scores, tensors
+        self.tensors: dict[str, tuple[int, int]] = {}
+        """Address and bytes of the weights and caches that the first graph uses, by name."""
         data[nf.HEADS], data[nf.HEADS_ROOM] = self._heads.ctypes.data, len(self._heads)
         self._place_payload()
         c = library.c
@@ -109,6 +120,8 @@ class RoutingCallback:
         what went wrong inside the callback."""
         self.finish_graph()
         self._read_tape()
+        if self.tensors:
+            self._data[nf.SHOW_NODES] = 0
         error, self._error = self._error, None
         done, self._done, self._now = self._done, [], None
         if error is not None:
@@ -128,6 +141,8 @@ class RoutingCallback:
                 return self._add_memory()
             if request == nf.MAKE_ROOM:
                 return self._make_room()
+            if request == nf.LOOK_AT:
+                return self._note_tensors(address)
             return self._ask(address) if ask else self._take(address)
         except BaseException as e:
             self._error = self._error or e
@@ -169,6 +184,15 @@ class RoutingCallback:
         data[at + nf.BUFFER], data[at + nf.BASE], data[at + nf.SIZE] = buffer, base, size
         data[at + nf.WHOLE] = whole
         data[nf.BLOCKS] = n + 1
+        return True
+
+    def _note_tensors(self, address: int) -> bool:
+        for i in range(SOURCES_MAX):
+            source = source_of(address, i)
+            source = (source and viewed_by(source)) or source
+            # Weights and caches are made by no operation; "CUDA0#name#0" is a copy.
+            if source and not is_made(source) and b"#" not in (name := name_of(source)):
+                self.tensors.setdefault(name.decode(), self._reader.place(source))
         return True
 
     # Python alone

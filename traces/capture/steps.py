@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from traces.capture.options import CaptureOptions, CaptureResult
@@ -11,10 +13,16 @@ from traces.capture.row_order import Row
 from traces.errors import InputError
 from traces.models.info import ModelInfo
 
-_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-"""Experts [layers, rows, k], weights, scores of a micro-batch."""
 _TOGETHER = 4096
 """Tokens that are written together, about."""
+
+
+class _Arrays(NamedTuple):
+    """A micro-batch, all layers and rows: [layers, rows, k]; scores only where asked for."""
+
+    experts: np.ndarray
+    weights: np.ndarray
+    scores: np.ndarray | None
 
 
 class StepWriter:
@@ -52,8 +60,10 @@ class StepWriter:
 
     def _write(self, steps: list[tuple[list[Row], MicroBatch, _Arrays]]) -> None:
         g, n, layers = len(steps), len(steps[0][0]), len(self._layers)
-        experts, weights = (np.stack([arrays[i] for _, _, arrays in steps]) for i in range(2))
-        scores = np.stack([arrays[2] for _, _, arrays in steps]) if self._scores else None
+        experts = np.stack([a.experts for _, _, a in steps])
+        weights = np.stack([a.weights for _, _, a in steps])
+        found = [a.scores for _, _, a in steps if a.scores is not None]
+        scores = np.stack(found) if found else None
         self._result.rows += g * layers * n
         self._result.missing_rows += int(np.count_nonzero(experts[..., 0] < 0))
         fields = [(r.seq, r.pos, r.phase, r.token) for rows, _, _ in steps for r in rows]
@@ -89,7 +99,7 @@ class StepWriter:
         complete = block.layers == self._layers and block.experts.shape[1] == n
         if not complete or block.weights is None or (self._scores and block.scores is None):
             return None
-        return block.experts, block.weights, block.scores if self._scores else None
+        return _Arrays(block.experts, block.weights, block.scores if self._scores else None)
 
     def _by_layer(self, rows: list[Row], micro: MicroBatch) -> _Arrays:
         n, layers = len(rows), len(self._layers)
@@ -98,7 +108,7 @@ class StepWriter:
         scores = np.full((layers, n, self._n_experts), np.nan, np.float32) if self._scores else None
         outputs = np.array([r.output for r in rows])
         for block in micro.blocks:
-            which = [self._slot[layer] for layer in block.layers]
+            which = np.array([self._slot[layer] for layer in block.layers])
             where = _rows_present(block.experts.shape[1], outputs, block.layers[0])
             at = np.ix_(which, where)
             experts[at] = block.experts
@@ -106,7 +116,7 @@ class StepWriter:
                 weights[at] = block.weights
             if scores is not None and block.scores is not None:
                 scores[at] = block.scores
-        return experts, weights, scores
+        return _Arrays(experts, weights, scores)
 
 
 def _rows_present(n: int, outputs: np.ndarray, layer: int) -> np.ndarray:

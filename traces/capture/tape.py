@@ -132,7 +132,12 @@ class _Shape:
         weights: dict[int, np.ndarray] = {}
         scores: dict[int, np.ndarray] = {}
         for kind, layer, n0, n1, stride, type_, at, kept in copies.tolist():
-            if type_ != (_F32 if kind in (WEIGHTS, SCORES) else _I32) or at % 4 or stride % 4 or kept:
+            if (
+                type_ != (_F32 if kind in (WEIGHTS, SCORES) else _I32)
+                or at % 4
+                or stride % 4
+                or kept
+            ):
                 raise InputError(
                     f"layer {layer}: this libllama's routing has an unknown form (ggml type {type_}); "
                     "use the one of the capture extra: pip install 'uvmsim[capture]'"

@@ -96,23 +96,31 @@ def import_(
 
 @trace.command()
 @click.argument("file", type=TRACE)
+@click.option("--faults", type=TRACE, help="The fault trace of the same run: do they fit?")
 @JSON
-def check(file: str, as_json: bool) -> None:
+def check(file: str, faults: str | None, as_json: bool) -> None:
     """Look for what is wrong with a recording.
 
     Exit code 1 where an error is found, 0 where there are none (warnings and notes do not count).
     """
+    from traces.errors import InputError
     from traces.faults import is_fault_trace, open_faults
 
     if is_fault_trace(file):
         from traces.faults.check import check_faults
 
+        if faults:
+            raise InputError(f"{file}: holds page faults; --faults goes with a routing trace")
         findings = check_faults(open_faults(file, checked=False))
     else:
         from traces.routing import open_routing
         from traces.routing.check import check as find
 
         findings = find(open_routing(file, checked=False))
+        if faults:
+            from traces.faults.beside_routing import check_beside
+
+            findings += check_beside(open_routing(file), open_faults(faults))
     if as_json:
         _json({"file": file, "findings": [f.to_json() for f in findings]})
     else:

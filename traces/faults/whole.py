@@ -77,9 +77,9 @@ def _without_return(t: FaultTrace) -> tuple[int | None, int | None]:
 
 def _without_arrival(t: FaultTrace) -> int | None:
     faulted = t.where("gpu_fault") & (t.blocks > 0)
-    if not faulted.any():
-        return None
     came = t.where("migration_in", "remote_map") & (t.blocks > 0)
+    if not faulted.any() or not came.any():  # gpu_ext's tracers see no migrations
+        return None
     key = t.blocks + t.owners.astype(np.uint64)
     return int((~np.isin(np.unique(key[faulted]), np.unique(key[came]))).sum())
 

@@ -236,6 +236,42 @@ def layers(t: RoutingTrace) -> Iterator[Finding]:
         )
 
 
+def times(t: RoutingTrace) -> Iterator[Finding]:
+    """A step has one time and one duration, and is over when the next one begins."""
+    if t.time_ns is None:
+        return
+    mend = "mend the program that wrote the trace"
+    same_step = t.step[1:] == t.step[:-1]
+    uneven = np.zeros(t.n_rows, bool)
+    back = np.zeros(t.n_rows, bool)
+    uneven[1:] = same_step & (t.time_ns[1:] != t.time_ns[:-1])
+    back[1:] = ~same_step & (t.time_ns[1:] < t.time_ns[:-1])
+    if t.duration_ns is not None:
+        uneven[1:] |= same_step & (t.duration_ns[1:] != t.duration_ns[:-1])
+        early = np.zeros(t.n_rows, bool)
+        early[1:] = ~same_step & (t.time_ns[1:] < t.time_ns[:-1] + t.duration_ns[:-1])
+        yield from _rows(
+            t,
+            t.duration_ns < 0,
+            "negative-duration",
+            "error",
+            "steps that end before they begin",
+            mend,
+        )
+        yield from _rows(
+            t,
+            early & ~back,
+            "overlapping-steps",
+            "warning",
+            "steps that begin before the one before is over",
+            "right for several engines in one trace; else their clocks differ",
+        )
+    what = "rows of one step with different times"
+    yield from _rows(t, uneven, "uneven-step-times", "error", what, mend)
+    what = "steps that begin before the one before them"
+    yield from _rows(t, back, "times-out-of-order", "error", what, mend)
+
+
 def _some(items: list[int], n: int = 8) -> str:
     return ", ".join(map(str, items[:n])) + (", ..." if len(items) > n else "")
 
@@ -253,6 +289,7 @@ CHECKS: tuple[Check, ...] = (
     expert_ids,
     values,
     id_order,
+    times,
     sequences,
 )
 
