@@ -165,9 +165,7 @@ def test_no_stop_is_asked_for(library: Library, tmp_path: Path) -> None:
         callback = RoutingCallback(library, describe(path).moe_layers, **options)
         stops = 0
 
-        def count(
-            address: int, ask: bool, user: int, callback: RoutingCallback = callback
-        ) -> bool:
+        def count(address: int, ask: bool, user: int, callback: RoutingCallback = callback) -> bool:
             nonlocal stops
             stops += not ask
             return bool(callback._native(address, ask, user))
