@@ -210,6 +210,8 @@ def test_lost_records_are_said(cupti: MovingCupti, model: Path, tmp_path: Path) 
     [
         ({"n_gpu_layers": 0}, "f.arrow", "--faults: the model is not on the GPU"),
         ({"n_gpu_layers": 0, "unified_memory": True}, None, "--unified-memory: the model is not"),
+        ({"n_gpu_layers": 0, "vram_left_mib": 9}, None, "--vram-left-mib: the model is not"),
+        ({"vram_left_mib": -1}, None, "--vram-left-mib -1: must be at least 0"),
         ({}, "r.arrow", "also the name of --out"),
         ({}, "taken.arrow", "left by a recording"),
         ({}, "text.arrow", "exists and is no trace"),
@@ -237,6 +239,38 @@ def test_bad_input_leaves_nothing(
             faults=faults and tmp_path / faults,
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_less_gpu_memory(
+    cupti: MovingCupti, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    class Driver:
+        """A GPU of 1,000 MiB."""
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: 0
+
+        def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+            free._obj.value = 1000 << 20
+            return 0
+
+        def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
+            taken.append(size.value)
+            return 2 if len(taken) > 1 else 0
+
+        def cuGetErrorName(self, code: int, text: Any) -> int:
+            text._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
+            return 0
+
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: Driver())
+    assert cuda_driver.occupy(300 << 20) == 700 << 20 and taken == [700 << 20]
+    with pytest.raises(InputError, match="OUT_OF_MEMORY"):
+        cuda_driver.occupy(300 << 20)
+    with pytest.raises(InputError, match="1000 MiB free"):
+        cuda_driver.occupy(1000 << 20)
+    monkeypatch.undo()
 
 
 def test_a_cpu_build_is_refused(model: Path, tmp_path: Path) -> None:

@@ -24,7 +24,18 @@ def check_beside(
 ) -> None:
     """Raise `InputError` for what cannot be, before anything is written."""
     check_free(out)
-    asked = "--faults" if faults else "--unified-memory" if options.unified_memory else None
+    asked = next(
+        (
+            name
+            for name, given in (
+                ("--faults", faults),
+                ("--unified-memory", options.unified_memory),
+                ("--vram-left-mib", options.vram_left_mib),
+            )
+            if given
+        ),
+        None,
+    )
     if asked is None:
         return
     if not file.uses_cuda:

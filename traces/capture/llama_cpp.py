@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from traces.capture import cuda_driver
 from traces.capture.beside import check_beside, managed_memory, recorded_faults
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
@@ -73,6 +74,8 @@ def capture(
         stack.enter_context(managed_memory(managed))
         beside = stack.enter_context(recorded_faults(fault_path, out, command, result))
         # The recording of faults is the outermost: loading the model is in it.
+        if options.vram_left_mib:
+            cuda_driver.occupy(options.vram_left_mib << 20)
         lib = Library(file)
         model = stack.enter_context(
             LlamaModel(

@@ -51,6 +51,8 @@ class CaptureOptions:
     """Store when each step ran, and how long."""
     unified_memory: bool = False
     """A CUDA build keeps the model in managed memory, which the driver pages."""
+    vram_left_mib: int = 0
+    """Take all GPU memory but this before the run, as if the card were smaller; 0: take none."""
     stops: str = "graph"
     """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
 
@@ -92,7 +94,7 @@ def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path)
     if not prompts:
         raise InputError("no prompt: give --prompt-file or --prompt")
     for name, least in (("n_batch", 1), ("n_ubatch", 1), ("n_predict", 0), ("top_k", 0),
-                        ("n_cpu_moe", 0), ("moe_cache_mib", 0)):  # fmt: skip
+                        ("n_cpu_moe", 0), ("moe_cache_mib", 0), ("vram_left_mib", 0)):  # fmt: skip
         if getattr(options, name) < least:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"

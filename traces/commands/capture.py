@@ -114,6 +114,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     is_flag=True,
     help="Keep the model in managed memory, which the driver pages. [with --faults: always]",
 )
+@click.option(
+    "--vram-left-mib",
+    default=0,
+    help="Take all GPU memory but this beforehand: with --faults, a card too small for the model.",
+)
 @click.option("--times", is_flag=True, help="Store when each step ran. [with --faults: always]")
 @click.option(
     "--stops",
