@@ -6,6 +6,7 @@ import ctypes as C
 from typing import Any
 
 from traces.capture.ggml_tensor import Tensor
+from traces.errors import InputError
 
 SMALLEST = 1 << 20
 TENSORS_A_BLOCK = 16
@@ -18,11 +19,19 @@ class KeptMemory:
     """Blocks of memory, of the same kind as that of the tensors whose place they take."""
 
     def __init__(self, library: C.CDLL) -> None:
-        self._allocate = library.ggml_backend_buft_alloc_buffer
+        try:
+            self.type_of = library.ggml_backend_buffer_get_type
+            """Its C function is called by the compiled half of the callback."""
+            self._allocate = library.ggml_backend_buft_alloc_buffer
+            self._base = library.ggml_backend_buffer_get_base
+            self._free = library.ggml_backend_buffer_free
+        except AttributeError as e:
+            raise InputError(
+                f"this libllama is too old for a capture ({e}); use the one of the capture extra: "
+                "pip install 'uvmsim[capture]'"
+            ) from None
         self._allocate.restype, self._allocate.argtypes = _PTR, (_PTR, C.c_size_t)
-        self._base = library.ggml_backend_buffer_get_base
         self._base.restype, self._base.argtypes = _PTR, (_PTR,)
-        self._free = library.ggml_backend_buffer_free
         self._free.restype, self._free.argtypes = None, (_PTR,)
         self._buffers: list[int] = []
         self._wholes: list[Any] = []

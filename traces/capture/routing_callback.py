@@ -86,7 +86,7 @@ class RoutingCallback:
         native = nf.compile_filter(
             *(
                 C.cast(f, C.c_void_p).value or 0
-                for f in (_dispatch, c.ggml_backend_tensor_get, c.ggml_backend_buffer_get_type)
+                for f in (_dispatch, c.ggml_backend_tensor_get, self._memory.type_of)
             )
         )
         self._native = EVAL_CALLBACK(native.address)
