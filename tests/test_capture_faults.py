@@ -22,9 +22,9 @@ pytest.importorskip("xllamacpp", reason="the capture extra is not installed")
 from traces import InputError
 from traces.capture import cuda_driver, llama_cpp
 from traces.capture.beside import UNIFIED_MEMORY
+from traces.capture.filter_state import OPEN
 from traces.capture.find_library import LibraryFile
 from traces.capture.libllama import Library
-from traces.capture.node_filter import OPEN
 from traces.capture.options import CaptureOptions, Prompt
 from traces.commands.capture import capture as capture_command
 from traces.commands.trace import trace as trace_command

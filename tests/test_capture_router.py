@@ -14,10 +14,13 @@ from tiny_gguf import ARCHITECTURES, write_tiny
 pytest.importorskip("xllamacpp", reason="the capture extra is not installed")
 
 from traces.capture.find_library import find_library
+from traces.capture.ggml_tensor import Tensor
+from traces.capture.kept_memory import KeptMemory
 from traces.capture.libllama import EVAL_CALLBACK, Library, LlamaContext, LlamaModel
 from traces.capture.llama_cpp import capture
 from traces.capture.options import CaptureOptions, Prompt
 from traces.capture.routing_callback import MicroBatch, RoutingCallback
+from traces.errors import InputError
 from traces.models.gguf import describe
 from traces.routing import open_routing
 
@@ -228,7 +231,7 @@ def test_without_memory_to_keep_it_stops_at_layers(
     monkeypatch.setattr("traces.capture.kept_memory.SMALLEST", 2048)
     monkeypatch.setattr("traces.capture.kept_memory.TENSORS_A_BLOCK", 1)
     for blocks in (2, 0):
-        monkeypatch.setattr("traces.capture.node_filter.MOST_BLOCKS", blocks)
+        monkeypatch.setattr("traces.capture.filter_state.MOST_BLOCKS", blocks)
         found, _, callback = converse(library, path)
         assert len(callback.kept_memory) == blocks
         assert_same(found, python, scores=False)
@@ -280,3 +283,47 @@ def test_an_error_inside_the_callback_comes_out(
         monkeypatch.setattr(RoutingCallback, function, broken)
         with pytest.raises(RuntimeError, match="on purpose"):
             decode(library, path, **options)
+
+
+def test_views_follow_what_is_kept_and_a_late_one_is_refused(library: Library) -> None:
+    """A graph made by hand: start, argsort, its first columns, and more views of it."""
+    callback = RoutingCallback(library, [0])
+    host = library.c.ggml_backend_cpu_buffer_type
+    host.restype = C.c_void_p
+    buffer, base, _, _ = KeptMemory(library.c).add(host(), 4096) or (0, 0, 0, 0)
+
+    def tensor(name: bytes, op: int, view_of: Tensor | None = None, offset: int = 0) -> Tensor:
+        t = Tensor(type=26, buffer=buffer, op=op, data=base + offset, name=name)
+        t.ne[:], t.nb[:] = (8, 2, 1, 1), (4, 32, 64, 64)
+        if view_of is not None:
+            t.view_src, t.view_offs = C.addressof(view_of), offset
+        return t
+
+    def ask(t: Tensor) -> bool:
+        return bool(callback._native(C.addressof(t), True, callback.pointers[1]))
+
+    start, argsort = tensor(b"embd", 1), tensor(b"ffn_moe_argsort-0", 2)
+    topk = tensor(b"ffn_moe_topk-0", 3, argsort)
+    topk.ne[0] = 3
+    other = tensor(b"other", 3, argsort, 12)
+    assert not any(map(ask, (start, argsort, topk, other)))
+    ((kept, size),) = callback.kept_memory
+    assert argsort.data == topk.data == kept and other.data == kept + 12
+    assert argsort.buffer == topk.buffer == other.buffer != buffer
+    C.memmove(kept, (C.c_int32 * 16)(*range(16)), 64)
+    (batch,) = callback.drain()
+    assert batch.layers[0].experts.tolist() == [[0, 1, 2], [8, 9, 10]]
+    # Again, as a graph that is used again; then a view that comes long after.
+    late = tensor(b"late", 3, argsort, 4)
+    assert not any(map(ask, (start, argsort, topk, other)))
+    assert argsort.data == kept and callback.kept_memory == [(kept, size)]
+    for _ in range(300):
+        ask(tensor(b"something", 5))
+    ask(late)
+    assert late.data == kept + 4
+    with pytest.raises(InputError, match="--stops layer"):
+        callback.drain()
+    # A root that was not asked about just before may have been computed: a stop.
+    root = tensor(b"ffn_moe_argsort-0", 2)
+    orphan = tensor(b"ffn_moe_topk-0", 3, root)
+    assert ask(start) is False and ask(orphan) is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +134,9 @@ def capture(
             try:
                 run.prefill(ids)
                 run.generate()
-            except KeyboardInterrupt:
-                run.finish()
+            except BaseException:
+                with suppress(Exception):  # what was routed until then is kept, as far as it goes
+                    run.finish()
                 raise
             run.finish()
         if beside is not None:

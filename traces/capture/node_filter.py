@@ -32,66 +32,60 @@ from typing import Any
 
 import numpy as np
 
-from traces.capture.ggml_tensor import NAME, SOURCES, VIEWED, Tensor
-
-TOKENS, POSITIONS, IDS, WEIGHTS, SCORES, GRAPH = range(6)
-HEAD = 8
-"""Words of a head. Of a copy: what it is (one of the above), layer, ne0, ne1, nb1, ggml type, place
-in the graph's payload (bytes), block of kept memory plus 1 until it is read. Of a graph, before its
-copies: GRAPH, number of copies, start and end (ns of CLOCK_MONOTONIC), place of its payload on the
-tape, size of that, 0, 0."""
-
-ADD_MEMORY, MAKE_ROOM, LOOK_AT = 1, 2, 3
-"""What Python is asked for."""
-
-(
-    THOROUGH,  # Python does it all
-    STOPS,  # stop at every tensor that is wanted
-    WANT_SCORES,
-    WANT_POSITIONS,
-    SHOW_NODES,  # Python looks at every node too
-    HEADS,  # address, number of heads that fit, heads there are
+from traces.capture.filter_state import (
+    ADD_MEMORY,
+    ASKED,
+    BASE,
+    BLOCK,
+    BLOCKS,
+    BLOCKS_AT,
+    BUFFER,
+    EXCHANGED,
+    GRAPH,
+    HEAD,
+    HEADS,
     HEADS_ROOM,
     HEADS_USED,
-    PAYLOAD,  # address, bytes that fit, bytes there are
-    PAYLOAD_ROOM,
-    PAYLOAD_USED,
-    OPEN,  # the current graph's head, plus 1; 0 where there is none
-    LOOK,  # inputs of the graph that are still to be seen: 1 tokens, 2 positions
-    LAYERS,  # copies of the current graph that belong to a layer
-    LAST,  # the node asked about before
-    ASKED,  # nodes asked about, and how many when memory was last exchanged
-    EXCHANGED,
-    LATE,  # a view was pointed to kept memory long after its root was
-    REQUEST,
+    IDS,
+    LAST,
+    LATE,
+    LAYERS,
+    LOOK,
+    LOOK_AT,
+    MAKE_ROOM,
     NEED,
     NEED_TYPE,
-    BLOCKS,  # blocks of kept memory
-    SELF,  # the user data's own address
-) = range(23)
-TYPE, BUFFER, BASE, SIZE, TAKEN, WHOLE = range(6)
-BLOCK = 8
-"""Words of a block of kept memory: buffer type, buffer, address, bytes, bytes taken by the current
-graph, a tensor that is the whole of it."""
-MOST_BLOCKS = 32
-BLOCKS_AT = 24
-_WORD = BLOCKS_AT + BLOCK * MOST_BLOCKS
-_STRUCT_AT = _WORD + 8
-_STRUCT = C.sizeof(Tensor) // 8
-WORDS = _STRUCT_AT + 2 * _STRUCT
+    OPEN,
+    PAYLOAD,
+    PAYLOAD_ROOM,
+    PAYLOAD_USED,
+    POSITIONS,
+    REQUEST,
+    SCORES,
+    SELF,
+    SHOW_NODES,
+    SIZE,
+    STOPS,
+    STRUCT,
+    STRUCT_AT,
+    TAKEN,
+    THOROUGH,
+    TOKENS,
+    TYPE,
+    WANT_POSITIONS,
+    WANT_SCORES,
+    WEIGHTS,
+    WHOLE,
+    WORD,
+    WORDS,
+)
+from traces.capture.ggml_tensor import NAME, SOURCES, VIEWED, Tensor
 
 ALIGNED = 256
 """Kept memory is handed out in multiples of this; CUDA wants 128."""
 _FAR = 256
 """Nodes after an exchange within which all views of the tensor are asked about."""
 _CLOCK_MONOTONIC = 1
-
-
-def user_data() -> np.ndarray:
-    """The callback's user data, int64, without a tape."""
-    words = np.zeros(WORDS, np.int64)
-    words[SELF], words[WANT_POSITIONS] = words.ctypes.data, 1
-    return words
 
 
 @lru_cache
@@ -176,30 +170,30 @@ def compile_filter(decide: int, tensor_get: int, buffer_type: int) -> Any:
     @njit
     def load(data, half, address):  # type: ignore[no-untyped-def]
         """The struct at an address, as words."""
-        at = _STRUCT_AT + half * _STRUCT
-        copy(data[SELF] + 8 * at, address, 8 * _STRUCT)
-        return data[at : at + _STRUCT]
+        at = STRUCT_AT + half * STRUCT
+        copy(data[SELF] + 8 * at, address, 8 * STRUCT)
+        return data[at : at + STRUCT]
 
     @njit
     def peek(data, address):  # type: ignore[no-untyped-def]
-        copy(data[SELF] + 8 * _WORD, address, 8)
-        return data[_WORD]
+        copy(data[SELF] + 8 * WORD, address, 8)
+        return data[WORD]
 
     @njit
     def poke(data, address, value):  # type: ignore[no-untyped-def]
-        data[_WORD] = value
-        copy(address, data[SELF] + 8 * _WORD, 8)
+        data[WORD] = value
+        copy(address, data[SELF] + 8 * WORD, 8)
 
     @njit
     def now(data):  # type: ignore[no-untyped-def]
-        clock(_CLOCK_MONOTONIC, data[SELF] + 8 * _WORD)
-        return data[_WORD] * 1_000_000_000 + data[_WORD + 1]
+        clock(_CLOCK_MONOTONIC, data[SELF] + 8 * WORD)
+        return data[WORD] * 1_000_000_000 + data[WORD + 1]
 
     @njit
     def write_head(data, at, a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
-        data[_WORD], data[_WORD + 1], data[_WORD + 2], data[_WORD + 3] = a, b, c, d
-        data[_WORD + 4], data[_WORD + 5], data[_WORD + 6], data[_WORD + 7] = e, f, g, h
-        copy(data[HEADS] + 8 * HEAD * at, data[SELF] + 8 * _WORD, 8 * HEAD)
+        data[WORD], data[WORD + 1], data[WORD + 2], data[WORD + 3] = a, b, c, d
+        data[WORD + 4], data[WORD + 5], data[WORD + 6], data[WORD + 7] = e, f, g, h
+        copy(data[HEADS] + 8 * HEAD * at, data[SELF] + 8 * WORD, 8 * HEAD)
 
     @njit
     def head_word(data, at, i):  # type: ignore[no-untyped-def]
@@ -412,7 +406,7 @@ def compile_filter(decide: int, tensor_get: int, buffer_type: int) -> Any:
             return True
         if data[THOROUGH]:
             return python(tensor, ask, user)
-        words = carray(tensor, (_STRUCT,), np.int64)
+        words = carray(tensor, (STRUCT,), np.int64)
         if not ask:
             data[LAST] = address
             on_stop(data, tensor, words, user)

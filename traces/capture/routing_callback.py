@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
-from traces.capture import node_filter as nf
+from traces.capture import filter_state as fs
 from traces.capture.ggml_tensor import (
     SOURCES_MAX,
     TensorReader,
@@ -29,6 +29,7 @@ from traces.capture.ggml_tensor import (
 )
 from traces.capture.kept_memory import KeptMemory
 from traces.capture.libllama import EVAL_CALLBACK, Library
+from traces.capture.node_filter import compile_filter
 from traces.capture.tape import Block, LayerRouting, MicroBatch, TapeReader, empty_heads
 from traces.errors import InputError
 
@@ -75,15 +76,15 @@ class RoutingCallback:
         self._tape = TapeReader(self._layers)
         self._heads = empty_heads(N_HEADS)
         self._payload = np.zeros(PAYLOAD_BYTES, np.uint8)
-        data = self._data = nf.user_data()
-        data[nf.THOROUGH], data[nf.STOPS] = all_stages, stop_at_layers
-        data[nf.WANT_SCORES], data[nf.SHOW_NODES] = scores, tensors
+        data = self._data = fs.user_data()
+        data[fs.THOROUGH], data[fs.STOPS] = all_stages, stop_at_layers
+        data[fs.WANT_SCORES], data[fs.SHOW_NODES] = scores, tensors
         self.tensors: dict[str, tuple[int, int]] = {}
         """Address and bytes of the weights and caches that the first graph uses, by name."""
-        data[nf.HEADS], data[nf.HEADS_ROOM] = self._heads.ctypes.data, len(self._heads)
+        data[fs.HEADS], data[fs.HEADS_ROOM] = self._heads.ctypes.data, len(self._heads)
         self._place_payload()
         c = library.c
-        native = nf.compile_filter(
+        native = compile_filter(
             *(
                 C.cast(f, C.c_void_p).value or 0
                 for f in (_dispatch, c.ggml_backend_tensor_get, self._memory.type_of)
@@ -103,7 +104,7 @@ class RoutingCallback:
     def need_positions(self, needed: bool) -> None:
         """Whether the positions of a micro-batch are read too: one readback from the device, without
         use where all its rows are of one sequence."""
-        self._data[nf.WANT_POSITIONS] = needed
+        self._data[fs.WANT_POSITIONS] = needed
 
     def finish_graph(self) -> None:
         """Take over what the last graph left; the device has finished it. To be called after every
@@ -113,7 +114,7 @@ class RoutingCallback:
     @property
     def failed(self) -> bool:
         """Whether `drain` will raise."""
-        return self._error is not None or bool(self._data[nf.LATE])
+        return self._error is not None or bool(self._data[fs.LATE])
 
     def drain(self) -> list[MicroBatch]:
         """The micro-batches since the last call; the device has finished what it was given. Raises
@@ -121,12 +122,12 @@ class RoutingCallback:
         self.finish_graph()
         self._read_tape()
         if self.tensors:
-            self._data[nf.SHOW_NODES] = 0
+            self._data[fs.SHOW_NODES] = 0
         error, self._error = self._error, None
         done, self._done, self._now = self._done, [], None
         if error is not None:
             raise error
-        if self._data[nf.LATE]:
+        if self._data[fs.LATE]:
             raise InputError(
                 "this model's graph looks at its routing in a way that would be read too late; "
                 "capture with --stops layer"
@@ -136,12 +137,12 @@ class RoutingCallback:
     def on_node(self, address: int, ask: bool) -> bool:
         """What the evaluation callback does where Python has to do something."""
         try:
-            request = self._data[nf.REQUEST]
-            if request == nf.ADD_MEMORY:
+            request = self._data[fs.REQUEST]
+            if request == fs.ADD_MEMORY:
                 return self._add_memory()
-            if request == nf.MAKE_ROOM:
+            if request == fs.MAKE_ROOM:
                 return self._make_room()
-            if request == nf.LOOK_AT:
+            if request == fs.LOOK_AT:
                 return self._note_tensors(address)
             return self._ask(address) if ask else self._take(address)
         except BaseException as e:
@@ -153,37 +154,37 @@ class RoutingCallback:
     def _read_tape(self) -> None:
         """Bring what the tape holds of whole graphs into micro-batches."""
         data = self._data
-        n, used = int(data[nf.HEADS_USED]), int(data[nf.PAYLOAD_USED])
-        if not n or data[nf.OPEN]:
+        n, used = int(data[fs.HEADS_USED]), int(data[fs.PAYLOAD_USED])
+        if not n or data[fs.OPEN]:
             return
-        data[nf.HEADS_USED] = data[nf.PAYLOAD_USED] = 0
+        data[fs.HEADS_USED] = data[fs.PAYLOAD_USED] = 0
         self._done += self._tape.read(self._heads[:n], self._payload[:used])
 
     def _make_room(self) -> bool:
         data = self._data
         self._read_tape()
-        while data[nf.PAYLOAD_USED] + data[nf.NEED] > len(self._payload):
+        while data[fs.PAYLOAD_USED] + data[fs.NEED] > len(self._payload):
             self._payload = np.concatenate([self._payload, np.zeros_like(self._payload)])
             self._place_payload()
         return True
 
     def _place_payload(self) -> None:
-        self._data[nf.PAYLOAD] = self._payload.ctypes.data
-        self._data[nf.PAYLOAD_ROOM] = len(self._payload)
+        self._data[fs.PAYLOAD] = self._payload.ctypes.data
+        self._data[fs.PAYLOAD_ROOM] = len(self._payload)
 
     def _add_memory(self) -> bool:
         data = self._data
-        n, kind = int(data[nf.BLOCKS]), int(data[nf.NEED_TYPE])
-        found = self._memory.add(kind, int(data[nf.NEED])) if n < nf.MOST_BLOCKS else None
+        n, kind = int(data[fs.BLOCKS]), int(data[fs.NEED_TYPE])
+        found = self._memory.add(kind, int(data[fs.NEED])) if n < fs.MOST_BLOCKS else None
         if found is None:
             return False
-        at = nf.BLOCKS_AT + n * nf.BLOCK
-        data[at : at + nf.BLOCK] = 0
-        data[at + nf.TYPE] = kind
+        at = fs.BLOCKS_AT + n * fs.BLOCK
+        data[at : at + fs.BLOCK] = 0
+        data[at + fs.TYPE] = kind
         buffer, base, size, whole = found
-        data[at + nf.BUFFER], data[at + nf.BASE], data[at + nf.SIZE] = buffer, base, size
-        data[at + nf.WHOLE] = whole
-        data[nf.BLOCKS] = n + 1
+        data[at + fs.BUFFER], data[at + fs.BASE], data[at + fs.SIZE] = buffer, base, size
+        data[at + fs.WHOLE] = whole
+        data[fs.BLOCKS] = n + 1
         return True
 
     def _note_tensors(self, address: int) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from traces.capture.node_filter import GRAPH, HEAD, IDS, POSITIONS, SCORES, TOKENS, WEIGHTS
+from traces.capture.filter_state import GRAPH, HEAD, IDS, POSITIONS, SCORES, TOKENS, WEIGHTS
 from traces.errors import InputError
 
 _F32, _I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
