@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
+from traces.capture.gate_scores import GateScores
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
@@ -19,7 +20,7 @@ from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.errors import InputError
-from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta, guess_width
 from traces.models.gguf import describe
 from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
@@ -66,7 +67,9 @@ def capture(
         )
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
-        callback = RoutingCallback(lib, info.moe_layers)
+        asked = options.predictors
+        gates = GateScores(lib, model_path, info, asked) if asked else None
+        callback = RoutingCallback(lib, info.moe_layers, watcher=gates)
         context = stack.enter_context(
             LlamaContext(
                 model,
@@ -81,13 +84,19 @@ def capture(
         )
         meta = _meta(info, prompts, options, file, lib.build, command, n_ctx)
         writer = RoutingWriter(
-            out, meta, weights=True, scores=options.scores, tokens=options.tokens
+            out,
+            meta,
+            weights=True,
+            scores=options.scores,
+            tokens=options.tokens,
+            predictors=asked,
         )
         result = CaptureResult(out, len(prompts), notes=notes)
         with Recording(writer) as recording:
             run = CaptureRun(context, callback, recording, info, options, result, progress)
             run.prefill(ids)
             run.generate()
+    result.notes += gates.notes if gates else []
     counts = lib.take_moe_cache()
     result.moe_cache = counts.to_json() if counts else None
     result.file_bytes = out.stat().st_size
@@ -215,6 +224,7 @@ class CaptureRun:
         for rule, found in alike.items():  # together: NumPy's calls cost more than its arithmetic
             which = [i for i, _ in found]
             weights[which] = rule.weights(np.stack([p for _, p in found]), experts[which])
+        guesses = self._guesses(micro, outputs)
         self.result.rows += experts.shape[0] * n
         self.result.missing_rows += int((experts[:, :, 0] < 0).sum())
         columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
@@ -229,8 +239,26 @@ class CaptureRun:
             weights=weights.reshape(-1, k),
             scores=None if scores is None else scores.reshape(-1, n_experts),
             token=token if self._options.tokens else None,
+            **guesses,
         )
         self.result.steps += 1
+
+    def _guesses(self, micro: MicroBatch, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The predictors' columns of a step; rows without a guess are -1 and NaN."""
+        layers = self._info.moe_layers
+        shape = (len(layers), len(outputs), guess_width(self._info.top_k, self._info.n_experts))
+        columns: dict[str, np.ndarray] = {}
+        for name in self._options.predictors:
+            ids = np.full(shape, -1, np.int16)
+            scores = np.full(shape, np.nan, np.float16)
+            for i, il in enumerate(layers):
+                if (name, il) in micro.guesses:
+                    found = micro.guesses[name, il]
+                    where = _rows_present(len(found[0]), outputs, il)
+                    ids[i, where], scores[i, where] = found
+            columns[f"{name}_ids"] = ids.reshape(-1, shape[2])
+            columns[f"{name}_scores"] = scores.reshape(-1, shape[2])
+        return columns
 
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
@@ -291,6 +319,7 @@ def _meta(
     command: str,
     n_ctx: int,
 ) -> RoutingMeta:
+    asked = options.predictors
     return RoutingMeta(
         model=info,
         ids_order="ranked",
@@ -302,5 +331,6 @@ def _meta(
             "options": {n: getattr(options, n) for n in options.__dataclass_fields__},
             "n_ctx": n_ctx,
             "sequences": len(prompts),
-        },
+        }
+        | ({"predictors": {name: PREDICTORS[name] for name in asked}} if asked else {}),
     )

@@ -45,6 +45,16 @@ class CaptureOptions:
     """Ask for the logits of every prompt token: keeps the last layer's rows, costs the LM head."""
     scores: bool = False
     tokens: bool = False
+    scores_next: bool = False
+    """Record what the routers of the next two MoE layers would choose already."""
+    scores_pre: bool = False
+    """Record what a layer's router would choose before its attention has run."""
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Those of `traces.files.schema.PREDICTORS` that are asked for."""
+        ahead = ("next1", "next2") if self.scores_next else ()
+        return (*ahead, "pre") if self.scores_pre else ahead
 
 
 @dataclass

@@ -15,6 +15,7 @@ import ctypes as C
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -81,6 +82,16 @@ class MicroBatch:
     layers: dict[int, LayerRouting] = field(default_factory=dict)
     stages: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     """Every ``ffn_moe_<stage>-<layer>`` tensor by (stage, layer); only when asked for."""
+    guesses: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Ids and scores by (predictor, layer of the row), from a watcher: `traces.capture.gate_scores`."""
+
+
+class Watcher(Protocol):
+    """Sees what the callback sees, and asks for more nodes; every graph is then stopped in Python."""
+
+    def begins(self) -> None: ...
+    def wants(self, name: bytes) -> bool: ...
+    def take(self, name: bytes, address: int, micro: MicroBatch) -> None: ...
 
 
 class RoutingCallback:
@@ -91,12 +102,17 @@ class RoutingCallback:
     """
 
     def __init__(
-        self, library: Library, moe_layers: Iterable[int], *, all_stages: bool = False
+        self,
+        library: Library,
+        moe_layers: Iterable[int],
+        *,
+        all_stages: bool = False,
+        watcher: Watcher | None = None,
     ) -> None:
         self._read = TensorReader(library.c).read
         self._layers = frozenset(moe_layers)
         self._topk = {b"ffn_moe_topk-%d" % il: il for il in self._layers}
-        self._all_stages = all_stages
+        self._all_stages, self._watcher = all_stages, watcher
         self._done: list[MicroBatch] = []
         self._now: MicroBatch | None = None
         self._error: BaseException | None = None
@@ -148,7 +164,7 @@ class RoutingCallback:
         if stage:
             self._note_rule(stage[1].decode(), int(stage[2]), address)
             return self._all_stages or name in self._topk
-        return False
+        return self._watcher is not None and self._watcher.wants(name)
 
     def _read_tape(self) -> None:
         """Bring what the compiled half copied into the micro-batch that runs now."""
@@ -176,9 +192,12 @@ class RoutingCallback:
             return  # both names of the first node occur in this graph
         self._now = MicroBatch()
         self._done.append(self._now)
+        if self._watcher is not None:
+            self._watcher.begins()
         # The first graph is looked at as a whole, to learn how it makes weights.
         self._graphs += 1
-        self._data[WANTED] = ALL_NODES if self._graphs == 1 or self._all_stages else INPUTS
+        whole = self._graphs == 1 or self._all_stages or self._watcher is not None
+        self._data[WANTED] = ALL_NODES if whole else INPUTS
 
     def _look_at_inputs(self, address: int) -> None:
         """The token ids and positions are second operands of the first nodes, already filled."""
@@ -211,6 +230,8 @@ class RoutingCallback:
             stage = _STAGE.match(name)
             if stage:
                 self._now.stages[stage[1].decode(), int(stage[2])] = self._read(address)
+        if self._watcher is not None and self._now is not None:
+            self._watcher.take(name, address, self._now)
         return True
 
     def _take_routing(self, address: int, layer: int) -> None:

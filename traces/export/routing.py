@@ -14,7 +14,7 @@ import pyarrow as pa
 from traces.errors import InputError
 from traces.files.schema import PHASES, routing_schema
 from traces.routing import RoutingTrace
-from traces.routing.columns import to_batch
+from traces.routing.columns import GUESSES, to_batch
 
 
 def export_routing(t: RoutingTrace, out: str | Path) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def _parquet(t: RoutingTrace, tmp: Path) -> list[str]:
         scores=t.scores is not None,
         tokens=t.token is not None,
         times=t.time_ns is not None,
+        predictors=t.predictions,
         meta=t.meta,
     )
     state = {b"uvmsim.complete": b"true" if t.complete else b"false"}
@@ -115,7 +116,7 @@ def _npz(t: RoutingTrace, tmp: Path) -> list[str]:
 
 
 def _lost(t: RoutingTrace, *names: str) -> list[str]:
-    gone = [n for n in names if getattr(t, n) is not None]
+    gone = [n for n in (*names, *GUESSES) if n in t.columns]
     return [f"left out: {', '.join(gone)}"] if gone else []
 
 
