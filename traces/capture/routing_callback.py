@@ -160,11 +160,12 @@ class RoutingCallback:
         if self._data[WANTED] == NOTHING_MORE:
             return False
         self._look_at_inputs(address)
+        watched = self._watcher is not None and self._watcher.wants(name)
         stage = _STAGE.match(name) if self._data[WANTED] == ALL_NODES else None
         if stage:
             self._note_rule(stage[1].decode(), int(stage[2]), address)
-            return self._all_stages or name in self._topk
-        return self._watcher is not None and self._watcher.wants(name)
+            return self._all_stages or name in self._topk or watched
+        return watched
 
     def _read_tape(self) -> None:
         """Bring what the compiled half copied into the micro-batch that runs now."""
