@@ -4,7 +4,7 @@ Which router is run on what is said by `traces.files.schema.PREDICTORS`. The mod
 arithmetic, in the model's own types: the norm before the experts, then the router. What a router
 ranks experts by is its first result, the logits; for routers with a selection bias
 (``e_score_correction_bias``: DeepSeek-V3, GLM-4.5) their sigmoid with that bias, in the chosen groups.
-Whether that is how a layer chooses is checked on its own input when the first token has run.
+Whether that is how a layer chooses is checked on its own input in every pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from traces.capture.gate_rule import best, sigmoid, within_groups
+
+_TIE = 1e-5
+"""Of scores between 0 and 1; logits come out of the same module, bit by bit."""
 
 
 class HfGateScores:
@@ -35,9 +38,8 @@ class HfGateScores:
         self._pre = "pre" in asked
         self._norms: dict[int, Any] = {}
         self._refused: dict[int, str] = {}
-        self._made: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._width = 0
-        self._forget()
+        self._width, self._first = 0, min(blocks)
+        self._begin()
         self._handles = []
         for layer, block in blocks.items():
             self._handles.append(
@@ -63,17 +65,21 @@ class HfGateScores:
 
     def drain(self) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
         """Ids and scores [n, 2k] by (predictor, layer of the row), of the pass that ended."""
-        made, self._made = self._made, {}
-        self._forget()
+        made = self._made
+        self._begin()
         return made
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
+        """A pass begins: nothing of the one before is left, whether or not it was asked for."""
+        self._made: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._before: deque[tuple[int, Any]] = deque(maxlen=2)
         self._normed: list[tuple[Any, Any, Any]] = []
         self._attention: Any = None
 
     def _on_block(self, layer: int) -> Any:
         def keep(module: Any, given: Any, named: Any) -> None:
+            if layer == self._first:
+                self._begin()
             # The residual stream may be added to in place later.
             x = given[0] if given else named["hidden_states"]
             self._attention, self._normed = x.detach().clone() if self._pre else None, []
@@ -89,9 +95,7 @@ class HfGateScores:
             logits, ids = returned[0], returned[2]
             self._width = min(2 * ids.shape[-1], logits.shape[-1])
             residual = self._residual(given[0])
-            if layer not in self._norms and layer not in self._refused:
-                self._learn(layer, residual, ids)
-            if layer in self._norms:
+            if layer not in self._refused and self._understood(layer, residual, ids):
                 for name, (earlier, x) in zip(self._ahead, reversed(self._before), strict=False):
                     if x is not None:
                         self._made[name, earlier] = best(self._scores(layer, x), self._width)
@@ -110,16 +114,21 @@ class HfGateScores:
                 return module, x
         return None
 
-    def _learn(self, layer: int, residual: tuple[Any, Any] | None, ids: Any) -> None:
+    def _understood(self, layer: int, residual: tuple[Any, Any] | None, ids: Any) -> bool:
+        """Whether the scores of the layer's own input have the experts that it chose on top."""
         if residual is None:
             self._refused[layer] = "its router's input is not a norm of the residual stream"
-            return
+            return False
         self._norms[layer] = residual[0]
-        mine, _ = best(self._scores(layer, residual[1]), ids.shape[-1])
-        theirs = ids.detach().reshape(len(mine), -1).cpu().numpy()
-        if (np.sort(mine, axis=1) != np.sort(theirs, axis=1)).any():
-            del self._norms[layer]
+        scores = self._scores(layer, residual[1])
+        chosen = ids.detach().reshape(len(scores), -1).cpu().numpy()
+        least = np.take_along_axis(scores, chosen, axis=1).min(axis=1)
+        kth = np.sort(scores, axis=1)[:, -chosen.shape[1]]
+        # Of experts with equal scores (all, for a padding token) any may be chosen.
+        if (least < kth - _TIE).any():
             self._refused[layer] = "its router chooses by something else than its scores"
+            return False
+        return True
 
     def _scores(self, layer: int, x: Any) -> np.ndarray:
         """float32 [n, n_experts]: what the layer's router ranks experts by, for a residual stream."""
