@@ -11,7 +11,6 @@ router, read off the graph when it has run, is applied to them.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
@@ -28,7 +27,6 @@ from traces.files.schema import guess_width
 from traces.models.gguf_tensors import GgufTensors
 from traces.models.info import ModelInfo
 
-_ATTENTION = re.compile(rb"attn_norm-(\d+)$")
 _AHEAD = 2
 _TOLERANCE = 1e-2
 """Of the largest value of a row: llama.cpp's norm and ours differ by rounding alone."""
@@ -47,6 +45,8 @@ class GateScores:
         self._width = guess_width(info.top_k, info.n_experts)
         self._ahead = [name for name in ("next1", "next2") if name in asked]
         self._pre = "pre" in asked
+        before = info.moe_layers if self._pre else ()
+        self._attention_norms = {b"attn_norm-%d" % il: il for il in before}
         self._rules: dict[int, GateRule | None] = {}
         self._norms: dict[int, Norm] = {}
         self._why: dict[str, list[int]] = {}
@@ -67,16 +67,15 @@ class GateScores:
 
     def wants(self, name: bytes) -> bool:
         """Whether `take` must see this node, besides the top-k ids of MoE layers."""
-        match = _ATTENTION.match(name) if self._pre else None
-        return match is not None and b"ffn_moe_topk-" + match[1] in self._layers
+        return name in self._attention_norms
 
     def take(self, name: bytes, address: int, micro: MicroBatch) -> None:
         """Look at a node that has just been computed."""
         layer = self._layers.get(name)
         if layer is not None:
             self._take_router(layer, address, micro)
-        elif self.wants(name):
-            self._take_attention(int(name.rpartition(b"-")[2]), address)
+        elif name in self._attention_norms:
+            self._take_attention(self._attention_norms[name], address)
 
     def _take_attention(self, layer: int, address: int) -> None:
         try:
@@ -100,8 +99,17 @@ class GateScores:
             elif self._pre:
                 self._note("llama.cpp shows no norm before its attention", layer)
         if self._ahead:
-            x = self._residual(layer, self._graph.place(address), rule.norm) if rule else None
-            self._before.append((layer, x))
+            self._before.append((layer, self._routed(layer, address, rule)))
+
+    def _routed(self, layer: int, address: int, rule: GateRule | None) -> np.ndarray | None:
+        """The residual stream that this layer's experts read."""
+        if rule is None:
+            return None
+        try:
+            return self._residual(layer, self._graph.place(address), rule.norm)
+        except NotUnderstood as e:
+            self._note(str(e), layer)
+            return None
 
     def _rule(self, layer: int, address: int) -> GateRule | None:
         if layer not in self._rules:
