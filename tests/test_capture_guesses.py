@@ -41,7 +41,7 @@ def library() -> Library:
     return Library(find_library())
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, "phimoe"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / f"{request.param}.gguf"
     return write_tiny(path, request.param, uneven_norms=True)
@@ -84,7 +84,8 @@ class Spy:
 def by_hand(w: dict[str, np.ndarray], arch: str, layer: int, normed: np.ndarray) -> np.ndarray:
     """What the router of a layer ranks experts by, for an input whose norm has no weights yet."""
     norm = "post_attention_norm" if arch in ("gpt-oss", "glm4moe") else "ffn_norm"
-    logits = (normed * w[f"blk.{layer}.{norm}.weight"]) @ w[f"blk.{layer}.ffn_gate_inp.weight"].T
+    normed = normed * w[f"blk.{layer}.{norm}.weight"] + w.get(f"blk.{layer}.{norm}.bias", 0)
+    logits = normed @ w[f"blk.{layer}.ffn_gate_inp.weight"].T
     if arch == "gpt-oss":
         return logits + w[f"blk.{layer}.ffn_gate_inp.bias"]
     if arch not in ("deepseek2", "glm4moe"):
@@ -135,7 +136,8 @@ def test_guesses_are_those_of_routers_written_by_hand(library: Library, model: P
     norm = "post_attention_norm" if arch in ("gpt-oss", "glm4moe") else "ffn_norm"
     clear = []
     for layer in info.moe_layers:
-        plain = spy.routed[layer] / w[f"blk.{layer}.{norm}.weight"]
+        plain = spy.routed[layer] - w.get(f"blk.{layer}.{norm}.bias", 0)
+        plain = plain / w[f"blk.{layer}.{norm}.weight"]
         # The router's own choice, to begin with: the hand-written formula is the model's.
         own = by_hand(w, arch, layer, plain)
         best = np.argsort(-own, axis=1, kind="stable")[:, : info.top_k]
@@ -147,7 +149,8 @@ def test_guesses_are_those_of_routers_written_by_hand(library: Library, model: P
                 ids, scores = seen.guesses[f"next{ahead}", layer]
                 assert (ids.dtype, scores.dtype, ids.shape) == (np.int16, np.float16, (n, 8))
                 clear.append(same(ids, scores, by_hand(w, arch, about, plain), 1e-4))
-        plain = spy.attention[layer] / w[f"blk.{layer}.attn_norm.weight"]
+        plain = spy.attention[layer] - w.get(f"blk.{layer}.attn_norm.bias", 0)
+        plain = plain / w[f"blk.{layer}.attn_norm.weight"]
         clear.append(same(*seen.guesses["pre", layer], by_hand(w, arch, layer, plain), 1e-4))
     assert np.mean(clear) > 0.97
 
@@ -269,7 +272,7 @@ def test_what_is_not_understood_is_missing_and_said(
     monkeypatch.setattr(gate_graph.GateGraph, "rule", sometimes)
     t, result = run(path, tmp_path / "t.arrow", n_ubatch=16, all_outputs=True, **BOTH)
     assert len(calls) == 4
-    assert result.notes == ["no guesses about layer 1: on purpose"]
+    assert result.notes == ["guesses are missing, layer 1: on purpose"]
     assert [f.code for f in check(t) if f.severity == "error"] == []
     has = {name: (guess.ids >= 0).all(axis=1) for name, guess in t.predictions.items()}
     # Layer 1 is guessed about by next1 of layer 0 and its own pre, and keeps no stream of its own.

@@ -18,7 +18,7 @@ import numpy as np
 from fetch_text import load_split
 
 from traces.capture.find_library import find_library
-from traces.capture.gate_graph import GateGraph, NormPlace
+from traces.capture.gate_graph import GateGraph
 from traces.capture.gate_rule import GateRule
 from traces.capture.ggml_tensor import TensorReader
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
@@ -45,19 +45,19 @@ class NormSides:
         self.experts: dict[int, Sides] = {}
 
     def wants(self, name: bytes) -> bool:
-        return name.startswith(b"attn_norm-") and name[10:].isdigit()
+        return name.rpartition(b"-")[0] in (b"attn_norm", b"ffn_moe_logits")
 
     def take(self, name: bytes, address: int, micro: MicroBatch) -> None:
         layer = int(name.rpartition(b"-")[2])
-        if self.wants(name):
-            self.attention[layer] = self._both(self._graph.norm_place(address))
-        elif name.startswith(b"ffn_moe_topk-"):
-            if layer not in self.rules:
-                self.rules[layer] = self._graph.rule(address)
-            self.experts[layer] = self._both(self._graph.place(address))
+        if name.startswith(b"attn_norm-"):
+            self.attention[layer] = self._both(address)
+        elif name.startswith(b"ffn_moe_logits-"):
+            self.experts[layer] = self._both(self._graph.router_input(address))
+        elif layer not in self.rules:
+            self.rules[layer] = self._graph.rule(address)
 
-    def _both(self, place: NormPlace) -> Sides:
-        return self._read(place.residual), self._read(place.output)
+    def _both(self, output: int) -> Sides:
+        return self._read(self._graph.residual(output)), self._read(output)
 
 
 def found(scores: np.ndarray, chosen: np.ndarray, width: int) -> float:

@@ -4,8 +4,8 @@ llama.cpp's `build_moe_ffn` and `build_norm` (src/llama-graph.cpp) have switches
 architecture sets for itself. The graph shows what came out: from the top-k ids it is walked back
 along first operands, ``ffn_moe_topk`` <- argsort <- masks, biases, activation <- MUL_MAT of
 ``blk.<l>.ffn_gate_inp.weight`` and the router's input <- weight, bias and norm of the residual stream.
-So nothing is kept here by architecture. What is not understood is said and not guessed: Gemma 4's and
-SmallThinker's routers, which read something else than a norm of the residual stream.
+So nothing is kept here by architecture. What is not understood is said and not guessed: SmallThinker's
+router, for one, which reads something else than a norm of the residual stream.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes as C
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -42,14 +41,6 @@ class NotUnderstood(Exception):
     """The router is built in a way that is not known; says how."""
 
 
-@dataclass(frozen=True)
-class NormPlace:
-    """Addresses: of the norm's output, weights and biases included, and of what it normalises."""
-
-    output: int
-    residual: int
-
-
 class GateGraph:
     """Reads routers off the graph; weights come from the model's GGUF file."""
 
@@ -59,21 +50,24 @@ class GateGraph:
         )
         self._tensors = tensors
 
-    def place(self, topk: int) -> NormPlace:
-        """Where the input of the router that chose ``topk`` is in this graph."""
-        return self.norm_place(source_of(self._walk(topk)[0], 1))
+    def router_input(self, logits: int) -> int:
+        """Address of what the router with these logits reads: the output of a norm."""
+        return source_of(self._walk(logits)[0], 1)
+
+    def residual(self, output: int) -> int:
+        """Address of what the norm with this output, weights and biases included, normalises."""
+        return source_of(self._norm_walk(output)[0])
 
     def rule(self, topk: int) -> GateRule:
         """The router that chose the ids at address ``topk``."""
-        gate, steps = self._walk(topk)
+        argsort = viewed_by(topk)
+        if not argsort or not name_of(argsort).startswith(b"ffn_moe_argsort"):
+            raise NotUnderstood("its ids are not chosen by scores")
+        gate, steps = self._walk(source_of(argsort))
         weight = self._weight(source_of(gate))
         made = [self._step(address, len(weight)) for address in reversed(steps)]
         kept = gate_rule.without_order_keeping([m for m in made if m])
         return GateRule(self.norm(source_of(gate, 1)), weight, kept)
-
-    def norm_place(self, output: int) -> NormPlace:
-        """From the output of a norm to its input, in this graph."""
-        return NormPlace(output, source_of(self._norm_walk(output)[0]))
 
     def norm(self, output: int) -> Norm:
         """The norm whose output, weights and biases included, is at this address."""
@@ -86,12 +80,11 @@ class GateGraph:
             tuple(("MUL" if what == "SCALE" else what, value) for what, value in done),
         )
 
-    def _walk(self, topk: int) -> tuple[int, list[int]]:
-        """The gate's MUL_MAT, and the operations after it, last first, those on shapes left out."""
-        argsort = viewed_by(topk)
-        if not argsort or not name_of(argsort).startswith(b"ffn_moe_argsort"):
-            raise NotUnderstood("its ids are not chosen by scores")
-        at, steps, masked = source_of(argsort), [], False
+    def _walk(self, at: int) -> tuple[int, list[int]]:
+        """The gate's MUL_MAT, and the operations from it to a node, last first, those on shapes left
+        out."""
+        steps: list[int] = []
+        masked = False
         for _ in range(_FURTHEST):
             if not at:
                 break

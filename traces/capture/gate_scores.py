@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from traces.capture.gate_graph import GateGraph, NormPlace, NotUnderstood
+from traces.capture.gate_graph import GateGraph, NotUnderstood
 from traces.capture.gate_rule import GateRule, Norm, best
 from traces.capture.ggml_tensor import TensorReader
 from traces.capture.libllama import Library
@@ -28,6 +28,9 @@ from traces.models.gguf_tensors import GgufTensors
 from traces.models.info import ModelInfo
 
 _AHEAD = 2
+_ATTENTION, _ROUTER = "attention", "router"
+"""What reads a residual stream, through a norm. Both are looked at when the norm, or the product right
+after it, has just been computed: later their memory may serve something else."""
 _TOLERANCE = 1e-2
 """Of the largest value of a row: llama.cpp's norm and ours differ by rounding alone."""
 
@@ -45,10 +48,14 @@ class GateScores:
         self._width = guess_width(info.top_k, info.n_experts)
         self._ahead = [name for name in ("next1", "next2") if name in asked]
         self._pre = "pre" in asked
-        before = info.moe_layers if self._pre else ()
-        self._attention_norms = {b"attn_norm-%d" % il: il for il in before}
+        self._readers: dict[bytes, tuple[str, int]] = {}
+        for il in info.moe_layers:
+            if self._pre:
+                self._readers[b"attn_norm-%d" % il] = (_ATTENTION, il)
+            if self._ahead:
+                self._readers[b"ffn_moe_logits-%d" % il] = (_ROUTER, il)
         self._rules: dict[int, GateRule | None] = {}
-        self._norms: dict[int, Norm] = {}
+        self._norms: dict[tuple[str, int], Norm] = {}
         self._why: dict[str, list[int]] = {}
         self.begins()
 
@@ -56,88 +63,80 @@ class GateScores:
     def notes(self) -> list[str]:
         """What could not be recorded, one line a reason."""
         return [
-            f"no guesses about layer {', '.join(map(str, layers))}: {why}"
+            f"guesses are missing, layer {', '.join(map(str, layers))}: {why}"
             for why, layers in self._why.items()
         ]
 
     def begins(self) -> None:
         """A micro-batch begins: nothing of the one before is left."""
         self._before: deque[tuple[int, np.ndarray | None]] = deque(maxlen=_AHEAD)
-        self._attention: dict[int, np.ndarray] = {}
+        self._streams: dict[tuple[str, int], np.ndarray] = {}
 
     def wants(self, name: bytes) -> bool:
         """Whether `take` must see this node, besides the top-k ids of MoE layers."""
-        return name in self._attention_norms
+        return name in self._readers
 
     def take(self, name: bytes, address: int, micro: MicroBatch) -> None:
         """Look at a node that has just been computed."""
         layer = self._layers.get(name)
         if layer is not None:
             self._take_router(layer, address, micro)
-        elif name in self._attention_norms:
-            self._take_attention(self._attention_norms[name], address)
+        elif name in self._readers:
+            self._take_stream(self._readers[name], address)
 
-    def _take_attention(self, layer: int, address: int) -> None:
+    def _take_stream(self, reader: tuple[str, int], address: int) -> None:
+        """Keep the residual stream that a layer's attention, or its router, reads."""
         try:
-            if layer not in self._norms:
-                self._norms[layer] = self._graph.norm(address)
-            place = self._graph.norm_place(address)
-            self._attention[layer] = self._residual(layer, place, self._norms[layer])
+            output = self._graph.router_input(address) if reader[0] == _ROUTER else address
+            if reader not in self._norms:
+                self._norms[reader] = self._graph.norm(output)
+            residual = self._graph.residual(output)
         except NotUnderstood:
-            pass  # no guess is made, and `_take_router` says so
+            return  # `_take_router` says that it is missing
+        self._streams[reader] = self._checked(reader, output, residual)
 
     def _take_router(self, layer: int, address: int, micro: MicroBatch) -> None:
-        rule = self._rule(layer, address)
-        if rule is not None:
-            if self._ahead:
-                for name, (earlier, x) in zip(self._ahead, reversed(self._before), strict=False):
-                    if x is not None:
-                        micro.guesses[name, earlier] = best(rule.scores(x), self._width)
-            if self._pre and layer in self._attention:
-                x = self._attention.pop(layer)
-                micro.guesses["pre", layer] = best(rule.scores(x), self._width)
-            elif self._pre:
-                self._note("llama.cpp shows no norm before its attention", layer)
-        if self._ahead:
-            self._before.append((layer, self._routed(layer, address, rule)))
-
-    def _routed(self, layer: int, address: int, rule: GateRule | None) -> np.ndarray | None:
-        """The residual stream that this layer's experts read."""
-        if rule is None:
-            return None
-        try:
-            return self._residual(layer, self._graph.place(address), rule.norm)
-        except NotUnderstood as e:
-            self._note(str(e), layer)
-            return None
-
-    def _rule(self, layer: int, address: int) -> GateRule | None:
         if layer not in self._rules:
             try:
                 self._rules[layer] = self._graph.rule(address)
             except NotUnderstood as e:
                 self._rules[layer] = None
                 self._note(str(e), layer)
-        return self._rules[layer]
+        rule = self._rules[layer]
+        if rule is not None:
+            for name, (earlier, x) in zip(self._ahead, reversed(self._before), strict=False):
+                if x is not None:
+                    micro.guesses[name, earlier] = best(rule.scores(x), self._width)
+            x = self._stream(_ATTENTION, layer) if self._pre else None
+            if x is not None:
+                micro.guesses["pre", layer] = best(rule.scores(x), self._width)
+        if self._ahead:
+            self._before.append((layer, self._stream(_ROUTER, layer) if rule else None))
+
+    def _stream(self, reader: str, layer: int) -> np.ndarray | None:
+        x = self._streams.pop((reader, layer), None)
+        if x is None:
+            self._note(f"llama.cpp shows no norm before its {reader}", layer)
+        return x
 
     def _note(self, why: str, layer: int) -> None:
         layers = self._why.setdefault(why, [])
         if layer not in layers:
             layers.append(layer)
 
-    def _residual(self, layer: int, place: NormPlace, norm: Norm) -> np.ndarray:
-        """float32 [rows, d], checked: its memory may already serve something else."""
-        output, x = self._read(place.output), self._read(place.residual)
-        output, x = (a.reshape(a.size // a.shape[-1], a.shape[-1]) for a in (output, x))
-        mine = norm(x)
-        fits = output.shape == mine.shape and (
-            np.abs(mine - output).max(axis=1, initial=0)
-            <= _TOLERANCE * np.abs(output).max(axis=1, initial=0)
+    def _checked(self, reader: tuple[str, int], output: int, residual: int) -> np.ndarray:
+        """float32 [rows, d]: the residual stream, unless its memory serves something else by now."""
+        theirs, x = self._read(output), self._read(residual)
+        theirs, x = (a.reshape(a.size // a.shape[-1], a.shape[-1]) for a in (theirs, x))
+        mine = self._norms[reader](x)
+        fits = theirs.shape == mine.shape and (
+            np.abs(mine - theirs).max(axis=1, initial=0)
+            <= _TOLERANCE * np.abs(theirs).max(axis=1, initial=0)
         )
         if not np.all(fits):
             raise InputError(
-                f"layer {layer}: this libllama had overwritten the residual stream before it could "
-                "be read; capture without --scores-next and --scores-pre, or use the library of the "
-                "capture extra"
+                f"layer {reader[1]}: this libllama had overwritten the residual stream before its "
+                f"{reader[0]} when it could be read; capture without --scores-next and --scores-pre, "
+                "or use the library of the capture extra"
             )
         return x

@@ -56,7 +56,7 @@ class HfGateScores:
         why: dict[str, list[int]] = {}
         for layer, reason in self._refused.items():
             why.setdefault(reason, []).append(layer)
-        return [f"no guesses about layer {', '.join(map(str, n))}: {r}" for r, n in why.items()]
+        return [f"guesses are missing, layer {', '.join(map(str, n))}: {r}" for r, n in why.items()]
 
     def remove(self) -> None:
         """Take the hooks off the model."""

@@ -45,16 +45,19 @@ def describe(t: RoutingTrace) -> dict[str, Any]:
         "columns": list(t.columns),
         "ids_order": t.meta.ids_order,
         "capabilities": sorted(t.capabilities),
-        "predictors": {
-            name: {n: found[n] for n in ("at_k", "at_2k", "guesses")}
-            for name, found in recall(t).items()
-        },
         "tool": t.meta.tool,
         "command": t.meta.command,
         "prompt_source": t.meta.prompt_source,
         "machine": t.meta.machine,
         "extra": t.meta.extra,
         "sha256": t.sha256,
+    } | ({"predictors": _recalls(t)} if t.predictions else {})
+
+
+def _recalls(t: RoutingTrace) -> dict[str, dict[str, Any]]:
+    return {
+        name: {n: found[n] for n in ("at_k", "at_2k", "guesses")}
+        for name, found in recall(t).items()
     }
 
 
@@ -101,7 +104,7 @@ def print_description(d: dict[str, Any]) -> None:
     row("rows", f"{d['rows']:,}, {d['missing_rows']:,} of them missing routing")
     row("columns", ", ".join(d["columns"]))
     row("ids", ORDERS.get(d["ids_order"], d["ids_order"]))
-    for name, found in d["predictors"].items():
+    for name, found in d.get("predictors", {}).items():
         row(f"  {name}", _recalled(found, m))
     row("prompt", d["prompt_source"])
     row("tool", d["tool"])
