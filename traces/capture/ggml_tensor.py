@@ -33,6 +33,7 @@ class Tensor(C.Structure):
 
 
 NAME, VIEWED, SOURCES = Tensor.name.offset, Tensor.view_src.offset, Tensor.src.offset
+_OP_PARAMS = Tensor.op_params.offset
 SOURCES_MAX = 10
 """Operands an operation may have (GGML_MAX_SRC)."""
 _SHAPE = struct.Struct("=i12x4q4Q")  # type, buffer (skipped), ne, nb
@@ -58,6 +59,11 @@ def source_of(address: int, i: int = 0) -> int:
 def viewed_by(address: int) -> int:
     """Address of the tensor that this one is a view of; 0 where it is no view."""
     return int(_POINTER.unpack(C.string_at(address + VIEWED, 8))[0])
+
+
+def float_parameter(address: int, i: int = 0) -> float:
+    """The i-th parameter of the tensor's operation, as a float."""
+    return float(C.c_float.from_address(address + _OP_PARAMS + 4 * i).value)
 
 
 def is_made(address: int) -> bool:

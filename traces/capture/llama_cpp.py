@@ -12,6 +12,7 @@ import numpy as np
 from traces.capture import cuda_driver
 from traces.capture.beside import check_beside, managed_memory, recorded_faults
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
+from traces.capture.gate_scores import GateScores
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
@@ -21,7 +22,7 @@ from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.capture.steps import StepWriter
 from traces.errors import InputError
-from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta
 from traces.models.gguf import describe
 from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
@@ -89,12 +90,15 @@ def capture(
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
         result.notes += notes
+        asked = options.predictors
+        gates = GateScores(lib, model_path, info, asked) if asked else None
         callback = RoutingCallback(
             lib,
             info.moe_layers,
             scores=options.scores,
             stop_at_layers=options.stops == "layer",
             tensors=beside is not None,
+            watcher=gates,
         )
         context = stack.enter_context(
             LlamaContext(
@@ -126,6 +130,7 @@ def capture(
             tokens=options.tokens,
             times=timed,
             durations=timed,
+            predictors=asked,
         )
         with Recording(writer) as recording:
             run = CaptureRun(
@@ -139,6 +144,7 @@ def capture(
                     run.finish()
                 raise
             run.finish()
+        result.notes += gates.notes if gates else []
         if beside is not None:
             beside.remarks = {
                 "tensors": callback.tensors,
@@ -311,6 +317,7 @@ def _meta(
     command: str,
     n_ctx: int,
 ) -> RoutingMeta:
+    asked = options.predictors
     return RoutingMeta(
         model=info,
         ids_order="ranked",
@@ -322,5 +329,6 @@ def _meta(
             "options": {n: getattr(options, n) for n in options.__dataclass_fields__},
             "n_ctx": n_ctx,
             "sequences": len(prompts),
-        },
+        }
+        | ({"predictors": {name: PREDICTORS[name] for name in asked}} if asked else {}),
     )

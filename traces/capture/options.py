@@ -55,6 +55,16 @@ class CaptureOptions:
     """Take all GPU memory but this before the run, as if the card were smaller; 0: take none."""
     stops: str = "graph"
     """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
+    scores_next: bool = False
+    """Record what the routers of the next two MoE layers would choose already."""
+    scores_pre: bool = False
+    """Record what a layer's router would choose before its attention has run."""
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Those of `traces.files.schema.PREDICTORS` that are asked for."""
+        ahead = ("next1", "next2") if self.scores_next else ()
+        return (*ahead, "pre") if self.scores_pre else ahead
 
 
 @dataclass

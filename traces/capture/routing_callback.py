@@ -6,14 +6,17 @@ one?") and calls again after those that were wanted. Of interest are the top-k i
 graph mixes the experts with.
 
 The compiled half (`traces.capture.node_filter`) answers, exchanges memory and writes a tape; this
-half gives it room and reads the tape (`traces.capture.tape`).
+half gives it room and reads the tape (`traces.capture.tape`). Where a watcher wants nodes of its own,
+Python alone listens, and every graph stops for it: at the ids, the weights and what it asks for.
 """
 
 from __future__ import annotations
 
 import ctypes as C
 import re
+import time
 from collections.abc import Iterable
+from typing import Protocol
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -33,7 +36,7 @@ from traces.capture.node_filter import compile_filter
 from traces.capture.tape import Block, LayerRouting, MicroBatch, TapeReader, empty_heads
 from traces.errors import InputError
 
-__all__ = ["LayerRouting", "MicroBatch", "RoutingCallback"]
+__all__ = ["LayerRouting", "MicroBatch", "RoutingCallback", "Watcher"]
 
 _GRAPH_STARTS = (b"embd", b"inp_embd")
 _STAGE = re.compile(rb"ffn_moe_([a-z_]+)-(\d+)$")
@@ -43,14 +46,24 @@ PAYLOAD_BYTES = 1 << 22
 """Room for what a `llama_decode` call shows; it grows where that is more."""
 
 
+class Watcher(Protocol):
+    """Looks at nodes that have just been computed: the ids of MoE layers, and those that it wants.
+    What it finds it puts beside what the callback collects."""
+
+    def begins(self) -> None: ...
+    def wants(self, name: bytes) -> bool: ...
+    def take(self, name: bytes, address: int, micro: MicroBatch) -> None: ...
+
+
 class RoutingCallback:
     """Collects micro-batches while `llama_decode` runs; `drain` hands them over.
 
     ``scores``: also what the experts were chosen by. ``stop_at_layers``: copy at every layer, at a
     stop there, in place of after the graph. ``all_stages``: every ``ffn_moe_*`` tensor, read by
     Python alone: slow, and what the rest is tested against. ``tensors``: note where the first
-    graph's weights and caches are (`tensors`). It must outlive the contexts that it listens to:
-    their graphs may use its memory.
+    graph's weights and caches are (`tensors`). ``watcher``: is shown nodes when they have been
+    computed, by Python alone. It must outlive the contexts that it listens to: their graphs may use
+    its memory.
 
     An exception must not leave a C callback (the graph would be dropped, and `llama_decode` return
     success with logits of zeros), so it is kept and raised by `drain`.
@@ -65,10 +78,12 @@ class RoutingCallback:
         stop_at_layers: bool = False,
         all_stages: bool = False,
         tensors: bool = False,
+        watcher: Watcher | None = None,
     ) -> None:
         self._reader = TensorReader(library.c)
         self._layers = frozenset(moe_layers)
         self._topk = {b"ffn_moe_topk-%d" % il: il for il in self._layers}
+        self._all_stages, self._scores, self._watcher = all_stages, scores, watcher
         self._done: list[MicroBatch] = []
         self._now: MicroBatch | None = None
         self._error: BaseException | None = None
@@ -77,7 +92,8 @@ class RoutingCallback:
         self._heads = empty_heads(N_HEADS)
         self._payload = np.zeros(PAYLOAD_BYTES, np.uint8)
         data = self._data = fs.user_data()
-        data[fs.THOROUGH], data[fs.STOPS] = all_stages, stop_at_layers
+        data[fs.THOROUGH] = all_stages or watcher is not None
+        data[fs.STOPS] = stop_at_layers
         data[fs.WANT_SCORES], data[fs.SHOW_NODES] = scores, tensors
         self.tensors: dict[str, tuple[int, int]] = {}
         """Address and bytes of the weights and caches that the first graph uses, by name."""
@@ -110,6 +126,7 @@ class RoutingCallback:
         """Take over what the last graph left; the device has finished it. To be called after every
         `llama_decode` where its end is of interest, by `drain` in any case."""
         self._native(None, False, self.pointers[1])
+        self._end()
 
     @property
     def failed(self) -> bool:
@@ -124,14 +141,14 @@ class RoutingCallback:
         if self.tensors:
             self._data[fs.SHOW_NODES] = 0
         error, self._error = self._error, None
-        done, self._done, self._now = self._done, [], None
         if error is not None:
-            raise error
+            raise error  # what was seen before is for the next call
         if self._data[fs.LATE]:
             raise InputError(
                 "this model's graph looks at its routing in a way that would be read too late; "
                 "capture with --stops layer"
             )
+        done, self._done = self._done, []
         return done
 
     def on_node(self, address: int, ask: bool) -> bool:
@@ -201,10 +218,31 @@ class RoutingCallback:
     def _ask(self, address: int) -> bool:
         name = name_of(address)
         if name in _GRAPH_STARTS and (self._now is None or self._now.blocks):
-            self._now = MicroBatch()
-            self._done.append(self._now)
+            self._begin()
+        if self._now is None:
+            return False
+        if self._data[fs.SHOW_NODES]:
+            self._note_tensors(address)
         self._look_at_inputs(address)
-        return _STAGE.match(name) is not None
+        if self._watcher is not None and self._watcher.wants(name):
+            return True
+        stage = _STAGE.match(name)
+        if stage is None or self._all_stages:
+            return stage is not None
+        weights = stage[1].decode() in _WEIGHTS and int(stage[2]) in self._layers
+        return weights or name in self._topk
+
+    def _begin(self) -> None:
+        self._end()
+        self._now = MicroBatch(start_ns=time.monotonic_ns())
+        self._done.append(self._now)
+        if self._watcher is not None:
+            self._watcher.begins()
+
+    def _end(self) -> None:
+        if self._now is not None:
+            self._now.end_ns = time.monotonic_ns()
+            self._now = None
 
     def _look_at_inputs(self, address: int) -> None:
         """The token ids and positions are second operands of the first nodes, already filled."""
@@ -222,22 +260,30 @@ class RoutingCallback:
 
     def _take(self, address: int) -> bool:
         now, name = self._now, name_of(address)
-        stage = _STAGE.match(name)
-        if now is None or stage is None:
+        if now is None:
             return True
-        which, layer = stage[1].decode(), int(stage[2])
-        now.stages[which, layer] = self._reader.read(address)
+        stage = _STAGE.match(name)
+        if stage is not None:
+            self._take_stage(name, stage[1].decode(), int(stage[2]), address)
+        if self._watcher is not None and (name in self._topk or self._watcher.wants(name)):
+            self._watcher.take(name, address, now)
+        return True
+
+    def _take_stage(self, name: bytes, which: str, layer: int, address: int) -> None:
+        now = self._now
+        assert now is not None
+        if self._all_stages:
+            now.stages[which, layer] = self._reader.read(address)
         if name in self._topk:
             self._take_routing(address, self._topk[name])
         elif which in _WEIGHTS and now.blocks and now.blocks[-1].layers == (layer,):
-            block = now.blocks[-1]
-            block.weights = now.stages[which, layer].reshape(block.experts.shape)
-        return True
+            block = now.blocks[-1]  # the last stage that the graph names is the one that it uses
+            block.weights = self._reader.read(address).reshape(block.experts.shape)
 
     def _take_routing(self, address: int, layer: int) -> None:
         assert self._now is not None
         block = Block((layer,), self._reader.read(address)[None])
-        argsort = viewed_by(address)
+        argsort = viewed_by(address) if self._scores or self._all_stages else 0
         if argsort and name_of(argsort).startswith(b"ffn_moe_argsort"):
             block.scores = self._reader.read(source_of(argsort))[None]
         self._now.blocks.append(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from traces.capture.recording import Recording
 from traces.capture.routing_callback import MicroBatch
 from traces.capture.row_order import Row
 from traces.errors import InputError
+from traces.files.schema import guess_width
 from traces.models.info import ModelInfo
 
 _TOGETHER = 4096
@@ -40,6 +42,7 @@ class StepWriter:
         """``origin_ns``: rows get a time, counted from there on CLOCK_MONOTONIC."""
         self._recording, self._result, self._origin = recording, result, origin_ns
         self._scores, self._tokens = options.scores, options.tokens
+        self._predictors = options.predictors
         self._k, self._n_experts = info.top_k, info.n_experts
         self._layers = tuple(info.moe_layers)
         self._layer_numbers = np.array(self._layers, np.int16)
@@ -88,8 +91,28 @@ class StepWriter:
             scores=None if scores is None else scores.reshape(-1, self._n_experts),
             token=token if self._tokens else None,
             **times,
+            **self._guesses([(rows, micro) for rows, micro, _ in steps]),
         )
         self._result.steps += g
+
+    def _guesses(self, steps: list[tuple[list[Row], MicroBatch]]) -> dict[str, np.ndarray]:
+        """The predictors' columns of steps of one size; rows without a guess are -1 and NaN."""
+        width = guess_width(self._k, self._n_experts)
+        shape = (len(steps), len(self._layers), len(steps[0][0]), width)
+        found = {
+            name: (np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float16))
+            for name in self._predictors
+        }
+        for i, (rows, micro) in enumerate(steps):
+            for (name, layer), guess in micro.guesses.items():
+                where = _rows_present(len(guess[0]), _outputs(rows), layer)
+                for column, values in zip(found[name], guess, strict=True):
+                    column[i, self._slot[layer], where] = values
+        return {
+            f"{name}_{kind}": column.reshape(-1, width)
+            for name, pair in found.items()
+            for kind, column in zip(("ids", "scores"), pair, strict=True)
+        }
 
     def _whole(self, n: int, micro: MicroBatch) -> _Arrays | None:
         """The arrays as they are, where the micro-batch is one block of all layers and rows."""
@@ -106,7 +129,7 @@ class StepWriter:
         experts = np.full((layers, n, self._k), -1, np.int32)
         weights = np.full((layers, n, self._k), np.nan, np.float32)
         scores = np.full((layers, n, self._n_experts), np.nan, np.float32) if self._scores else None
-        outputs = np.array([r.output for r in rows])
+        outputs = _outputs(rows)
         for block in micro.blocks:
             which = np.array([self._slot[layer] for layer in block.layers])
             where = _rows_present(block.experts.shape[1], outputs, block.layers[0])
@@ -117,6 +140,11 @@ class StepWriter:
             if scores is not None and block.scores is not None:
                 scores[at] = block.scores
         return _Arrays(experts, weights, scores)
+
+
+def _outputs(rows: Iterable[Row]) -> np.ndarray:
+    """bool [rows]: which of them need logits."""
+    return np.array([r.output for r in rows])
 
 
 def _rows_present(n: int, outputs: np.ndarray, layer: int) -> np.ndarray:

@@ -65,6 +65,8 @@ class MicroBatch:
     """When it had run: for all but the last one of a `llama_decode` call, when the next began."""
     stages: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     """Every ``ffn_moe_<stage>-<layer>`` tensor by (stage, layer); only when asked for."""
+    guesses: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Ids and scores by (predictor, layer of the row), from a watcher: `traces.capture.gate_scores`."""
 
     @property
     def layers(self) -> dict[int, LayerRouting]:

@@ -64,6 +64,16 @@ _PROMPT = _options(
 _TRACE = _options(
     click.option("--out", required=True, type=click.Path(path_type=Path), help="Trace to write."),
     click.option("--scores", is_flag=True, help="Store the router's score of every expert too."),
+    click.option(
+        "--scores-next",
+        is_flag=True,
+        help="Store what the routers of the next two MoE layers would choose already.",
+    ),
+    click.option(
+        "--scores-pre",
+        is_flag=True,
+        help="Store what a layer's router would choose before its attention.",
+    ),
     click.option("--tokens", is_flag=True, help="Store token ids too."),
 )
 _SAMPLING = _options(

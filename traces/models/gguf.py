@@ -28,7 +28,7 @@ def describe(path: str | Path) -> ModelInfo:
 
     Raises `InputError` where a file is missing, broken, or holds no Mixture-of-Experts model.
     """
-    parts = _read_parts(Path(path))
+    parts = read_parts(Path(path))
     meta = parts[0].metadata
     tensors = [t for part in parts for t in part.tensors]
     where = str(path)
@@ -95,7 +95,12 @@ def _need(meta: dict[str, Any], key: str, where: str) -> Any:
     return meta[key]
 
 
-def _read_parts(path: Path) -> list[GgufHeader]:
+def read_parts(path: Path) -> list[GgufHeader]:
+    """The heads of a model's files: one, or all parts of a split model, of which ``path`` is the
+    first.
+
+    Raises `InputError` as `read_header` does, and where ``path`` is another part than the first.
+    """
     first = read_header(path)
     n = int(first.metadata.get("split.count", 1))
     if n <= 1:

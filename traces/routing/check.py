@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from traces.routing import RoutingTrace, check_sequences
+from traces.routing.recall import AHEAD
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -125,6 +126,43 @@ def values(t: RoutingTrace) -> Iterator[Finding]:
             "error",
             "router weights that are missing, negative or not finite",
             "record again, or import without weights",
+        )
+
+
+def predictions(t: RoutingTrace) -> Iterator[Finding]:
+    """Guesses of predictors: whole rows of different experts, best first, about layers that are."""
+    for name, guess in t.predictions.items():
+        ids = guess.ids
+        missing = np.all(ids == -1, axis=1)
+        wrong = ((ids < 0) | (ids >= t.n_experts)).any(axis=1)
+        wrong |= (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1)
+        yield from _rows(
+            t,
+            wrong & ~missing,
+            "bad-guesses",
+            "error",
+            f"rows of {name}_ids with an expert twice, none, or outside 0..{t.n_experts - 1}",
+            "record again; no policy may be given these guesses",
+        )
+        with np.errstate(invalid="ignore"):  # two experts that were ruled out: -inf both
+            rises = (np.diff(guess.scores.astype(np.float32), axis=1) > 0).any(axis=1)
+            odd = (np.isnan(guess.scores) | np.isposinf(guess.scores)).any(axis=1)
+        yield from _rows(
+            t,
+            (rises | odd) & ~missing,
+            "bad-guess-scores",
+            "error",
+            f"rows of {name}_scores that rise along the row or are not numbers",
+            "mend the program that wrote the trace: guesses are ordered best first",
+        )
+        last = t.layers[len(t.layers) - AHEAD[name] :]
+        yield from _rows(
+            t,
+            ~missing & np.isin(t.layer, last),
+            "guesses-of-no-layer",
+            "error",
+            f"rows with {name}_ids in a layer that no such layer follows",
+            "mend the program that wrote the trace: these rows are null",
         )
 
 
@@ -288,6 +326,7 @@ CHECKS: tuple[Check, ...] = (
     layers,
     expert_ids,
     values,
+    predictions,
     id_order,
     times,
     sequences,
