@@ -1,6 +1,6 @@
 """The models of the validation: other shapes than any the calibration runs, random weights.
 
-    python experiments/llama_cpp_validation/models.py FOLDER
+python experiments/llama_cpp_validation/models.py FOLDER
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from replay.llama_cpp.synthetic import Shape, write  # noqa: E402
+from replay.llama_cpp.synthetic import Shape, write
 
 MODELS = {
     "f16-64x16": Shape(n_layers=16, n_experts=64, n_ff_expert=768),
