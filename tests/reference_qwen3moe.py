@@ -8,8 +8,14 @@ import gguf
 import numpy as np
 
 
-def forward(path: Path, tokens: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per layer: expert ids [n, k], strongest first, and weights [n, k]."""
+def forward(
+    path: Path, tokens: list[int], residuals: list[tuple[np.ndarray, np.ndarray]] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per layer: expert ids [n, k], strongest first, and weights [n, k].
+
+    To ``residuals`` is added, per layer, the residual stream [n, d] that its attention reads and the
+    one that its experts read.
+    """
     reader = gguf.GGUFReader(path)
     t = {x.name: np.array(x.data, np.float64) for x in reader.tensors}
 
@@ -40,6 +46,7 @@ def forward(path: Path, tokens: list[int]) -> list[tuple[np.ndarray, np.ndarray]
     for i in range(int(value("block_count"))):
         w = {name.split(".", 2)[2][: -len(".weight")]: v for name, v in t.items()
              if name.startswith(f"blk.{i}.")}  # fmt: skip
+        before = x
         h = norm(x, w["attn_norm"])
         q = rotate(norm((h @ w["attn_q"].T).reshape(n, n_heads, width), w["attn_q_norm"]))
         keys = rotate(norm((h @ w["attn_k"].T).reshape(n, n_kv, width), w["attn_k_norm"]))
@@ -49,6 +56,8 @@ def forward(path: Path, tokens: list[int]) -> list[tuple[np.ndarray, np.ndarray]
         scores = softmax(np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf))
         mixed = np.einsum("hts,shd->thd", scores, values).reshape(n, -1)
         x = x + mixed @ w["attn_output"].T
+        if residuals is not None:
+            residuals.append((before, x))
         h = norm(x, w["ffn_norm"])
         probs = softmax(h @ w["ffn_gate_inp"].T)
         ids = np.argsort(-probs, axis=-1, kind="stable")[:, :k]

@@ -13,6 +13,7 @@ from tiny_gguf import ARCHITECTURES, N_VOCAB, write_tiny
 from traces.errors import InputError
 from traces.models.gguf import describe
 from traces.models.gguf_header import read_header
+from traces.models.gguf_tensors import GgufTensors
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -67,6 +68,33 @@ def test_large_vocabulary_is_stepped_over(tmp_path: Path) -> None:
     ]
 
 
+def test_tensors_are_read_as_float32(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    w = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "olmoe")
+    w.add_block_count(1)
+    w.add_tensor("F32", x)
+    w.add_tensor("F16", x.astype(np.float16))
+    for name in ("BF16", "Q8_0"):
+        kind = gguf.GGMLQuantizationType[name]
+        w.add_tensor(name, gguf.quants.quantize(x, kind), raw_dtype=kind)
+    w.add_tensor("I32", np.arange(4, dtype=np.int32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    tensors = GgufTensors(tmp_path / "m.gguf")
+    assert "F16" in tensors and "F64" not in tensors
+    for name, tolerance in (("F32", 0.0), ("F16", 2e-3), ("BF16", 1.5e-2), ("Q8_0", 2e-2)):
+        found = tensors.read(name)
+        assert (found.dtype, found.shape) == (np.float32, (3, 64))
+        np.testing.assert_allclose(found, x, atol=tolerance)
+    assert (tensors.read("F16") == x.astype(np.float16)).all()
+    with pytest.raises(InputError, match=r"m\.gguf: tensor I32 has the type I32"):
+        tensors.read("I32")
+    with pytest.raises(InputError, match="no tensor F64"):
+        tensors.read("F64")
+
+
 def test_split_model_is_described_as_one(tmp_path: Path) -> None:
     whole = write_tiny(tmp_path / "whole.gguf")
     reader = gguf.GGUFReader(whole)
@@ -91,6 +119,9 @@ def test_split_model_is_described_as_one(tmp_path: Path) -> None:
     assert split.expert_bytes == one.expert_bytes
     assert split.dense_bytes == one.dense_bytes
     assert split.kv_bytes_per_token == one.kv_bytes_per_token
+    tensors = GgufTensors(parts[0])
+    for t in reader.tensors:
+        assert (tensors.read(t.name) == t.data).all()
     with pytest.raises(InputError, match="give the first"):
         describe(parts[1])
     parts[1].unlink()

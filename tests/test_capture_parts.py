@@ -1,4 +1,4 @@
-"""The parts of a capture that need no model: row matching, weights, sampling."""
+"""The parts of a capture that need no model: row matching, sampling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.capture.router_weights import WeightRule
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.errors import InputError
@@ -70,21 +69,6 @@ def test_graphs_without_positions() -> None:
         RowMatcher([*one, Row(1, 0, 5, 0, True)]).match(np.array([5, 6, 5]), None)
     with pytest.raises(InputError, match="inp_tokens"):
         RowMatcher(one).match(None, None)
-
-
-def test_weight_rules() -> None:
-    probs = np.array([[0.1, 0.4, 0.2, 0.3]], np.float32)
-    ids = np.array([[1, 3]])
-    plain = WeightRule()
-    np.testing.assert_allclose(plain.weights(probs, ids), [[0.4, 0.3]])
-    normal = plain.with_stage("weights_sum", 0.0).with_stage("weights_norm", 0.0)
-    np.testing.assert_allclose(normal.weights(probs, ids), [[4 / 7, 3 / 7]], rtol=1e-6)
-    scaled = normal.with_stage("weights_scaled", 2.5)
-    np.testing.assert_allclose(scaled.weights(probs, ids), [[10 / 7, 7.5 / 7]], rtol=1e-6)
-    soft = plain.with_stage("weights_softmax", 0.0)
-    e = np.exp([0.4, 0.3])
-    np.testing.assert_allclose(soft.weights(probs, ids), [e / e.sum()], rtol=1e-6)
-    assert np.isfinite(normal.weights(np.zeros((1, 4), np.float32), ids)).all()
 
 
 def test_sampler() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from traces.capture import cupti as capture_cupti
 from traces.capture.cupti import FaultRecording
 from traces.commands.capture import capture
 from traces.faults import open_faults
+from traces.faults.check import check_faults
+from traces.faults.stats import fault_statistics
 
 HTOD, DTOH, CPU, GPU, THRASHING, THROTTLING, REMOTE_MAP, DTOD = range(1, 9)
 FAULT = {"counter_kind": GPU, "address": 4096, "start": NOW + 5, "end": NOW + 9, "value": 3}
@@ -76,6 +81,41 @@ def test_every_kind_of_record(cupti: FakeCupti, tmp_path: Path) -> None:
     assert set(t.column("process").to_pylist()) == {77}
 
 
+def test_a_trace_says_how_it_was_recorded(cupti: FakeCupti, tmp_path: Path) -> None:
+    cupti.dropped = 7
+    with FaultRecording(tmp_path / "t.arrow") as recording:
+        recording.remarks = {"tensors": {"output.weight": [4096, 8]}}
+        cupti.emit([FAULT, FAULT | {"counter_kind": 77}], now=True)
+        cupti.emit([FAULT])
+    t = open_faults(tmp_path / "t.arrow")
+    said = t.meta["recording"]
+    assert {n: said[n] for n in ("delivered", "dropped", "ignored", "buffers")} == {
+        "delivered": 3,
+        "dropped": 7,
+        "ignored": 1,
+        "buffers": 2,
+    }
+    assert said["tensors"] == {"output.weight": [4096, 8]}
+    assert any("lost 7 records" in note for note in said["notes"])
+    assert fault_statistics(t)["missing"]["dropped"] == 7
+    assert fault_statistics(t)["missing"]["unwritten"] == 0
+    found = {f.code: (f.severity, f.count) for f in check_faults(t)}
+    assert found["lost-records"] == ("warning", 7)
+    t.save(tmp_path / "u.arrow")  # a copy says the same
+    assert open_faults(tmp_path / "u.arrow").meta["recording"] == said
+
+
+def test_the_steps_clock_is_put_on_cuptis_axis(cupti: FakeCupti, tmp_path: Path) -> None:
+    apart = 5_000_000_000
+    cupti.get_timestamp = lambda: time.monotonic_ns() + apart  # type: ignore[method-assign]
+    with FaultRecording(tmp_path / "t.arrow") as recording:
+        now = time.monotonic_ns() - recording.clock.origin_monotonic_ns
+        assert abs(recording.now_ns() - now) < 1_000_000
+        apart += 3_000_000
+        cupti.emit([FAULT])
+    assert recording.clock.drift_ns == pytest.approx(3_000_000, abs=100_000)
+
+
 def test_what_cupti_is_told(cupti: FakeCupti, tmp_path: Path) -> None:
     configs: list[Any] = []
     make = cupti.ActivityUnifiedMemoryCounterConfig
@@ -86,9 +126,9 @@ def test_what_cupti_is_told(cupti: FakeCupti, tmp_path: Path) -> None:
     once = ["activity_configure_unified_memory_counter", "activity_enable", "activity_flush_period"]
     once += ["activity_flush_all", "activity_disable", "activity_flush_all"]
     once += ["activity_get_num_dropped_records"]
-    calls = [c[0] for c in cupti.calls]
+    calls = [c[0] for c in cupti.calls if c[0] != "get_timestamp"]
     # The callbacks are registered once a process.
-    assert calls == ["get_timestamp", "activity_register_callbacks", *once, "get_timestamp", *once]
+    assert calls == ["activity_register_callbacks", *once, *once]
     assert ("activity_configure_unified_memory_counter", 14) in cupti.calls
     assert [c for c in cupti.calls if c[0] == "activity_flush_all"][:2] == [
         ("activity_flush_all", 1),
@@ -146,9 +186,10 @@ def test_an_exception_keeps_what_was_recorded(cupti: FakeCupti, tmp_path: Path) 
 
 
 def test_a_kill_loses_nothing_that_was_handed_over(cupti: FakeCupti, tmp_path: Path) -> None:
-    with FaultRecording(tmp_path / "t.arrow"):
+    with FaultRecording(tmp_path / "t.arrow") as r:
         cupti.emit([FAULT], now=True)
         cupti.emit([FAULT | {"start": NOW + 1, "end": 0}], now=True)
+        r.settle()
         on_disk = (tmp_path / "t.arrow.partial").read_bytes()
     (tmp_path / "k.arrow").write_bytes(on_disk)
     t = open_faults(tmp_path / "k.arrow")
@@ -182,6 +223,7 @@ def test_a_failure_while_recording_is_raised_at_the_end(
         FaultRecording(tmp_path / "t.arrow") as r,
     ):
         cupti.emit([FAULT], now=True)
+        r.settle()
         monkeypatch.setattr(r._writer, "append", _full)
         cupti.emit([FAULT], now=True)
         cupti.emit([FAULT], now=True)
@@ -195,7 +237,7 @@ def test_a_failure_while_recording_is_raised_at_the_end(
     assert not (tmp_path / "u.arrow.partial").exists()
 
 
-def _full(**columns: Any) -> None:
+def _full(*arguments: Any, **columns: Any) -> None:
     raise OSError(28, "No space left")
 
 
@@ -399,3 +441,65 @@ def test_other_programs_are_pointed_to_nsight_systems(cupti: FakeCupti, tmp_path
     (tmp_path / "a.out").write_bytes(b"\x7fELF....")
     with pytest.raises(InputError, match="Nsight Systems"):
         run("--", tmp_path / "a.out")
+
+
+MAIN = """\
+import sys
+from fake_cupti import FakeCupti
+from traces.capture import cuda_driver
+from traces.commands.capture import capture
+package = type(sys)("cupti")
+package.cupti = fake = FakeCupti()
+sys.modules["cupti"], sys.modules["cupti.cupti"] = package, fake
+cuda_driver.start, cuda_driver.synchronize = lambda: 1, lambda: None
+capture()
+"""
+
+
+def run_process(folder: Path, more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which its program may replace."""
+    (folder / "main.py").write_text(MAIN)
+    program = script(folder / "p.py", more)
+    here = Path(__file__).parent
+    words = [sys.executable, folder / "main.py", "cupti", "-o", folder / "t.arrow", "--", program]
+    path = os.pathsep.join([str(here), str(here.parent)])
+    return subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_program_that_starts_itself_anew_is_recorded_all_the_same(tmp_path: Path) -> None:
+    done = run_process(
+        tmp_path,
+        "import os\n"
+        "if 'ANEW' not in os.environ:\n"
+        "    os.execve(sys.executable, sys.orig_argv, os.environ | {'ANEW': '1'})\n"
+        "cupti.emit([fault | {'start': fault['start'] + 1}])",
+    )
+    assert done.returncode == 0, done.stderr
+    assert open_faults(tmp_path / "t.arrow").n_rows == 2
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_program_that_becomes_another_one_is_refused(tmp_path: Path) -> None:
+    done = run_process(
+        tmp_path,
+        "import os\n"
+        "words = [sys.executable, 'other.py', '--x']\n"
+        "os.execve(words[0], words, os.environ | {'LD_PRELOAD': 'a.so'})",
+    )
+    assert done.returncode != 0
+    said = "LD_PRELOAD=a.so uvmsim capture cupti -- python other.py --x"
+    assert said in done.stderr and "would not be recorded" in done.stderr
+
+
+def test_a_child_may_become_what_it_likes(tmp_path: Path) -> None:
+    done = run_process(
+        tmp_path,
+        "import os\n"
+        "if (child := os.fork()) == 0:\n"
+        "    os.execv('/bin/true', ['true'])\n"
+        "assert os.waitpid(child, 0)[1] == 0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert open_faults(tmp_path / "t.arrow").n_rows == 1

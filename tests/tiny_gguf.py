@@ -25,12 +25,15 @@ def write_tiny(
     seed: int = 0,
     half: bool = False,
     tied: bool = False,
+    uneven_norms: bool = False,
 ) -> Path:
     """Write a model with random weights and a tokenizer of single bytes; returns ``path``.
 
-    ``mixtral`` is llama.cpp's ``llama`` with experts. ``deepseek2`` has latent attention, a dense
+    ``mixtral`` is llama.cpp's ``llama`` with experts. ``phimoe``, whose norms have biases, is not among
+    `ARCHITECTURES`. ``deepseek2`` has latent attention, a dense
     first block, a shared expert, a sigmoid router with selection bias and expert groups, normalised
-    and scaled weights. ``half`` stores matrices as float16, ``tied`` leaves the LM head out.
+    and scaled weights. ``half`` stores matrices as float16, ``tied`` leaves the LM head out,
+    ``uneven_norms`` gives the norms of blocks weights between 0.5 and 1.5.
     """
     name = "llama" if arch == "mixtral" else arch
     w = gguf.GGUFWriter(str(path), name)
@@ -45,6 +48,10 @@ def write_tiny(
 
     def add(tensor: str, x: np.ndarray, *, keep: bool = False) -> None:
         w.add_tensor(tensor, x.astype(np.float16) if half and x.ndim > 1 and not keep else x)
+
+    def norm(n: int) -> np.ndarray:
+        ones = np.ones(n, np.float32)
+        return rng.uniform(0.5, 1.5, n).astype(np.float32) if uneven_norms else ones
 
     w.add_name(f"tiny-{arch}")
     w.add_context_length(4096)
@@ -89,11 +96,17 @@ def write_tiny(
 
     add("token_embd.weight", random(N_VOCAB, d, s=1.0))
     add("output_norm.weight", np.ones(d, np.float32))
+    if arch == "phimoe":
+        add("output_norm.bias", np.zeros(d, np.float32))
+        add("output.bias", np.zeros(N_VOCAB, np.float32))
     if not tied:
         add("output.weight", random(N_VOCAB, d))
     for i in range(layers):
         p = f"blk.{i}."
-        add(p + "attn_norm.weight", np.ones(d, np.float32))
+        add(p + "attn_norm.weight", norm(d))
+        if arch == "phimoe":
+            add(p + "attn_norm.bias", random(d, s=0.5))
+            add(p + "ffn_norm.bias", random(d, s=0.5))
         if latent:
             add(p + "attn_q_a.weight", random(rank, d))
             add(p + "attn_q_a_norm.weight", np.ones(rank, np.float32))
@@ -105,7 +118,7 @@ def write_tiny(
         else:
             for tensor, rows in (("attn_q", heads), ("attn_k", kv), ("attn_v", kv)):
                 add(f"{p}{tensor}.weight", random(rows * head, d))
-                if arch in ("qwen2moe", "glm4moe", "gpt-oss"):
+                if arch in ("qwen2moe", "glm4moe", "gpt-oss", "phimoe"):
                     add(f"{p}{tensor}.bias", random(rows * head, s=0.02))
         add(p + "attn_output.weight", random(d, heads * head))
         if arch in ("qwen3moe", "olmoe"):
@@ -113,11 +126,12 @@ def write_tiny(
             add(p + "attn_q_norm.weight", np.ones(width, np.float32))
             add(p + "attn_k_norm.weight", np.ones(width, np.float32))
         if arch in ("gpt-oss", "glm4moe"):
-            add(p + "post_attention_norm.weight", np.ones(d, np.float32))
+            add(p + "post_attention_norm.weight", norm(d))
         else:
-            add(p + "ffn_norm.weight", np.ones(d, np.float32))
+            add(p + "ffn_norm.weight", norm(d))
         if arch == "gpt-oss":
             add(p + "attn_sinks.weight", np.zeros(heads, np.float32))
+        if arch in ("gpt-oss", "phimoe"):
             add(p + "attn_output.bias", random(d, s=0.02))
         if i < dense_lead:
             for tensor, shape in (

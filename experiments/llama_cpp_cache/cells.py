@@ -85,6 +85,7 @@ class Runner:
         ):
             run = CaptureRun(context, callback, recording, self.info, options, result, None)
             yield context, run
+            run.finish()
 
     def alone(self, mib: int, prompt: list[int], n: int) -> dict[str, Any]:
         """Greedy generation without capture: tokens, nanoseconds, counters."""

@@ -32,6 +32,7 @@ def unpack(source: Source, cache: Path) -> Path:
         archives.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "download", source.package], cwd=archives, check=True)
         archive = next(archives.glob(f"{source.package}_*.deb"))
+        root.parent.mkdir(exist_ok=True)
         subprocess.run(["dpkg-deb", "-x", archive, root], check=True)
     return root
 

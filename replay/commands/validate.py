@@ -21,36 +21,50 @@ from uvmsim.commands.flags import Command
     "--backend", default="cuda", metavar="cuda|host",
     help="cuda (default), or host: the same path with no GPU, whose times mean nothing.",
 )  # fmt: skip
+@click.option("--lib", metavar="PATH", help="llama.cpp: a libllama or its folder, instead of the "
+              "config's.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="TOKENS", help="Only the first tokens.")
 @click.option("--no-plot", is_flag=True, help="Leave out report.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
-    config: str, output: str | None, hardware: str | None, backend: str, limit: int | None,
-    no_plot: bool, as_json: bool,
+    config: str, output: str | None, hardware: str | None, backend: str, lib: str | None,
+    limit: int | None, no_plot: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the grid of CONFIG (traces x modes x pool sizes x policies) on simulator and machine.
 
     Every prediction is on disk before the first measurement starts. Exits with 1 where a counter
     differs, an output could not be verified or a cell failed.
 
+    With engine = "llama.cpp" in CONFIG, llama.cpp itself runs (models x modes x tests).
+
     \b
     Examples:
       uvmsim calibrate -o mine.toml
       uvmsim validate grid.toml --hardware mine.toml -o results
     """
+    from replay.llama_cpp.validation.config import ENGINE as LLAMA_CPP
+    from replay.llama_cpp.validation.config import engine_of
     from replay.validate.config import load
     from replay.validate.report import print_report, to_markdown
     from replay.validate.validation import validate as run
     from replay.validate.validation import write_report
+    from traces.errors import InputError
     from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
 
+    folder = Path(output) if output else Path(config).with_suffix(".validation")
+    if engine_of(config) == LLAMA_CPP:
+        if limit or backend != "cuda":
+            raise InputError("--limit and --backend are for the replay engine; leave them out")
+        _of_llama_cpp(config, folder, hardware, lib, no_plot, as_json)
+        return
+    if lib:
+        raise InputError(f'--lib: is for engine = "{LLAMA_CPP}" in {config}')
     loaded = load(config)
     if limit:
         loaded.limit = limit
         for entry in loaded.trace:
             entry.limit = limit
-    folder = Path(output) if output else Path(config).with_suffix(".validation")
     if not no_plot:
         check_target(str(folder.absolute().parent / "report.png"))
     with bar("validating") as progress:
@@ -67,4 +81,31 @@ def validate(
         print_report(report)
         click.echo(f"wrote {folder / 'report.md'}")
     if not report["overall"]["passed"]:
+        sys.exit(1)
+
+
+def _of_llama_cpp(
+    config: str, folder: Path, hardware: str | None, lib: str | None, no_plot: bool, as_json: bool
+) -> None:
+    """Predict, run llama.cpp, print; exit code 1 where a cell failed or a counter differs."""
+    from replay.llama_cpp.validation.report import draw, print_report
+    from replay.llama_cpp.validation.run import validate as run
+    from replay.llama_cpp.validation.run import write_report
+    from uvmsim.report.plots import check_target
+    from uvmsim.report.progress import bar
+
+    if not no_plot:
+        check_target(str(folder.absolute().parent / "report.png"))
+    with bar("validating") as progress:
+        report = run(config, folder, hardware=hardware, library=lib, progress=progress)
+    if not no_plot:
+        draw(report, str(folder / "report.png"))
+        report["plot"] = "report.png"
+        write_report(folder, report)
+    if as_json:
+        click.echo(json.dumps(report, sort_keys=True))
+    else:
+        print_report(report)
+        click.echo(f"wrote {folder / 'report.md'}")
+    if report["overall"]["failed"] or not all(c["equal"] for c in report["counters"]):
         sys.exit(1)

@@ -1,12 +1,11 @@
 """What `calibrate --engine llama.cpp` runs: synthetic models, each constant large in some of them.
 
-Two sizes of every type, so that what a kernel costs by itself and what its bytes cost come apart; other
-widths, heads and numbers of experts than any preset has.
+Other widths, heads and numbers of experts than any preset has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from replay.llama_cpp.request import Context, Test
 from replay.llama_cpp.synthetic import Shape
@@ -27,25 +26,33 @@ class Run:
     unified: bool = False
 
 
+_SMALL = Shape(n_embd=1024, n_ff_expert=512)
 GPU_SHAPES: dict[str, Shape] = {
-    "f16-small": Shape(n_layers=8, n_embd=1024, n_ff_expert=512),
-    "f16-large": Shape(n_layers=3, n_embd=2048, n_heads=16, n_kv_heads=4, head_dim=128, n_experts=24,
-                       top_k=6, n_ff_expert=1024, n_vocab=16384),
-    "q4k-small": Shape(n_layers=8, n_embd=1024, n_ff_expert=512, experts="Q4_K", dense="Q8_0"),
-    "q4k-large": Shape(n_layers=3, n_embd=2560, n_heads=32, n_kv_heads=8, head_dim=128, n_experts=64,
-                       top_k=8, n_ff_expert=1280, n_vocab=16384, experts="Q4_K", dense="Q8_0"),
-    "mxfp4-small": Shape("gpt-oss", n_layers=6, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
+    "f16-short": replace(_SMALL, n_layers=2, n_experts=16),
+    "f16-deep": replace(_SMALL, n_layers=14, n_experts=16),
+    "f16-large": Shape(n_layers=4, n_embd=2048, n_heads=16, n_kv_heads=4, head_dim=128,
+                       n_experts=24, top_k=6, n_ff_expert=1024, n_vocab=16384),
+    "q4k-short": replace(_SMALL, n_layers=2, experts="Q4_K", dense="Q8_0"),
+    "q4k-deep": replace(_SMALL, n_layers=16, experts="Q4_K", dense="Q8_0"),
+    "q4k-large": Shape(n_layers=5, n_embd=2560, n_heads=32, n_kv_heads=8, head_dim=128,
+                       n_experts=64, top_k=8, n_ff_expert=1280, n_vocab=16384, experts="Q4_K",
+                       dense="Q8_0"),
+    "mxfp4-short": Shape("gpt-oss", n_layers=2, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
                          dense="Q8_0"),
-    "mxfp4-large": Shape("gpt-oss", n_layers=4, n_embd=2560, n_heads=48, n_kv_heads=8, head_dim=64,
-                         n_experts=32, top_k=4, n_ff_expert=2560, n_vocab=16384, experts="MXFP4",
-                         dense="Q8_0"),
-    "q8-small": Shape(n_layers=6, n_embd=1024, n_heads=8, head_dim=128, n_experts=16, top_k=2,
-                      n_ff_expert=2048, experts="Q8_0", dense="F16"),
+    "mxfp4-deep": Shape("gpt-oss", n_layers=12, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
+                        dense="Q8_0"),
+    "mxfp4-large": Shape("gpt-oss", n_layers=4, n_embd=2560, n_heads=48, n_kv_heads=8,
+                         head_dim=64, n_experts=32, top_k=4, n_ff_expert=2560, n_vocab=16384,
+                         experts="MXFP4", dense="Q8_0"),
+    "q8-deep": Shape(n_layers=8, n_embd=1024, n_heads=8, head_dim=128, n_experts=16, top_k=2,
+                     n_ff_expert=2048, experts="Q8_0", dense="F16"),
     "q8-large": Shape(n_layers=3, n_embd=2560, n_heads=20, n_kv_heads=4, head_dim=128, n_experts=8,
                       top_k=2, n_ff_expert=5120, n_vocab=32768, experts="Q8_0", dense="Q8_0"),
-    "q6k": Shape(n_layers=4, n_embd=1536, n_heads=24, n_kv_heads=4, head_dim=64, n_experts=32,
-                 top_k=4, n_ff_expert=1024, n_vocab=8192, experts="Q6_K", dense="Q4_K"),
+    "q6k-deep": Shape(n_layers=8, n_embd=1536, n_heads=24, n_kv_heads=4, head_dim=64, n_experts=32,
+                      top_k=4, n_ff_expert=1024, n_vocab=8192, experts="Q6_K", dense="Q4_K"),
 }  # fmt: skip
+"""``short`` and ``deep`` tell what a micro-batch costs once from what a block costs, ``large`` what
+bytes and operations cost from what kernels do."""
 
 CPU_SHAPES: dict[str, Shape] = {
     "f16": Shape(n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=512),
@@ -89,8 +96,10 @@ def gpu_runs(name: str) -> list[Run]:
     cache = tuple(
         (CACHE, Context((Test("tg", 48, reps=2),), moe_cache_mib=-share)) for share in (15, 50)
     )
-    runs = [Run(resident), Run((mapped,), offload=True)]
-    if name.endswith("large") or name == "mxfp4-small":
+    runs = [Run(resident)]
+    if not name.endswith("short"):
+        runs.append(Run((mapped,), offload=True))
+    if name.endswith("large") or name == "mxfp4-deep":
         runs += [
             Run((pinned, *cache), offload=True, no_mmap=True),
             Run((

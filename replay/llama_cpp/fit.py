@@ -34,6 +34,8 @@ def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> 
     """All stages. Terms that no equation has stay out. ``least``: what a unit costs at least, by stem
     of a term (a byte cannot be read faster than memory gives it, whatever the fit would like)."""
     out = Fit()
+    for e in equations:  # too small a part to be found, and too easily taken for something else
+        out.ns |= {k: (least or {}).get(k.partition(".")[0], 0.0) for k in e.counts if _plain(k)}
     resident = [e for e in equations if e.mode == design.RESIDENT]
     whole = [e for e in resident if not e.row and not e.kernels]
     offload = [e for e in equations if e.mode in (design.MAPPED, design.PINNED)]
@@ -56,6 +58,11 @@ def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> 
     for e in equations:
         out.errors[e.key] = out.predict(e) / e.ns - 1
     return out
+
+
+def _plain(key: str) -> bool:
+    """A term of the router's and the norms' float weights."""
+    return key.endswith(".F32")
 
 
 def _few(e: Equation) -> bool:

@@ -24,6 +24,8 @@ def floors(machine: Hardware) -> dict[str, float]:
         stem = key
         if term.unit == "byte" and term.with_ == MEMORY and "activations" not in key:
             found[stem] = 1e9 / machine.memory_bytes_per_s
+        elif key in ("remote", "remote_batch"):
+            found[stem] = 1e9 / machine.zero_copy_bytes_per_s
         elif term.unit == "operation" and term.with_ == COMPUTE:
             found[stem] = 0.5e9 / machine.compute_flops
         elif key in ("cpu.row", "cpu.row_experts") and term.with_ == CPU:

@@ -45,7 +45,6 @@ def record(
     ):
         runner = Runner(context, request.seed)
         run = CaptureRun(context, callback, recording, info, options, result, None)
-        sequence = 0
 
         def through(rows: list[Row]) -> None:
             for _ in run.run(rows):
@@ -68,9 +67,10 @@ def record(
         for at, t in enumerate(c.tests):
             if t.kind == "tg" and t.depth:
                 prompt(t.depth, 0)
+                run.finish()
             for rep in range(-1, t.reps):
                 before = result.steps
                 one(t, rep)
+                run.finish()
                 marks.append([at, rep, before, result.steps - before])
-                sequence += 1
     return {"trace": path.name, "marks": marks, "rows": result.rows}

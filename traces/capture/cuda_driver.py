@@ -53,6 +53,36 @@ def synchronize() -> None:
     ctypes.CDLL("libcuda.so.1").cuCtxSynchronize()
 
 
+def occupy(leave_bytes: int) -> int:
+    """Take GPU memory until ``leave_bytes`` are free, and keep it until the process ends: the first
+    GPU is as good as a smaller one. Returns the bytes taken.
+
+    Raises `InputError` where there is less free to begin with.
+    """
+    driver = ctypes.CDLL("libcuda.so.1")
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(0), ctypes.c_size_t(0)
+    taken, device = ctypes.c_uint64(0), ctypes.c_int(0)
+    code = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or driver.cuCtxSetCurrent(context)
+        or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    )
+    if code == SUCCESS and free.value <= leave_bytes:
+        raise InputError(
+            f"--vram-left-mib {leave_bytes >> 20}: the GPU has {free.value >> 20} MiB free"
+        )
+    size = free.value - leave_bytes
+    code = code or driver.cuMemAlloc_v2(ctypes.byref(taken), ctypes.c_size_t(size))
+    if code != SUCCESS:
+        raise InputError(
+            f"--vram-left-mib {leave_bytes >> 20}: the memory cannot be taken "
+            f"({_name(driver, code)})"
+        )
+    return int(size)
+
+
 def _name(driver: Any, code: int) -> str:
     text = ctypes.c_char_p()
     driver.cuGetErrorName(code, ctypes.byref(text))

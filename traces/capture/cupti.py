@@ -14,13 +14,18 @@ Needs the package ``cupti-python`` (the ``cupti`` extra), which is imported when
 from __future__ import annotations
 
 import ctypes
+import queue
 import threading
+import time
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from traces.capture import cuda_driver, provenance
+from traces.capture.clock import Clock
 from traces.capture.um_records import KINDS, Decoder
 from traces.errors import InputError
 from traces.faults import FaultWriter
@@ -39,10 +44,19 @@ class FaultRecording:
     A clean end completes the trace; after an exception ``PATH.partial`` keeps what was recorded.
     Where no event came, no file is left and ``rows`` is 0. Times are ns since the start. One
     recording at a time. Raises `InputError` where CUPTI or a GPU is missing or refuses.
+
+    CUPTI's thread only copies records; they are taken apart and written by one of our own, so that
+    it is back as soon as may be: what arrives while it is away may be lost.
     """
 
-    def __init__(self, path: str | Path, *, meta: dict[str, Any] | None = None) -> None:
-        self.path, self._meta = Path(path), meta or {}
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        meta: dict[str, Any] | None = None,
+        delivery_ms: int = DELIVERY_MS,
+    ) -> None:
+        self.path, self._meta, self._delivery_ms = Path(path), meta or {}, delivery_ms
         self.notes: list[str] = []
         self.rows = 0
         self.ignored = 0
@@ -51,6 +65,14 @@ class FaultRecording:
         """Records that CUPTI lost for want of buffers."""
         self.buffers = 0
         """Times that CUPTI handed over records."""
+        self.delivered = 0
+        """Records that it handed over."""
+        self.busy_ns = 0
+        """How long its thread was in our hands."""
+        self.remarks: dict[str, Any] = {}
+        """More to be said in the trace's metadata (``recording``) when it is closed."""
+        self.unwanted = False
+        """Leave nothing behind."""
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 
@@ -64,6 +86,7 @@ class FaultRecording:
             origin = int(cupti.get_timestamp())
             self._origin = origin
             self._decoder = Decoder(cupti, origin)
+            self.clock = Clock(lambda: int(cupti.get_timestamp()), origin)
         except Exception as e:
             raise _refused(cupti, e) from None
         meta = {
@@ -73,6 +96,9 @@ class FaultRecording:
             "origin_ns": origin,
         }
         self._writer = FaultWriter(self.path, meta | self._meta, optional=["device"])
+        self._queue: queue.SimpleQueue[np.ndarray | threading.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_records, daemon=True)
+        self._thread.start()
         _active = self
         try:
             if _registered is not cupti:  # CUPTI takes its callbacks once a process
@@ -82,19 +108,45 @@ class FaultRecording:
             cupti.activity_enable(cupti.ActivityKind.UNIFIED_MEMORY_COUNTER)
         except Exception as e:
             _active = None
+            self._end_thread()
             self._writer.discard()
             raise _refused(cupti, e) from None
-        self._try("deliver records in between", lambda: cupti.activity_flush_period(DELIVERY_MS))
+        self._try(
+            "deliver records in between",
+            lambda: cupti.activity_flush_period(self._delivery_ms),
+        )
         return self
 
     def now_ns(self) -> int:
         """Time since the start, on the clock of the records."""
         return int(self._cupti.get_timestamp()) - self._origin
 
+    @property
+    def origin_ns(self) -> int:
+        """CUPTI's time of the start."""
+        return self._origin
+
+    def settle(self) -> None:
+        """Wait until what CUPTI handed over so far is on disk."""
+        done = threading.Event()
+        self._queue.put(done)
+        done.wait()
+
+    def replaced(self) -> None:
+        """This process is about to become another program: nothing of the recording is kept, and
+        the file's name is free for a new one."""
+        global _active
+        _active = None
+        self.unwanted = True
+        self._end_thread()
+        self._writer.discard()
+
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         global _active
+        if _active is not self:  # `replaced`, and yet still here
+            return
         cupti = self._cupti
         activity = cupti.ActivityKind.UNIFIED_MEMORY_COUNTER
         self._try("wait for the GPU", cuda_driver.synchronize)
@@ -103,22 +155,23 @@ class FaultRecording:
         self._try("stop", lambda: cupti.activity_disable(activity))
         self._try("hand over its last records", lambda: cupti.activity_flush_all(1))
         self._try("count lost records", self._count_dropped)
+        self._try("tell the time", lambda: self.clock.compare())
         _active = None
-        with self._lock:
-            self.rows = self._writer.rows
-            if self.dropped:
-                self.notes.append(f"CUPTI lost {self.dropped:,} records: counts are too low")
-            if self.ignored:
-                self.notes.append(f"{self.ignored:,} records of other kinds are left out")
-            try:
-                if not self.rows:
-                    self._writer.discard()
-                elif kind or self._failure:
-                    self._writer.abandon()
-                else:
-                    self._writer.close()
-            except OSError as error:
-                self._failure = self._failure or error
+        self._end_thread()
+        self.rows = self._writer.rows
+        if self.dropped:
+            self.notes.append(f"CUPTI lost {self.dropped:,} records: counts are too low")
+        if self.ignored:
+            self.notes.append(f"{self.ignored:,} records of other kinds are left out")
+        try:
+            if not self.rows or self.unwanted:
+                self._writer.discard()
+            elif kind or self._failure:
+                self._writer.abandon()
+            else:
+                self._writer.close(self._closing_remarks())
+        except OSError as error:
+            self._failure = self._failure or error
         if kind is not None or self._failure is None:
             return
         if isinstance(self._failure, OSError):
@@ -128,23 +181,52 @@ class FaultRecording:
             )
         raise self._failure
 
+    def _closing_remarks(self) -> dict[str, Any]:
+        return {
+            "delivered": self.delivered,
+            "dropped": self.dropped,
+            "ignored": self.ignored,
+            "buffers": self.buffers,
+            "handover_ns": self.busy_ns,
+            "clock_drift_ns": self.clock.drift_ns,
+            "notes": list(self.notes),
+        } | self.remarks
+
     def _completed(self, records: list[Any]) -> None:
         """Take over what CUPTI hands us, maybe in a thread of its own. Never raises: it would be
         lost there."""
-        with self._lock:
-            self.buffers += 1
+        start = time.monotonic_ns()
+        try:
+            found = self._decoder.copy(records)
+            self._queue.put(found)
+            with self._lock:
+                self.buffers += 1
+                self.delivered += len(found)
+                self.busy_ns += time.monotonic_ns() - start
+        except BaseException as e:
+            self._failure = self._failure or e
+
+    def _write_records(self) -> None:
+        """The thread that writes what `_completed` took over."""
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
             if self._failure is not None:
-                return
+                continue
             try:
-                found = self._decoder.copy(records)
-                columns = self._decoder.columns(found)
+                columns = self._decoder.columns(item)
                 n = len(columns["time_ns"])
-                self.ignored += len(found) - n
+                self.ignored += len(item) - n
                 if n:
                     self._writer.append(**columns)
                     self._writer.flush()  # a kill may come before the next buffer does
             except BaseException as e:
                 self._failure = e
+
+    def _end_thread(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
 
     def _count_dropped(self) -> None:
         dropped = ctypes.c_size_t(0)

@@ -34,6 +34,8 @@ class Tensor(C.Structure):
 
 NAME, VIEWED, SOURCES = Tensor.name.offset, Tensor.view_src.offset, Tensor.src.offset
 _OP_PARAMS = Tensor.op_params.offset
+SOURCES_MAX = 10
+"""Operands an operation may have (GGML_MAX_SRC)."""
 _SHAPE = struct.Struct("=i12x4q4Q")  # type, buffer (skipped), ne, nb
 _POINTER = struct.Struct("=Q")
 NUMPY: dict[int, np.dtype[Any]] = {
@@ -64,6 +66,11 @@ def float_parameter(address: int, i: int = 0) -> float:
     return float(C.c_float.from_address(address + _OP_PARAMS + 4 * i).value)
 
 
+def is_made(address: int) -> bool:
+    """Whether an operation makes this tensor: it is no weight, cache or input."""
+    return int(Tensor.from_address(address).op) != 0
+
+
 class TensorReader:
     """Copies tensors, wherever their memory is, into NumPy arrays."""
 
@@ -75,8 +82,14 @@ class TensorReader:
         self._name.argtypes, self._name.restype = (C.c_void_p,), C.c_char_p
         self._type_size: Any = library.ggml_type_size
         self._type_size.argtypes, self._type_size.restype = (C.c_int,), C.c_size_t
+        self._n_bytes: Any = library.ggml_nbytes
+        self._n_bytes.argtypes, self._n_bytes.restype = (C.c_void_p,), C.c_size_t
         self._checked = False
         self._grow(_SCRATCH)
+
+    def place(self, address: int) -> tuple[int, int]:
+        """Where a tensor's data are, and how many bytes they take."""
+        return int(Tensor.from_address(address).data or 0), int(self._n_bytes(address))
 
     def _grow(self, n: int) -> None:
         self._scratch = np.empty(n, np.uint8)

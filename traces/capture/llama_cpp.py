@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 
+from traces.capture import cuda_driver
+from traces.capture.beside import check_beside, managed_memory, recorded_faults
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
+from traces.capture.gate_scores import GateScores
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
 from traces.capture.recording import Recording
-from traces.capture.router_weights import WeightRule
 from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
+from traces.capture.steps import StepWriter
 from traces.errors import InputError
-from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta
 from traces.models.gguf import describe
 from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
+
+TOGETHER = 32
+"""Batches whose routing is written together."""
+WAIT_NS = 500_000_000
+"""... or what came in this time: so much of a run may be lost when it is killed, and the time
+between two flushes (`traces.capture.recording`)."""
 
 
 def capture(
@@ -32,6 +41,7 @@ def capture(
     options: CaptureOptions | None = None,
     *,
     library: str | Path | None = None,
+    faults: str | Path | None = None,
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> CaptureResult:
@@ -41,6 +51,10 @@ def capture(
     ``n_predict`` tokens or an end-of-generation token. ``library`` as for `find_library`.
     ``progress`` is called with (phase, done, total) in tokens. A run that is broken off leaves
     ``out`` + ``.partial``, readable, with what was recorded until then.
+
+    ``faults``: where to write the page faults and migrations of the same run, through CUPTI; the
+    model is in managed memory then, and both traces have one time axis: steps get times, counted
+    from the same moment. No CUDA call may have been made in this process before.
 
     Raises `InputError` where the model, the prompt, the library or an option cannot be used.
     """
@@ -53,7 +67,16 @@ def capture(
             f"{file.path.name} is a CUDA build, which crashes beside NumPy unless the C++ run-time "
             "library is preloaded: start Python with LD_PRELOAD=libstdc++.so.6"
         )
+    fault_path = None if faults is None else Path(faults)
+    check_beside(options, file, out, fault_path)
+    result = CaptureResult(out, len(prompts))
     with ExitStack() as stack:
+        managed = options.unified_memory or fault_path is not None
+        stack.enter_context(managed_memory(managed))
+        beside = stack.enter_context(recorded_faults(fault_path, out, command, result))
+        # The recording of faults is the outermost: loading the model is in it.
+        if options.vram_left_mib:
+            cuda_driver.occupy(options.vram_left_mib << 20)
         lib = Library(file)
         model = stack.enter_context(
             LlamaModel(
@@ -66,7 +89,17 @@ def capture(
         )
         ids = [_tokens_of(p, model) for p in prompts]
         n_ctx, notes = _context_size(ids, options, model)
-        callback = RoutingCallback(lib, info.moe_layers)
+        result.notes += notes
+        asked = options.predictors
+        gates = GateScores(lib, model_path, info, asked) if asked else None
+        callback = RoutingCallback(
+            lib,
+            info.moe_layers,
+            scores=options.scores,
+            stop_at_layers=options.stops == "layer",
+            tensors=beside is not None,
+            watcher=gates,
+        )
         context = stack.enter_context(
             LlamaContext(
                 model,
@@ -80,14 +113,43 @@ def capture(
             )
         )
         meta = _meta(info, prompts, options, file, lib.build, command, n_ctx)
+        origin_ns = None
+        if beside is not None and fault_path is not None:
+            origin_ns = beside.clock.origin_monotonic_ns
+            shared = {"clock": "CUPTI", "origin_ns": beside.origin_ns, "faults": fault_path.name}
+            meta.extra["time"] = shared
+        elif options.times:
+            origin_ns = time.monotonic_ns()
+            meta.extra["time"] = {"clock": "CLOCK_MONOTONIC", "origin_ns": origin_ns}
+        timed = origin_ns is not None
         writer = RoutingWriter(
-            out, meta, weights=True, scores=options.scores, tokens=options.tokens
+            out,
+            meta,
+            weights=True,
+            scores=options.scores,
+            tokens=options.tokens,
+            times=timed,
+            durations=timed,
+            predictors=asked,
         )
-        result = CaptureResult(out, len(prompts), notes=notes)
         with Recording(writer) as recording:
-            run = CaptureRun(context, callback, recording, info, options, result, progress)
-            run.prefill(ids)
-            run.generate()
+            run = CaptureRun(
+                context, callback, recording, info, options, result, progress, origin_ns=origin_ns
+            )
+            try:
+                run.prefill(ids)
+                run.generate()
+            except BaseException:
+                with suppress(Exception):  # what was routed until then is kept, as far as it goes
+                    run.finish()
+                raise
+            run.finish()
+        result.notes += gates.notes if gates else []
+        if beside is not None:
+            beside.remarks = {
+                "tensors": callback.tensors,
+                "capture_memory": callback.kept_memory,
+            }
     counts = lib.take_moe_cache()
     result.moe_cache = counts.to_json() if counts else None
     result.file_bytes = out.stat().st_size
@@ -106,10 +168,16 @@ class CaptureRun:
         options: CaptureOptions,
         result: CaptureResult,
         progress: Callable[[str, int, int], None] | None,
+        *,
+        origin_ns: int | None = None,
     ) -> None:
+        """``origin_ns``: steps get times, counted from there on CLOCK_MONOTONIC."""
         self.result = result
-        self._context, self._callback, self._recording = context, callback, recording
-        self._info, self._options, self._progress = info, options, progress
+        self._context, self._callback = context, callback
+        self._options, self._progress = options, progress
+        self._waiting: list[list[Row]] = []
+        self._settled = time.monotonic_ns()
+        self._steps = StepWriter(recording, info, options, result, origin_ns=origin_ns)
         self._next: dict[int, tuple[int, int]] = {}  # sequence -> (position, token) to run next
         self._samplers: dict[int, Sampler] = {}
         self._banned = self._end_tokens() if options.ignore_eos else None
@@ -163,10 +231,12 @@ class CaptureRun:
             self._next[row.seq] = (row.pos + 1, token)
 
     def run(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Run rows in batches; yields each batch while its logits are there."""
+        """Run rows in batches; yields each batch while its logits are there. What was routed is
+        written some time later, with that of other batches; `finish` writes what is left."""
         n = self._options.n_batch
         for at in range(0, len(rows), n):
             batch = rows[at : at + n]
+            self._callback.need_positions(any(r.seq != batch[0].seq for r in batch))
             try:
                 self._context.decode(
                     [r.token for r in batch],
@@ -175,79 +245,35 @@ class CaptureRun:
                     [r.output for r in batch],
                 )
             finally:
-                micro_batches = self._callback.drain()
-            matcher = RowMatcher(batch)
-            for micro in micro_batches:
-                self._write(matcher.match(micro.tokens, micro.pos), micro)
-            if matcher.left:
-                raise InputError(
-                    f"llama.cpp ran {len(batch) - matcher.left} of {len(batch)} tokens without "
-                    "calling back; use the library of the capture extra"
-                )
+                self._callback.finish_graph()
+                if self._callback.failed:
+                    self._callback.drain()
+            self._waiting.append(batch)
+            if len(self._waiting) >= TOGETHER or time.monotonic_ns() - self._settled > WAIT_NS:
+                self.finish()
             yield batch
 
-    def _write(self, rows: list[Row], micro: MicroBatch) -> None:
-        """One step: the micro-batch's rows, layer by layer."""
-        layers, n = self._info.moe_layers, len(rows)
-        k, n_experts = self._info.top_k, self._info.n_experts
-        experts = np.full((len(layers), n, k), -1, np.int32)
-        weights = np.full((len(layers), n, k), np.nan, np.float32)
-        scores = None
-        if self._options.scores:
-            scores = np.full((len(layers), n, n_experts), np.nan, np.float32)
-        outputs = np.array([r.output for r in rows])
-        alike: dict[WeightRule, list[tuple[int, np.ndarray]]] = {}
-        for i, il in enumerate(layers):
-            routing = micro.layers.get(il)
-            if routing is None:
-                continue
-            where = _rows_present(len(routing.experts), outputs, il)
-            experts[i, where] = routing.experts
-            if scores is not None and routing.scores is not None:
-                scores[i, where] = routing.scores
-            if routing.probs is None:
-                continue
-            rule = self._callback.rules.get(il, WeightRule())
-            if len(routing.experts) == n:
-                alike.setdefault(rule, []).append((i, routing.probs))
-            else:
-                weights[i, where] = rule.weights(routing.probs, routing.experts)
-        for rule, found in alike.items():  # together: NumPy's calls cost more than its arithmetic
-            which = [i for i, _ in found]
-            weights[which] = rule.weights(np.stack([p for _, p in found]), experts[which])
-        self.result.rows += experts.shape[0] * n
-        self.result.missing_rows += int((experts[:, :, 0] < 0).sum())
-        columns = np.array([(r.seq, r.pos, r.phase, r.token) for r in rows], np.int32).T
-        seq, pos, phase, token = (np.tile(c, len(layers)) for c in columns)
-        self._recording.append(
-            seq=seq,
-            pos=pos,
-            step=self.result.steps,
-            phase=phase,
-            layer=np.repeat(layers, n),
-            experts=experts.reshape(-1, k),
-            weights=weights.reshape(-1, k),
-            scores=None if scores is None else scores.reshape(-1, n_experts),
-            token=token if self._options.tokens else None,
-        )
-        self.result.steps += 1
+    def finish(self) -> None:
+        """Write what was routed so far."""
+        waiting, self._waiting = self._waiting, []
+        shown = iter(self._callback.drain())
+        steps: list[tuple[list[Row], MicroBatch]] = []
+        for batch in waiting:
+            matcher = RowMatcher(batch)
+            while matcher.left:
+                micro = next(shown, None)
+                if micro is None:
+                    raise InputError(
+                        f"llama.cpp ran {len(batch) - matcher.left} of {len(batch)} tokens without "
+                        "calling back; use the library of the capture extra"
+                    )
+                steps.append((matcher.match(micro.tokens, micro.pos), micro))
+        self._steps.add(steps)
+        self._settled = time.monotonic_ns()
 
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(phase, done, total)
-
-
-def _rows_present(n: int, outputs: np.ndarray, layer: int) -> slice | np.ndarray:
-    """Which of the micro-batch's rows a layer computed: all, or those that need logits."""
-    if n == len(outputs):
-        return slice(None)
-    where = np.flatnonzero(outputs)
-    if n != len(where):
-        raise InputError(
-            f"layer {layer} routed {n} of {len(outputs)} rows, and {len(where)} ask for logits: "
-            "this build drops rows in an unknown way; use the library of the capture extra"
-        )
-    return where
 
 
 def _tokens_of(prompt: Prompt, model: LlamaModel) -> list[int]:
@@ -291,6 +317,7 @@ def _meta(
     command: str,
     n_ctx: int,
 ) -> RoutingMeta:
+    asked = options.predictors
     return RoutingMeta(
         model=info,
         ids_order="ranked",
@@ -302,5 +329,6 @@ def _meta(
             "options": {n: getattr(options, n) for n in options.__dataclass_fields__},
             "n_ctx": n_ctx,
             "sequences": len(prompts),
-        },
+        }
+        | ({"predictors": {name: PREDICTORS[name] for name in asked}} if asked else {}),
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from traces.errors import InputError
 
+STOPS = ("graph", "layer")
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -45,6 +47,24 @@ class CaptureOptions:
     """Ask for the logits of every prompt token: keeps the last layer's rows, costs the LM head."""
     scores: bool = False
     tokens: bool = False
+    times: bool = False
+    """Store when each step ran, and how long."""
+    unified_memory: bool = False
+    """A CUDA build keeps the model in managed memory, which the driver pages."""
+    vram_left_mib: int = 0
+    """Take all GPU memory but this before the run, as if the card were smaller; 0: take none."""
+    stops: str = "graph"
+    """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
+    scores_next: bool = False
+    """Record what the routers of the next two MoE layers would choose already."""
+    scores_pre: bool = False
+    """Record what a layer's router would choose before its attention has run."""
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Those of `traces.files.schema.PREDICTORS` that are asked for."""
+        ahead = ("next1", "next2") if self.scores_next else ()
+        return (*ahead, "pre") if self.scores_pre else ahead
 
 
 @dataclass
@@ -64,12 +84,19 @@ class CaptureResult:
     notes: list[str] = field(default_factory=list)
     moe_cache: dict[str, Any] | None = None
     """llama.cpp's own counters of its expert cache, as in `MoeCacheCounts.to_json`."""
+    faults: dict[str, Any] | None = None
+    """The fault trace of the same run: ``out`` (a path; None where there was no event), ``rows``,
+    ``dropped``."""
 
     def to_json(self) -> dict[str, Any]:
         """What is the same in every run; the times are left out."""
         names = "sequences steps prompt_tokens generated_tokens rows missing_rows file_bytes notes"
         found = {"out": self.out.name} | {n: getattr(self, n) for n in names.split()}
-        return found | ({"moe_cache": self.moe_cache} if self.moe_cache else {})
+        found |= {"moe_cache": self.moe_cache} if self.moe_cache else {}
+        if self.faults:
+            out = self.faults["out"]
+            found["faults"] = self.faults | {"out": out and out.name}
+        return found
 
 
 def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path) -> None:
@@ -77,11 +104,13 @@ def check_options(options: CaptureOptions, prompts: Sequence[Prompt], out: Path)
     if not prompts:
         raise InputError("no prompt: give --prompt-file or --prompt")
     for name, least in (("n_batch", 1), ("n_ubatch", 1), ("n_predict", 0), ("top_k", 0),
-                        ("n_cpu_moe", 0), ("moe_cache_mib", 0)):  # fmt: skip
+                        ("n_cpu_moe", 0), ("moe_cache_mib", 0), ("vram_left_mib", 0)):  # fmt: skip
         if getattr(options, name) < least:
             raise InputError(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"
             )
+    if options.stops not in STOPS:
+        raise InputError(f"--stops {options.stops}: one of {', '.join(STOPS)}")
     if not options.temperature >= 0:
         raise InputError(f"--temperature {options.temperature}: must be 0 (greedy) or more")
     if not out.resolve().parent.is_dir():

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from traces.capture.replaced import Replaced
 from traces.errors import InputError
 
 
@@ -42,7 +43,8 @@ def check_program(argv: Sequence[str]) -> list[str]:
 def run_program(words: Sequence[str]) -> int:
     """Run what `check_program` returned; its exit code, after its threads have ended.
 
-    An exception is printed, as Python does, and is exit code 1. `KeyboardInterrupt` passes.
+    An exception is printed, as Python does, and is exit code 1. `KeyboardInterrupt` and `Replaced`
+    pass.
     """
     old_argv, old_path = sys.argv[:], sys.path[:]
     code = 0
@@ -57,7 +59,7 @@ def run_program(words: Sequence[str]) -> int:
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as e:
         code = _exit_code(e)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Replaced):
         raise
     except BaseException as e:
         traceback.print_exception(e)

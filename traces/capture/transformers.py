@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from traces.capture.hf_gate_scores import HfGateScores
 from traces.capture.options import CaptureOptions, CaptureResult, Prompt, check_options
 from traces.capture.provenance import machine, prompt_source, tool
 from traces.capture.recording import Recording
 from traces.capture.sampling import Sampler
 from traces.errors import InputError
-from traces.files.schema import DECODE, PREFILL, RoutingMeta
+from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta
 from traces.models.info import ModelInfo
 from traces.routing import RoutingWriter
 
@@ -65,6 +66,8 @@ def capture(
         torch.set_num_threads(options.threads)
     ids = [_tokens_of(p, hf, folder, model.config.vocab_size) for p in prompts]
     hooks = _RouterHooks(model, folder)
+    asked = options.predictors
+    gates = HfGateScores(torch, hooks.blocks, hooks.routers, asked) if asked else None
     try:
         info = hooks.describe(torch, model, folder)
         meta = RoutingMeta(
@@ -74,18 +77,27 @@ def capture(
             command=command,
             prompt_source=prompt_source(prompts),
             machine=machine(torch=torch.__version__, transformers=hf.__version__, device=device),
-            extra={"options": {n: getattr(options, n) for n in options.__dataclass_fields__}},
+            extra={"options": {n: getattr(options, n) for n in options.__dataclass_fields__}}
+            | ({"predictors": {name: PREDICTORS[name] for name in asked}} if asked else {}),
         )
         result = CaptureResult(out, len(prompts))
         writer = RoutingWriter(
-            out, meta, weights=True, scores=options.scores, tokens=options.tokens
+            out,
+            meta,
+            weights=True,
+            scores=options.scores,
+            tokens=options.tokens,
+            predictors=asked,
         )
         with Recording(writer) as recording:
-            run = _Run(torch, model, hooks, recording, options, result, progress)
+            run = _Run(torch, model, hooks, gates, recording, options, result, progress)
             for seq, tokens in enumerate(ids):
                 run.sequence(seq, tokens)
+        result.notes += gates.notes if gates else []
     finally:
         hooks.remove()
+        if gates:
+            gates.remove()
     result.file_bytes = out.stat().st_size
     return result
 
@@ -98,12 +110,13 @@ class _Run:
         torch: Any,
         model: Any,
         hooks: _RouterHooks,
+        gates: HfGateScores | None,
         recording: Recording,
         options: CaptureOptions,
         result: CaptureResult,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        self._torch, self._model, self._hooks = torch, model, hooks
+        self._torch, self._model, self._hooks, self._gates = torch, model, hooks, gates
         self._recording, self._options, self._result = recording, options, result
         self._progress = progress or (lambda phase, done, total: None)
         ends = _end_tokens(model)
@@ -140,6 +153,7 @@ class _Run:
         with torch.inference_mode():
             given = torch.tensor([tokens], device=self._model.device)
             out = self._model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        guesses = self._gates.drain() if self._gates else {}
         for layer, (scores, weights, experts) in self._hooks.drain():
             if len(experts) != n:
                 raise InputError(
@@ -156,6 +170,12 @@ class _Run:
                 weights=weights,
                 scores=scores if self._options.scores else None,
                 token=np.array(tokens) if self._options.tokens else None,
+                **{
+                    f"{name}_{kind}": column
+                    for (name, row), pair in guesses.items()
+                    for kind, column in zip(("ids", "scores"), pair, strict=True)
+                    if row == layer
+                },
             )
             self._result.rows += n
         self._result.steps += 1
@@ -169,11 +189,16 @@ class _RouterHooks:
         self._seen: list[tuple[int, Any]] = []
         self._handles: list[Any] = []
         self.layers: list[int] = []
+        self.routers: dict[int, Any] = {}
+        self.blocks: dict[int, Any] = {}
+        """Decoder layers, by number, that have a router."""
         for name, module in model.named_modules():
             match = _LAYER.search(name)
             if match and "Router" in type(module).__name__:
                 layer = int(match[1])
                 self.layers.append(layer)
+                self.routers[layer] = module
+                self.blocks[layer] = model.get_submodule(name[: match.end() - 1])
                 self._handles.append(module.register_forward_hook(self._hook(layer)))
         if not self.layers:
             raise InputError(

@@ -64,6 +64,16 @@ _PROMPT = _options(
 _TRACE = _options(
     click.option("--out", required=True, type=click.Path(path_type=Path), help="Trace to write."),
     click.option("--scores", is_flag=True, help="Store the router's score of every expert too."),
+    click.option(
+        "--scores-next",
+        is_flag=True,
+        help="Store what the routers of the next two MoE layers would choose already.",
+    ),
+    click.option(
+        "--scores-pre",
+        is_flag=True,
+        help="Store what a layer's router would choose before its attention.",
+    ),
     click.option("--tokens", is_flag=True, help="Store token ids too."),
 )
 _SAMPLING = _options(
@@ -103,6 +113,30 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     show_default=True,
     help="llama.cpp's own expert cache on the GPU (with --n-cpu-moe); its counters are printed.",
 )
+@click.option(
+    "--faults",
+    type=click.Path(path_type=Path),
+    help="Write the page faults and migrations of the same run there, on the same time axis "
+    "(CUPTI; a CUDA build, in managed memory).",
+)
+@click.option(
+    "--unified-memory",
+    is_flag=True,
+    help="Keep the model in managed memory, which the driver pages. [with --faults: always]",
+)
+@click.option(
+    "--vram-left-mib",
+    default=0,
+    help="Take all GPU memory but this beforehand: with --faults, a card too small for the model.",
+)
+@click.option("--times", is_flag=True, help="Store when each step ran. [with --faults: always]")
+@click.option(
+    "--stops",
+    type=click.Choice(["graph", "layer"]),
+    default="graph",
+    hidden=True,
+    help="Read what was routed after each graph, or at every layer of it.",
+)
 @click.option("--no-mmap", is_flag=True, help="Read the model into memory; do not map the file.")
 @_SAMPLING
 @click.option(
@@ -128,7 +162,7 @@ def llama_cpp(**given: Any) -> None:
 
     from traces.capture.llama_cpp import capture as run
 
-    _run(run, given, library=given["lib"])
+    _run(run, given, library=given["lib"], faults=given["faults"])
 
 
 @capture.command()
@@ -175,13 +209,18 @@ def cupti(program: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 
     from traces.capture.cupti import FaultRecording
     from traces.capture.python_program import check_program, run_program
+    from traces.capture.replaced import watch_exec
     from traces.errors import InputError
 
     words = check_program(program)
     out = out or Path(f"{Path(words[1] if words[0] == '-m' else words[0]).stem}.faults.arrow")
     recording = FaultRecording(out, meta={"command": _program_command(words)})
     try:
-        with recording, redirect_stdout(sys.stderr) if as_json else nullcontext():
+        with (
+            recording,
+            watch_exec(recording.replaced),
+            redirect_stdout(sys.stderr) if as_json else nullcontext(),
+        ):
             code = run_program(words)
     except KeyboardInterrupt:
         kept = f"what was recorded until then is in {out}.partial and can be read"
@@ -321,6 +360,9 @@ def _print(result: CaptureResult, *, as_json: bool) -> None:
     )
     missing = f", {result.missing_rows:,} of them missing" if result.missing_rows else ""
     click.echo(f"{result.rows:,} rows{missing}; {result.out}: {result.file_bytes / 1e6:,.2f} MB")
+    if result.faults and result.faults["out"]:
+        f = result.faults
+        click.echo(f"{f['rows']:,} page faults, migrations and the like; {f['out']}")
     if result.moe_cache:
         c = result.moe_cache
         slots = " + ".join(f"{n:,}" for n in c["slots"]) or "0"
@@ -330,4 +372,7 @@ def _print(result: CaptureResult, *, as_json: bool) -> None:
         )
     for note in result.notes:
         click.echo(f"note: {note}")
+    if result.faults and result.faults["out"]:
+        pair = shlex.join([str(result.out), "--faults", str(result.faults["out"])])
+        click.echo(f"next: uvmsim trace check {pair}")
     click.echo(f"next: uvmsim compare {shlex.quote(str(result.out))} --slots 25%")

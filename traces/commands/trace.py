@@ -96,23 +96,31 @@ def import_(
 
 @trace.command()
 @click.argument("file", type=TRACE)
+@click.option("--faults", type=TRACE, help="The fault trace of the same run: do they fit?")
 @JSON
-def check(file: str, as_json: bool) -> None:
+def check(file: str, faults: str | None, as_json: bool) -> None:
     """Look for what is wrong with a recording.
 
     Exit code 1 where an error is found, 0 where there are none (warnings and notes do not count).
     """
+    from traces.errors import InputError
     from traces.faults import is_fault_trace, open_faults
 
     if is_fault_trace(file):
         from traces.faults.check import check_faults
 
+        if faults:
+            raise InputError(f"{file}: holds page faults; --faults goes with a routing trace")
         findings = check_faults(open_faults(file, checked=False))
     else:
         from traces.routing import open_routing
         from traces.routing.check import check as find
 
         findings = find(open_routing(file, checked=False))
+        if faults:
+            from traces.faults.beside_routing import check_beside
+
+            findings += check_beside(open_routing(file), open_faults(faults))
     if as_json:
         _json({"file": file, "findings": [f.to_json() for f in findings]})
     else:
@@ -130,9 +138,9 @@ def check(file: str, as_json: bool) -> None:
 def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     """Print the locality tables of one trace, or of several side by side.
 
-    Routing: overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, and LRU
-    and LFU hit rates as a yardstick. Faults: rates, reuse of physical chunks, refaults, runs, bytes
-    each way, evictions. Definitions: docs/traces.md.
+    Routing: overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, recall of
+    predictors where recorded, and LRU and LFU hit rates as a yardstick. Faults: rates, reuse of
+    physical chunks, refaults, runs, bytes each way, evictions. Definitions: docs/traces.md.
     """
     from pathlib import Path
 
@@ -140,6 +148,7 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     from traces.faults import is_fault_trace
     from traces.files.schema import PHASES
     from traces.routing import open_routing
+    from traces.routing.recall import recall
     from traces.routing.stats import statistics
 
     if all(is_fault_trace(file) for file in files):
@@ -152,12 +161,14 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
             raise InputError(
                 f"{file}: its rows are not those recorded (damaged?); see `trace check`"
             )
-        d = t.dense
+        d, counted = t.dense, None
         if phase != "all":
-            d = d.take(d.phase == PHASES.index(phase))
+            counted = d.phase == PHASES.index(phase)
+            d = d.take(counted)
             if not len(d.seq):
                 raise InputError(f"{file}: has no {phase} tokens; leave out --phase {phase}")
-        named.append((Path(file).stem, statistics(d)))
+        more = {"recall": recall(t, counted)} if t.predictions else {}
+        named.append((Path(file).stem, statistics(d) | more))
     if as_json:
         _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
     else:

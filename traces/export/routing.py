@@ -14,7 +14,7 @@ import pyarrow as pa
 from traces.errors import InputError
 from traces.files.schema import PHASES, routing_schema
 from traces.routing import RoutingTrace
-from traces.routing.columns import to_batch
+from traces.routing.columns import GUESSES, to_batch
 
 
 def export_routing(t: RoutingTrace, out: str | Path) -> dict[str, Any]:
@@ -47,6 +47,8 @@ def _parquet(t: RoutingTrace, tmp: Path) -> list[str]:
         scores=t.scores is not None,
         tokens=t.token is not None,
         times=t.time_ns is not None,
+        durations=t.duration_ns is not None,
+        predictors=t.predictions,
         meta=t.meta,
     )
     state = {b"uvmsim.complete": b"true" if t.complete else b"false"}
@@ -74,7 +76,7 @@ def _csv(t: RoutingTrace, tmp: Path) -> list[str]:
     if t.token is not None:
         columns["token_id"] = pa.array(t.token)
     pacsv.write_csv(pa.table(columns), tmp)
-    return _lost(t, "scores", "time_ns")
+    return _lost(t, "scores", "time_ns", "duration_ns")
 
 
 def _jsonl(t: RoutingTrace, tmp: Path) -> list[str]:
@@ -92,7 +94,7 @@ def _jsonl(t: RoutingTrace, tmp: Path) -> list[str]:
             if d.weights is not None:
                 line["weights"] = _rows(d.weights[i], known[i])
             f.write(json.dumps(line) + "\n")
-    return _lost(t, "scores", "time_ns", "token") + _layer_note(t)
+    return _lost(t, "scores", "time_ns", "duration_ns", "token") + _layer_note(t)
 
 
 def _rows(values: np.ndarray, known: np.ndarray) -> list[Any]:
@@ -111,11 +113,11 @@ def _npz(t: RoutingTrace, tmp: Path) -> list[str]:
         arrays["weights"] = d.weights
     with tmp.open("wb") as f:
         np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
-    return ["NPZ holds no steps and phases", *_lost(t, "scores", "time_ns", "token")]
+    return ["NPZ holds no steps and phases", *_lost(t, "scores", "time_ns", "duration_ns", "token")]
 
 
 def _lost(t: RoutingTrace, *names: str) -> list[str]:
-    gone = [n for n in names if getattr(t, n) is not None]
+    gone = [n for n in (*names, *GUESSES) if n in t.columns]
     return [f"left out: {', '.join(gone)}"] if gone else []
 
 

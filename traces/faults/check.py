@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from traces.faults import BLOCK, PAGE, FaultTrace
+from traces.faults.whole import missing
 from traces.routing.check import SEVERITIES, Finding
 
 MS = 1_000_000
@@ -167,11 +168,55 @@ def chunks(t: FaultTrace) -> Iterator[Finding]:
         )
 
 
+def wholeness(t: FaultTrace) -> Iterator[Finding]:
+    """How much is missing, by the tracer's count and by what does not fit together."""
+    m = missing(t)
+    found = (
+        (
+            "lost-records",
+            m.dropped,
+            "records that the tracer lost by its own count",
+            "counts and bytes are too low by as much; record a shorter run",
+        ),
+        (
+            "unwritten-records",
+            m.unwritten,
+            "records that the tracer handed over and the trace does not hold",
+            "copy the file again from its source, or record again",
+        ),
+        (
+            "lost-migrations",
+            ((m.bytes_in or 0) + (m.bytes_out or 0)) // PAGE,
+            f"pages that moved twice the same way and not back between: {_mb(m.bytes_in)} to the "
+            f"GPU and {_mb(m.bytes_out)} from it are missing at least",
+            "bytes are too low by more than that, unless the memory was freed between, or is "
+            "read-mostly",
+        ),
+    )
+    for code, n, message, advice in found:
+        if n:
+            yield Finding(code, "warning", n, message, advice)
+    if m.blocks_without_arrival:
+        yield Finding(
+            "no-arrival",
+            "note",
+            m.blocks_without_arrival,
+            f"blocks of {BLOCK >> 20} MiB on which the GPU faulted and to which nothing was seen to "
+            "come",
+            "right where the GPU touches memory first; else records of migrations are missing",
+        )
+
+
+def _mb(n: int | None) -> str:
+    return f"{(n or 0) / 1e6:,.1f} MB"
+
+
 FAULT_CHECKS: tuple[Callable[[FaultTrace], Iterable[Finding]], ...] = (
     completeness,
     times,
     addresses,
     chunks,
+    wholeness,
 )
 
 

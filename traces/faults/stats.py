@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from traces.faults import BLOCK, PAGE, FaultTrace
+from traces.faults.whole import missing
 
 STEPS = (-511, -16, -1, 0, 1, 2, 17, 512)
 """Lower bounds of the buckets of the step histogram, after the first one."""
@@ -49,6 +50,7 @@ def fault_statistics(t: FaultTrace) -> dict[str, Any]:
         "activated_blocks": _runs(t, "chunk_activate", BLOCK),
         "refaults": _refaults(t),
         "evictions": _evictions(t, span),
+        "missing": missing(t).to_json(),
     }
 
 

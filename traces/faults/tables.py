@@ -53,7 +53,10 @@ def print_fault_description(d: dict[str, Any]) -> None:
     row("columns", ", ".join(d["columns"]))
     row("processes", ", ".join(map(str, d["processes"][:8])))
     meta = dict(d["meta"])
-    notes = meta.pop("notes", [])
+    recording = meta.pop("recording", {})
+    notes = [*meta.pop("notes", []), *recording.get("notes", [])]
+    if "dropped" in recording:
+        row("records", f"{recording['delivered']:,} handed over, {recording['dropped']:,} lost")
     for key, value in sorted((meta.pop("machine", None) or {}).items()):
         row(f"  {key}", value)
     for key, value in sorted(meta.items()):
@@ -87,7 +90,15 @@ def print_fault_statistics(named: Sequence[tuple[str, dict[str, Any]]]) -> None:
         return label, [None if v is None else form(v) for v in found]
 
     kinds = sorted({k for s in stats for k in s["kinds"]})
+    lost = [
+        row("records lost, the tracer's count", _count, "missing", "dropped"),
+        row("handed over, not in the trace", _count, "missing", "unwritten"),
+        row("moved to the GPU unseen, at least", _size, "missing", "bytes_in"),
+        row("moved from the GPU unseen, at least", _size, "missing", "bytes_out"),
+        row("2 MiB blocks faulted on, no arrival", _count, "missing", "blocks_without_arrival"),
+    ]
     table("Events", [row("all", _count, "events"), row("time", _time, "span_ns")])
+    table("Missing", lost)
     table("Events a kind", [row(k, _count, "kinds", k, "events") for k in kinds])
     table("Events per second", [row(k, _rate, "kinds", k, "per_s") for k in kinds])
     table("Distinct 2 MiB blocks", [row(k, _count, "kinds", k, "blocks") for k in kinds])

@@ -176,7 +176,10 @@ def open_faults(path: str | Path, *, checked: bool = True) -> FaultTrace:
     table = pa.Table.from_batches(batches)
     if not content.complete:  # sorting is the last thing a writer does
         table = in_time_order(table.unify_dictionaries())
-    recorded = (content.trailer or {}).get("sha256")
+    mark = content.trailer or {}
+    recorded, remarks = mark.get("sha256"), mark.get("remarks")
+    if isinstance(remarks, dict):
+        meta = meta | {"recording": remarks}
     return FaultTrace(
         table, meta, path=Path(path), complete=content.complete, recorded_sha256=recorded
     )

@@ -127,10 +127,11 @@ class FaultWriter(TraceWriter):
             arrays.append(column)
         self._out.write(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
 
-    def close(self) -> None:
-        """Mark the trace complete, its events sorted by time, and give it its name."""
+    def close(self, remarks: dict[str, Any] | None = None) -> None:
+        """Mark the trace complete, its events sorted by time, and give it its name. ``remarks`` on
+        the recording (plain JSON types) become ``meta["recording"]`` of the trace."""
         self.flush()
-        self._out.close(None if self._ascending else in_time_order)
+        self._out.close(None if self._ascending else in_time_order, remarks)
 
 
 def in_time_order(table: pa.Table) -> pa.Table:

@@ -157,6 +157,20 @@ def _is_ours(path: Path) -> bool:
         return f.read(6) in (b"ARROW1", b"")
 
 
+def check_free(path: str | Path) -> Path:
+    """``path``, if a trace can be written there. Raises `InputError` where something else is, or a
+    recording to it did not finish."""
+    p, partial = check_target(path), partial_path(path)
+    if partial.exists():
+        raise InputError(
+            f"{partial}: left by a recording that did not finish (or one that is still "
+            "running); read it, then move or delete it"
+        )
+    if p.is_file() and not _is_ours(p):
+        raise InputError(f"{p}: exists and is no trace; give another name to write to")
+    return p
+
+
 class IpcWriter:
     """Write batches to ``PATH.partial``; `close` marks the end and renames to ``PATH``.
 
@@ -169,16 +183,10 @@ class IpcWriter:
         schema: pa.Schema,
         digest: Callable[[Sequence[pa.RecordBatch]], str],
     ) -> None:
-        self.path, self.schema, self._digest = check_target(path), schema, digest
+        self.path, self.schema, self._digest = check_free(path), schema, digest
         self.partial = partial_path(path)
         self.rows = self.n_batches = 0
-        if self.partial.exists():
-            raise InputError(
-                f"{self.partial}: left by a recording that did not finish (or one that is still "
-                "running); read it, then move or delete it"
-            )
-        if self.path.is_file() and not _is_ours(self.path):
-            raise InputError(f"{self.path}: exists and is no trace; give another name to write to")
+        self._remarks: dict[str, Any] = {}
         try:
             self._sink = self.partial.open("xb", buffering=0)
         except OSError as e:
@@ -192,13 +200,19 @@ class IpcWriter:
             self.rows += batch.num_rows
             self.n_batches += 1
 
-    def close(self, arrange: Callable[[pa.Table], pa.Table] | None = None) -> None:
+    def close(
+        self,
+        arrange: Callable[[pa.Table], pa.Table] | None = None,
+        remarks: dict[str, Any] | None = None,
+    ) -> None:
         """Mark the recording complete, as one batch, and give it its name.
 
         ``arrange`` puts the rows in their final order, where it is not that of writing.
+        ``remarks``: what is known only now, plain JSON types, kept in the closing mark.
         """
         if self._sink.closed:
             return
+        self._remarks = remarks or {}
         if self.n_batches > 1 or (arrange and self.n_batches):
             self._writer.close()
             self._sink.close()
@@ -244,7 +258,10 @@ class IpcWriter:
         self.partial.unlink()
 
     def _end(self, writer: Any, sink: Any, batches: Sequence[pa.RecordBatch]) -> None:
-        mark = {"complete": True, "rows": self.rows, "sha256": self._digest(batches)}
+        mark: dict[str, Any] = {"complete": True, "rows": self.rows}
+        mark["sha256"] = self._digest(batches)
+        if self._remarks:
+            mark["remarks"] = self._remarks
         empty = batches[-1].slice(0, 0) if batches else pa.RecordBatch.from_pylist([], self.schema)
         writer.write_batch(empty, custom_metadata={TRAILER_KEY: json.dumps(mark).encode()})
         writer.close()

@@ -14,7 +14,7 @@ Faults: one row per event of the driver, in time order.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +24,10 @@ from traces.errors import InputError
 from traces.models.info import ModelInfo
 
 ROUTING_SCHEMA = "uvmsim.routing"
-ROUTING_VERSION = 1
+ROUTING_VERSION = 2
+"""2 added the optional columns ``duration_ns`` and those of `PREDICTORS`; files without them are
+still written as 1. (``time_ns`` was there from the start. A reader leaves columns that it does not
+know out of its hash, and would call the file damaged: hence the number.)"""
 FAULTS_SCHEMA = "uvmsim.faults"
 FAULTS_VERSION = 2
 """2 added ``chunk``, ``list`` and the optional columns; files of version 1 open as before."""
@@ -32,6 +35,23 @@ META_KEY = b"uvmsim"
 
 PREFILL, DECODE = 0, 1
 PHASES = ("prefill", "decode")
+
+PREDICTORS = {
+    "next1": "the router of the next MoE layer (norm, gate and bias of that layer) on the residual "
+    "stream that this layer's experts read",
+    "next2": "the router of the MoE layer after the next on the same residual stream",
+    "pre": "this layer's router (its norm, gate and bias) on the residual stream that this layer's "
+    "attention reads",
+}
+"""Guesses of a layer's experts from a router run too early. Each has two columns, ``<name>_ids`` and
+``<name>_scores``: the best `guess_width` experts, best first, and what they were ranked by. ``next1``
+and ``next2`` stand in the row of the layer that makes the guess, not of the one it is about."""
+
+
+def guess_width(k: int, n_experts: int) -> int:
+    """Experts in a row of a predictor's columns: 2k, or all where there are fewer."""
+    return min(2 * k, n_experts)
+
 
 FAULT_KINDS = (
     "gpu_fault",
@@ -65,8 +85,8 @@ class RoutingMeta:
     """Host, CPU, GPU, library versions: what is needed to make the trace again."""
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        d = asdict(self) | {"schema": ROUTING_SCHEMA, "version": ROUTING_VERSION}
+    def to_bytes(self, version: int = 1) -> bytes:
+        d = asdict(self) | {"schema": ROUTING_SCHEMA, "version": version}
         return json.dumps(d, sort_keys=True).encode()
 
 
@@ -78,11 +98,15 @@ def routing_schema(
     scores: bool,
     tokens: bool,
     times: bool,
+    durations: bool = False,
+    predictors: Collection[str] = (),
     meta: RoutingMeta | None = None,
 ) -> pa.Schema:
     """Arrow schema of a routing trace with the optional columns asked for.
 
-    ``k`` is the number of ids a row, ``n_experts`` the length of a score row.
+    ``k`` is the number of ids a row, ``n_experts`` the length of a score row; ``predictors``: those
+    of `PREDICTORS` whose two columns the trace shall have. ``meta`` is stored with the version that
+    the columns need.
     """
     cols = [
         pa.field("seq", pa.int32(), False),
@@ -100,7 +124,14 @@ def routing_schema(
         cols.append(pa.field("token", pa.int32(), False))
     if times:
         cols.append(pa.field("time_ns", pa.int64(), False))
-    return pa.schema(cols, metadata={META_KEY: meta.to_bytes()} if meta else None)
+    if durations:
+        cols.append(pa.field("duration_ns", pa.int64(), False))
+    width = guess_width(k, n_experts)
+    for name in (p for p in PREDICTORS if p in predictors):
+        cols.append(pa.field(f"{name}_ids", pa.list_(pa.int16(), width), True))
+        cols.append(pa.field(f"{name}_scores", pa.list_(pa.float16(), width), True))
+    version = ROUTING_VERSION if durations or predictors else 1
+    return pa.schema(cols, metadata={META_KEY: meta.to_bytes(version)} if meta else None)
 
 
 def parse_routing_meta(schema: pa.Schema, where: str) -> RoutingMeta:

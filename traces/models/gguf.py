@@ -101,6 +101,11 @@ def _need(meta: dict[str, Any], key: str, where: str) -> Any:
 
 
 def read_parts(path: Path) -> list[GgufHeader]:
+    """The heads of a model's files: one, or all parts of a split model, of which ``path`` is the
+    first.
+
+    Raises `InputError` as `read_header` does, and where ``path`` is another part than the first.
+    """
     first = read_header(path)
     n = int(first.metadata.get("split.count", 1))
     if n <= 1:

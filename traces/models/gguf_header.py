@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ _KEPT_ITEMS = 4096
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor as stored. ``shape``: innermost dimension first (ggml's order)."""
+    """One tensor as stored. ``shape``: innermost dimension first (ggml's order); ``offset``: its first
+    byte in the file."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     n_bytes: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,15 @@ class _Parser:
         listed = [self._tensor() for _ in range(n_tensors)]
         align = int(metadata.get("general.alignment", 32))
         start = -(-self._at // align) * align
-        for entry, offset in listed:
-            end = start + offset + entry.n_bytes
+        tensors = tuple(replace(entry, offset=start + entry.offset) for entry in listed)
+        for entry in tensors:
+            end = entry.offset + entry.n_bytes
             if end > len(self._data):
                 raise InputError(
                     f"{self._path}: cut off: tensor {entry.name} ends at byte {end:,}, the file "
                     f"at {len(self._data):,}; download or export it again"
                 )
-        return GgufHeader(self._path, metadata, tuple(e for e, _ in listed))
+        return GgufHeader(self._path, metadata, tensors)
 
     def _scalar(self, form: str) -> Any:
         (value,) = struct.unpack_from(form, self._data, self._at)
@@ -141,7 +144,8 @@ class _Parser:
             at += 8 + unpack(data, at)[0]
         self._at = at
 
-    def _tensor(self) -> tuple[TensorEntry, int]:
+    def _tensor(self) -> TensorEntry:
+        """The next entry; its offset is still counted from the start of the weights."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name = self._string()
@@ -157,4 +161,4 @@ class _Parser:
         for extent in shape:
             n *= extent
         block, block_bytes = GGML_QUANT_SIZES[quant]
-        return TensorEntry(name, shape, quant.name, n // block * block_bytes), offset
+        return TensorEntry(name, shape, quant.name, n // block * block_bytes, offset)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
-from traces.files.schema import PHASES, RoutingMeta
+from traces.files.schema import PHASES, RoutingMeta, guess_width
+from traces.routing.columns import GUESSES
 from traces.routing.rows import Rows
 
 MAX_EXPERTS = 32767
@@ -104,6 +105,13 @@ def check_values(t: Rows) -> None:
         row, _ = _first(t.experts, -1, t.n_experts - 1)
         ids = t.experts[row].tolist()
         raise InputError(f"{where}, row {row}: expert {ids} is outside 0..{t.n_experts - 1}; {SEE}")
+    for name, guess in t.predictions.items():
+        if not _within(guess.ids, -1, t.n_experts - 1):
+            row, value = _first(guess.ids, -1, t.n_experts - 1)
+            raise InputError(
+                f"{where}, row {row}: {name}_ids has expert {value}, outside "
+                f"0..{t.n_experts - 1}; {SEE}"
+            )
 
 
 def _shapes(t: Rows, where: object) -> None:
@@ -115,6 +123,10 @@ def _shapes(t: Rows, where: object) -> None:
     if len(k) != 1:
         raise InputError(f"{where}: experts has shape {t.experts.shape}, not [rows, k]; {SEE}")
     width = {"experts": k, "weights": k, "scores": (t.n_experts,)}
+    width |= dict.fromkeys(GUESSES, (guess_width(k[0], t.n_experts),))
+    for name, guess in t.predictions.items():
+        if guess.ids.dtype.kind not in "iu":
+            raise InputError(f"{where}: column '{name}_ids' does not hold whole numbers; {SEE}")
     for name, column in t.columns.items():
         want = (t.n_rows, *width.get(name, ()))
         if column.shape != want:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from traces.routing import RoutingTrace, check_sequences
+from traces.routing.recall import AHEAD
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -128,6 +129,43 @@ def values(t: RoutingTrace) -> Iterator[Finding]:
         )
 
 
+def predictions(t: RoutingTrace) -> Iterator[Finding]:
+    """Guesses of predictors: whole rows of different experts, best first, about layers that are."""
+    for name, guess in t.predictions.items():
+        ids = guess.ids
+        missing = np.all(ids == -1, axis=1)
+        wrong = ((ids < 0) | (ids >= t.n_experts)).any(axis=1)
+        wrong |= (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1)
+        yield from _rows(
+            t,
+            wrong & ~missing,
+            "bad-guesses",
+            "error",
+            f"rows of {name}_ids with an expert twice, none, or outside 0..{t.n_experts - 1}",
+            "record again; no policy may be given these guesses",
+        )
+        with np.errstate(invalid="ignore"):  # two experts that were ruled out: -inf both
+            rises = (np.diff(guess.scores.astype(np.float32), axis=1) > 0).any(axis=1)
+            odd = (np.isnan(guess.scores) | np.isposinf(guess.scores)).any(axis=1)
+        yield from _rows(
+            t,
+            (rises | odd) & ~missing,
+            "bad-guess-scores",
+            "error",
+            f"rows of {name}_scores that rise along the row or are not numbers",
+            "mend the program that wrote the trace: guesses are ordered best first",
+        )
+        last = t.layers[len(t.layers) - AHEAD[name] :]
+        yield from _rows(
+            t,
+            ~missing & np.isin(t.layer, last),
+            "guesses-of-no-layer",
+            "error",
+            f"rows with {name}_ids in a layer that no such layer follows",
+            "mend the program that wrote the trace: these rows are null",
+        )
+
+
 def id_order(t: RoutingTrace) -> Iterator[Finding]:
     """Whether the ids are ordered as the metadata says."""
     known = np.all(t.experts >= 0, axis=1)
@@ -236,6 +274,42 @@ def layers(t: RoutingTrace) -> Iterator[Finding]:
         )
 
 
+def times(t: RoutingTrace) -> Iterator[Finding]:
+    """A step has one time and one duration, and is over when the next one begins."""
+    if t.time_ns is None:
+        return
+    mend = "mend the program that wrote the trace"
+    same_step = t.step[1:] == t.step[:-1]
+    uneven = np.zeros(t.n_rows, bool)
+    back = np.zeros(t.n_rows, bool)
+    uneven[1:] = same_step & (t.time_ns[1:] != t.time_ns[:-1])
+    back[1:] = ~same_step & (t.time_ns[1:] < t.time_ns[:-1])
+    if t.duration_ns is not None:
+        uneven[1:] |= same_step & (t.duration_ns[1:] != t.duration_ns[:-1])
+        early = np.zeros(t.n_rows, bool)
+        early[1:] = ~same_step & (t.time_ns[1:] < t.time_ns[:-1] + t.duration_ns[:-1])
+        yield from _rows(
+            t,
+            t.duration_ns < 0,
+            "negative-duration",
+            "error",
+            "steps that end before they begin",
+            mend,
+        )
+        yield from _rows(
+            t,
+            early & ~back,
+            "overlapping-steps",
+            "warning",
+            "steps that begin before the one before is over",
+            "right for several engines in one trace; else their clocks differ",
+        )
+    what = "rows of one step with different times"
+    yield from _rows(t, uneven, "uneven-step-times", "error", what, mend)
+    what = "steps that begin before the one before them"
+    yield from _rows(t, back, "times-out-of-order", "error", what, mend)
+
+
 def _some(items: list[int], n: int = 8) -> str:
     return ", ".join(map(str, items[:n])) + (", ..." if len(items) > n else "")
 
@@ -252,7 +326,9 @@ CHECKS: tuple[Check, ...] = (
     layers,
     expert_ids,
     values,
+    predictions,
     id_order,
+    times,
     sequences,
 )
 

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from traces.files.schema import PREDICTORS
+
+GUESSES = tuple(f"{p}_{kind}" for p in PREDICTORS for kind in ("ids", "scores"))
+"""The columns of the predictors."""
 DTYPES = {
     "seq": np.int32,
     "pos": np.int32,
@@ -18,10 +22,16 @@ DTYPES = {
     "scores": np.float32,
     "token": np.int32,
     "time_ns": np.int64,
-}
-LISTS = ("experts", "weights", "scores")
-OPTIONAL = ("weights", "scores", "token", "time_ns")
+    "duration_ns": np.int64,
+} | {name: np.int16 if name.endswith("_ids") else np.float16 for name in GUESSES}
+LISTS = ("experts", "weights", "scores", *GUESSES)
+OPTIONAL = ("weights", "scores", "token", "time_ns", "duration_ns", *GUESSES)
 REQUIRED = ("seq", "pos", "step", "phase", "layer", "experts")
+
+
+def missing_value(name: str) -> float:
+    """What stands in a list column where nothing is known: -1 for ids, NaN for numbers."""
+    return -1 if np.issubdtype(DTYPES[name], np.integer) else np.nan
 
 
 def to_batch(columns: dict[str, np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
@@ -51,7 +61,7 @@ def to_numpy(batch: pa.RecordBatch, name: str) -> np.ndarray:
         return column.to_numpy()
     k = column.type.list_size
     flat = column.values.slice(column.offset * k, len(column) * k)
-    fill = -1 if name == "experts" else np.nan
+    fill = missing_value(name)
     if flat.null_count:
         flat = flat.fill_null(fill)
     values = flat.to_numpy(zero_copy_only=False).astype(DTYPES[name], copy=False).reshape(-1, k)
@@ -59,7 +69,7 @@ def to_numpy(batch: pa.RecordBatch, name: str) -> np.ndarray:
         null = column.is_null().to_numpy(zero_copy_only=False)
         behind = values[null]
         # What lies behind a null is up to the writer; ours keeps the mark there, so no copy.
-        if not (np.isnan(behind) if name != "experts" else behind == -1).all():
+        if not (behind == -1 if fill == -1 else np.isnan(behind)).all():
             values = values.copy()
             values[null] = fill
     return values

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from traces.files.schema import PHASES
+from traces.files.schema import PHASES, guess_width
 from traces.routing import RoutingTrace
+from traces.routing.recall import recall
 
 
 def describe(t: RoutingTrace) -> dict[str, Any]:
@@ -50,7 +51,22 @@ def describe(t: RoutingTrace) -> dict[str, Any]:
         "machine": t.meta.machine,
         "extra": t.meta.extra,
         "sha256": t.sha256,
+    } | ({"predictors": _recalls(t)} if t.predictions else {})
+
+
+def _recalls(t: RoutingTrace) -> dict[str, dict[str, Any]]:
+    return {
+        name: {n: found[n] for n in ("at_k", "at_2k", "guesses")}
+        for name, found in recall(t).items()
     }
+
+
+def _recalled(found: dict[str, Any], model: dict[str, Any]) -> str:
+    if not found["guesses"]:
+        return "no guess of a layer that was observed"
+    k, width = model["top_k"], guess_width(model["top_k"], model["n_experts"])
+    recalls = f"{found['at_k']:.1%} at {k}, {found['at_2k']:.1%} at {width}"
+    return f"{found['guesses']:,} guesses, recall {recalls}"
 
 
 ORDERS = {
@@ -88,6 +104,8 @@ def print_description(d: dict[str, Any]) -> None:
     row("rows", f"{d['rows']:,}, {d['missing_rows']:,} of them missing routing")
     row("columns", ", ".join(d["columns"]))
     row("ids", ORDERS.get(d["ids_order"], d["ids_order"]))
+    for name, found in d.get("predictors", {}).items():
+        row(f"  {name}", _recalled(found, m))
     row("prompt", d["prompt_source"])
     row("tool", d["tool"])
     row("command", d["command"])

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from traces.files.schema import RoutingMeta
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predictor's columns (`traces.files.schema.PREDICTORS`), best guess first.
+
+    ``ids``: int16 [rows, 2k], -1 where there is none; ``scores``: float16 [rows, 2k], NaN there.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
 
 
 class Rows(Protocol):
@@ -24,6 +36,7 @@ class Rows(Protocol):
     experts: np.ndarray
     weights: np.ndarray | None
     token: np.ndarray | None
+    predictions: dict[str, Prediction]
 
     @property
     def n_rows(self) -> int: ...

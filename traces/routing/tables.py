@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from traces.files.schema import PREDICTORS
 from traces.routing.check import Finding
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -125,6 +126,21 @@ def print_statistics(named: Sequence[tuple[str, dict[str, Any]]]) -> None:
                 )
             out.print(table_)
             out.print()
+    recalls = [s.get("recall", {}) for s in stats]
+    of = (
+        ("at_k", "{}, k guesses"),
+        ("at_2k", "{}, 2k guesses"),
+        ("new_at_2k", "{}, 2k, new experts"),
+    )
+    table(
+        "Recall of a layer's experts by guesses made before its router ran",
+        [
+            (label.format(p), [r[p][key] if p in r else None for r in recalls])
+            for p in PREDICTORS
+            for key, label in of
+        ],
+        ".4f",
+    )
     if all("hit_rate" in s for s in stats):
         table(
             "Hit rate of per-layer pools of a quarter of the experts, emptied for each sequence",

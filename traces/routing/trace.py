@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from traces.errors import InputError
 from traces.files.ipc import content_hash, read_ipc, require_file
-from traces.files.schema import RoutingMeta, parse_routing_meta, routing_schema
+from traces.files.schema import PREDICTORS, RoutingMeta, parse_routing_meta, routing_schema
 from traces.routing.bounds import check_meta, check_values
 from traces.routing.by_token import DenseRouting, dense_routing, token_index
 from traces.routing.columns import DTYPES, LISTS, REQUIRED, to_numpy
+from traces.routing.rows import Prediction
 from traces.routing.writer import RoutingWriter
 
 __all__ = ["RoutingTrace", "RoutingWriter", "open_routing"]
@@ -26,7 +27,9 @@ class RoutingTrace:
     ``seq``, ``pos``, ``step`` (int32), ``phase`` (uint8: 0 prefill, 1 decode), ``layer`` (int16):
     [rows]. ``experts``: int16 [rows, k], -1 in rows whose routing is missing. ``weights``: float32
     [rows, k], ``scores``: float32 [rows, n_experts], NaN where missing; ``token``: int32 [rows],
-    ``time_ns``: int64 [rows]; each None where the trace has no such column.
+    ``time_ns``, ``duration_ns``: int64 [rows]; each None where the trace has no such column.
+    ``predictions``: by name (`traces.files.schema.PREDICTORS`) the guesses that the trace has, often
+    none.
     """
 
     def __init__(
@@ -49,6 +52,12 @@ class RoutingTrace:
         )
         self.weights, self.scores = columns.get("weights"), columns.get("scores")
         self.token, self.time_ns = columns.get("token"), columns.get("time_ns")
+        self.duration_ns = columns.get("duration_ns")
+        self.predictions = {
+            p: Prediction(columns[f"{p}_ids"], columns[f"{p}_scores"])
+            for p in PREDICTORS
+            if f"{p}_ids" in columns and f"{p}_scores" in columns
+        }
 
     def __repr__(self) -> str:
         m = self.meta.model
@@ -133,13 +142,17 @@ class RoutingTrace:
 
     def save(self, path: str | Path, meta: RoutingMeta | None = None) -> None:
         """Write to a file (complete, one batch)."""
-        optional = {
-            "weights": self.weights is not None,
-            "scores": self.scores is not None,
-            "tokens": self.token is not None,
-            "times": self.time_ns is not None,
-        }
-        writer = RoutingWriter(path, meta or self.meta, **optional, batch_rows=self.n_rows + 1)
+        writer = RoutingWriter(
+            path,
+            meta or self.meta,
+            weights=self.weights is not None,
+            scores=self.scores is not None,
+            tokens=self.token is not None,
+            times=self.time_ns is not None,
+            durations=self.duration_ns is not None,
+            predictors=self.predictions,
+            batch_rows=self.n_rows + 1,
+        )
         try:
             writer.append(**self.columns)
             writer.close()
@@ -194,9 +207,18 @@ def open_routing(path: str | Path, *, checked: bool = True) -> RoutingTrace:
 
 def _check_columns(schema: pa.Schema, meta: RoutingMeta, p: Path) -> None:
     """Raise `InputError` unless the columns have the types of `traces.files.schema`."""
+    m = meta.model
     wanted = routing_schema(
-        meta.model.top_k, meta.model.n_experts, weights=True, scores=True, tokens=True, times=True
-    )
+        m.top_k, m.n_experts, weights=True, scores=True, tokens=True, times=True, durations=True,
+        predictors=PREDICTORS,
+    )  # fmt: skip
+    for name in PREDICTORS:
+        pair = [f"{name}_{kind}" for kind in ("ids", "scores")]
+        absent = [c for c in pair if c not in schema.names]
+        if len(absent) == 1:
+            raise InputError(
+                f"{p}: column {absent[0]!r} is missing beside its other half; make the trace again"
+            )
     for field in wanted:
         if field.name not in schema.names:
             if field.name in REQUIRED:

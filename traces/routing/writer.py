@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from traces.files.ipc import IpcWriter, content_hash
-from traces.files.schema import RoutingMeta, routing_schema
+from traces.files.schema import RoutingMeta, guess_width, routing_schema
 from traces.files.writer import TraceWriter
-from traces.routing.columns import DTYPES, LISTS, OPTIONAL, hash_input, to_batch
+from traces.routing.columns import (
+    DTYPES,
+    GUESSES,
+    LISTS,
+    OPTIONAL,
+    hash_input,
+    missing_value,
+    to_batch,
+)
 
 
 class RoutingWriter(TraceWriter):
@@ -29,13 +38,17 @@ class RoutingWriter(TraceWriter):
         scores: bool = False,
         tokens: bool = False,
         times: bool = False,
+        durations: bool = False,
+        predictors: Collection[str] = (),
         batch_rows: int = 65536,
     ) -> None:
         k, n = meta.model.top_k, meta.model.n_experts
         self._schema = routing_schema(
-            k, n, weights=weights, scores=scores, tokens=tokens, times=times, meta=meta
-        )
+            k, n, weights=weights, scores=scores, tokens=tokens, times=times,
+            durations=durations, predictors=predictors, meta=meta,
+        )  # fmt: skip
         width = {"experts": k, "weights": k, "scores": n}
+        width |= dict.fromkeys(GUESSES, guess_width(k, n))
         self._columns = {
             name: np.empty((batch_rows, width[name]) if name in width else batch_rows, DTYPES[name])
             for name in self._schema.names
@@ -56,13 +69,19 @@ class RoutingWriter(TraceWriter):
         scores: Any = None,
         token: Any = None,
         time_ns: Any = None,
+        duration_ns: Any = None,
+        **guesses: Any,
     ) -> None:
         """Append n rows.
 
         ``experts`` is an integer array [n, k]; a row of -1 means that the routing is not known.
         ``weights`` is [n, k], ``scores`` [n, n_experts], the rest [n]; scalars are repeated.
+        ``guesses``: the columns of `PREDICTORS`, [n, `guess_width`] each, e.g. ``pre_ids`` and
+        ``pre_scores``; -1 and NaN where there is none.
         Raises `ValueError` where shapes or columns do not fit what the writer was made for.
         """
+        if not guesses.keys() <= set(GUESSES):
+            raise ValueError(f"no column {sorted(guesses.keys() - set(GUESSES))[0]!r} in traces")
         ids = np.asarray(experts)
         if ids.ndim != 2 or ids.shape[1] != self._columns["experts"].shape[1]:
             raise ValueError(f"experts has shape {ids.shape}, not [rows, {self._schema_k}]")
@@ -78,18 +97,19 @@ class RoutingWriter(TraceWriter):
             "scores": scores,
             "token": token,
             "time_ns": time_ns,
-        }
+            "duration_ns": duration_ns,
+        } | guesses
         for name in OPTIONAL:
-            if values[name] is None:
+            if values.get(name) is None:
                 if name in self._columns and name not in LISTS:
                     raise ValueError(f"{name} missing: the writer was made with that column")
             elif name not in self._columns:
                 raise ValueError(f"{name} given to a writer that was made without that column")
         vectors = {}
         for name in self._columns:
-            value = values[name]
-            if value is None:  # a row of NaN becomes null
-                values[name] = np.nan
+            value = values.get(name)
+            if value is None:  # such a row becomes null
+                values[name] = missing_value(name)
             elif not isinstance(value, (int, np.generic)):
                 vectors[name] = value = np.asarray(value)
                 if value.ndim and len(value) != n:

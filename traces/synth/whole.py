@@ -14,6 +14,7 @@ from traces.files.schema import DECODE, PREFILL, RoutingMeta
 from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
 from traces.routing.by_token import DenseRouting
+from traces.routing.columns import LISTS, missing_value
 from traces.routing.stats import expert_counts
 from traces.synth.generate import (
     SynthModel,
@@ -167,10 +168,10 @@ def shuffle(t: RoutingTrace, seed: int) -> RoutingTrace:
     row_of[t.token_index, slot] = np.arange(t.n_rows)
     rows = row_of[source[t.token_index], slot]
     columns = dict(t.columns)
-    for name, missing in (("experts", -1), ("weights", np.nan), ("scores", np.nan)):
+    for name in LISTS:
         if name in columns:
             columns[name] = columns[name][rows]
-            columns[name][rows < 0] = missing
+            columns[name][rows < 0] = missing_value(name)
     if t.token is not None and d.token is not None:
         columns["token"] = d.token[source[t.token_index]]
     extra = dict(t.meta.extra) | {"shuffled": {"seed": seed, "sha256": t.sha256}}

@@ -14,12 +14,15 @@ from functools import lru_cache
 from uvmsim.machine.llamacpp.config import LlamaConfig
 from uvmsim.machine.llamacpp.ggml import HOST, VIEWS, Tensor
 from uvmsim.machine.llamacpp.kernels import ROW_TOKENS, launched
+from uvmsim.machine.llamacpp.kv_cache import cells_of
 from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.moe_cache import expert_cache
 from uvmsim.machine.llamacpp.placement import place
 from uvmsim.machine.llamacpp.plan import graph_of, uses_flash
 from uvmsim.machine.llamacpp.scheduler import Scheduler
 
+_OVER_CELLS = ("MUL_MAT", "SOFT_MAX", "CONT")
+"""Operations of attention as wide as the cache; llama.cpp runs them over the positions in use."""
 Counts = dict[str, float]
 """Term -> how many of its units."""
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -118,6 +121,7 @@ class _Counter:
         if not self.row:  # each token's row of a mask is updated where the batch's own tokens are
             kinds = {bool(b.windowed) for b in self.blocks}
             self.once["mask"] = float(sum(n * (n + w * model.window) for w in kinds))
+        self.cells = [cells_of(model, config, i) for i in range(model.n_layers)]
         self.here = -1
         self.kernels = 0
 
@@ -176,16 +180,26 @@ class _Counter:
         elif node.op in ("FLASH_ATTN_EXT", "SOFT_MAX") and inside:
             self._attention(node, side, row)
         if not row and kernels and node.op != "SET_ROWS":
-            _add(into, f"{side}activations", node.n_bytes)
+            cells = self.cells[self.here] if inside else 0
+            if cells and cells in node.ne and node.op in _OVER_CELLS:
+                _add(self.blocks[self.here].attended, f"{side}activations", node.n_bytes / cells)
+            else:
+                _add(into, f"{side}activations", node.n_bytes)
 
     def _product(self, into: Counts, node: Tensor, weight: Tensor, side: str, row: bool) -> None:
         if row or side:
             _add(into, f"{side}row.{weight.type}", weight.n_bytes)
         if not row:
             columns = node.n_elements // node.ne[0]
-            _add(into, f"{side}dense.{weight.type}", 2.0 * weight.n_elements * columns)
-            if not side:
-                _add(into, f"dense_bytes.{weight.type}", weight.n_bytes)
+            if side or not weight.quantised:
+                _add(into, f"{side}dense.{weight.type}", 2.0 * weight.n_elements * columns)
+                if not side:
+                    _add(into, f"dense_bytes.{weight.type}", weight.n_bytes)
+            else:  # the same kernel as the experts'
+                tile = min(MMQ_TILE, -(-columns // 8) * 8)
+                tiled = -(-columns // tile) * tile
+                _add(into, f"experts.{weight.type}", 2.0 * weight.n_elements * tiled)
+                _add(into, f"expert_bytes.{weight.type}", weight.n_bytes)
         if not side and self._lent(weight):
             _add(into, self.link, weight.n_bytes)
             _add(into, "copy", 1)

@@ -1,0 +1,37 @@
+"""The models of the validation: other shapes than any the calibration runs, random weights.
+
+python experiments/llama_cpp_validation/models.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from replay.llama_cpp.synthetic import Shape, write
+
+MODELS = {
+    "f16-64x16": Shape(n_layers=16, n_experts=64, n_ff_expert=768),
+    "gpt-oss-mxfp4": Shape("gpt-oss", n_layers=12, n_embd=2880, n_heads=64, n_kv_heads=8, head_dim=64,
+                           n_experts=32, top_k=4, n_ff_expert=2880, n_vocab=65536, experts="MXFP4",
+                           dense="Q8_0"),
+    "qwen3-q4k-20x64": Shape(n_layers=20, n_embd=1536, n_heads=24, n_kv_heads=8, head_dim=64,
+                             n_experts=64, top_k=6, n_ff_expert=1024, n_vocab=49152, experts="Q4_K",
+                             dense="Q8_0"),
+}  # fmt: skip
+"""4.6 GiB in float16; gpt-oss-20b's blocks, half as many; Qwen3's architecture in Q4_K."""
+
+
+def one(job: tuple[str, str]) -> str:
+    folder, name = job
+    return str(write(Path(folder) / f"{name}.gguf", MODELS[name]))
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(4) as pool:
+        for path in pool.map(one, [(sys.argv[1], name) for name in MODELS]):
+            print(path, Path(path).stat().st_size >> 20, "MiB")

@@ -1,0 +1,1 @@
+"""`uvmsim validate` with ``engine = "llama.cpp"``: predicted, then llama.cpp itself runs every cell."""

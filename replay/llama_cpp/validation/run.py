@@ -1,0 +1,191 @@
+"""The whole of it: routing, predictions to disk, llama.cpp, comparison."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replay.llama_cpp.validation.cells import Cell, Subject, cells_of
+from replay.llama_cpp.validation.config import LlamaValidation, load
+from replay.llama_cpp.validation.measure import Machine
+from replay.llama_cpp.validation.predict import predict
+from replay.llama_cpp.validation.report import to_markdown
+from replay.llama_cpp.validation.score import counters, memory, overall, regret, rows_of
+from traces.capture.find_library import find_library
+from traces.errors import InputError
+from uvmsim.machine.hardware import Hardware
+from uvmsim.version import __version__
+
+PREDICTIONS, MEASUREMENTS, REPORT = "predictions.json", "measurements.json", "report.json"
+Progress = Callable[[int, int, str], None]
+
+
+def validate(
+    config: LlamaValidation | str | os.PathLike[str],
+    folder: str | Path,
+    *,
+    hardware: str | None = None,
+    library: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Predict every cell, write that down, run llama.cpp, compare; the report is in ``folder`` too.
+
+    The routing of the tokens to be run is recorded first, with everything resident: a prediction is
+    made from it and the calibration alone. Files as `uvmsim validate` writes them. Raises `InputError`.
+    """
+    if not isinstance(config, LlamaValidation):
+        config = load(os.fspath(config))
+    spec = hardware or config.hardware
+    if not spec:
+        raise InputError(
+            "no hardware to predict from; name the calibration file: hardware = 'mine.toml' in the "
+            "config, or --hardware mine.toml"
+        )
+    hw = Hardware.load(spec)
+    where = library or config.library
+    gpu = find_library(where).uses_cuda
+    check(hw, spec, config, gpu)
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the report")
+    subjects = [Subject.load(m) for m in config.model]
+    cells = cells_of(config, subjects)
+    target.mkdir(parents=True, exist_ok=True)
+    for old in (PREDICTIONS, MEASUREMENTS, REPORT, "report.md", "report.png"):
+        (target / old).unlink(missing_ok=True)
+    machine = Machine(config, where, gpu)
+    about = _about(config, hw, spec)
+    predicted: dict[str, Any] = {}
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="uvmsim-") as work:
+        for i, subject in enumerate(subjects):
+            mine = [c for c in cells if c.subject is subject]
+            if progress:
+                progress(i, len(subjects) + len(cells), f"routing of {subject.name}")
+            routed = machine.route(subject, mine, Path(work))
+            for cell in mine:
+                by = {
+                    ubatch: routed[ubatch, tuple(t.name for t in c.tests)]
+                    for ubatch, c in cell.contexts(config.repetitions).items()
+                }
+                try:
+                    predicted[cell.key] = predict(cell, hw, by)
+                except InputError as err:
+                    predicted[cell.key] = {"why": str(err), "tests": {}, "vram_bytes": {}}
+    _write(target / PREDICTIONS, {**about, "written": _now(), "cells": predicted})
+    if say:
+        say(f"{len(cells)} cells predicted in {time.monotonic() - begin:.0f} s, written to "
+            f"{target / PREDICTIONS}")  # fmt: skip
+    measured = _measure(config, machine, subjects, cells, about, target, progress)
+    told = {
+        c.key: {
+            "model": c.subject.name, "mode": c.mode, "size": c.size, "ncmoe": c.ncmoe,
+            "cache_mib": c.cache_mib, "tests": [t.name for t in c.tests],
+        }
+        for c in cells
+    }  # fmt: skip
+    rows = rows_of(told, predicted, measured)
+    targets = {k.removeprefix("target_"): v for k, v in config.model_dump().items()
+               if k.startswith("target_")}  # fmt: skip
+    report = {
+        **about, "build": machine.build, "rows": rows, "targets": targets,
+        "overall": overall(rows), "memory": memory(told, predicted, measured),
+        "counters": counters(told, predicted, measured), "regret": regret(rows, told, predicted),
+    }  # fmt: skip
+    write_report(target, report)
+    return report
+
+
+def check(hw: Hardware, spec: str, config: LlamaValidation, gpu: bool) -> None:
+    """Refuse what no prediction could be made for. Raises `InputError`."""
+    terms = hw.engine.terms
+    if terms is None:
+        raise InputError(
+            f"{spec}: its engine ({hw.engine.name}) has no terms of llama.cpp; make one with "
+            "`uvmsim calibrate --engine llama.cpp --lib DIR -o mine.toml`"
+        )
+    if terms.gpu != gpu:
+        sides = ("a build with CUDA", "the CPU alone")
+        ours, theirs = sides[not terms.gpu], sides[not gpu]
+        raise InputError(
+            f"{spec}: was calibrated with {ours}, and the library here is of {theirs}; calibrate "
+            "this one (--lib)"
+        )
+    if not gpu and set(config.modes) - {"resident"}:
+        raise InputError(
+            "a library without CUDA has mode resident alone: leave the other modes out, or name a "
+            "CUDA build (--lib)"
+        )
+
+
+def _measure(
+    config: LlamaValidation,
+    machine: Machine,
+    subjects: list[Subject],
+    cells: list[Cell],
+    about: dict[str, Any],
+    target: Path,
+    progress: Progress | None,
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    begin = time.monotonic()
+    done = 0
+    for subject in subjects:
+        for group in machine.together([c for c in cells if c.subject is subject]):
+            if progress:
+                progress(len(subjects) + done, len(subjects) + len(cells), group[0].key)
+            late = config.minutes and time.monotonic() - begin > 60 * config.minutes
+            if late:
+                made = [{"status": "failed", "why": "left out: no time"} for _ in group]
+            else:
+                made = machine.measure(group)
+            found |= {c.key: m for c, m in zip(group, made, strict=True)}
+            done += len(group)
+            _write(target / MEASUREMENTS, {**about, "written": _now(), "cells": found})
+    if progress:
+        progress(len(subjects) + done, len(subjects) + len(cells), "")
+    return found
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """``report.json`` and ``report.md``."""
+    _write(folder / REPORT, report)
+    partial = folder / ".report.md.partial"
+    partial.write_text(to_markdown(report), encoding="utf-8")
+    partial.replace(folder / "report.md")
+
+
+def _about(config: LlamaValidation, hw: Hardware, spec: str) -> dict[str, Any]:
+    file = Path(spec)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    plain = config.model_dump(mode="json")
+    plain |= {"model": [Path(m).name for m in config.model], "hardware": None, "library": None}
+    plain["tests"] = [t.name for t in config.tests]
+    plain["modes"] = {
+        k: {"at": m.at, "tests": None if m.tests is None else [t.name for t in m.tests]}
+        for k, m in config.modes.items()
+    }
+    return {
+        "uvmsim": __version__,
+        "engine": "llama.cpp",
+        "hardware": {"name": hw.name, "gpu": hw.gpu, "file": file.name, "sha256": digest},
+        "config": plain,
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
