@@ -36,7 +36,7 @@ def better_policies(search: Search, known: Sequence[Choice]) -> Better | None:
     if not search.what.model.moe_layers:
         return None
     caches = [c for c in known if c.candidate.kind == CACHE]
-    found = caches or search.choices(kinds=(CACHE,), most=1)
+    found = caches or search.first(1, kinds=(CACHE,))
     if not found:
         return None
     c = found[0].candidate

@@ -90,7 +90,8 @@ class Candidate:
 
     def experts_away(self, n: int) -> Candidate:
         """Experts of the first ``n`` blocks on the CPU."""
-        return replace(self.with_(NCMOE, n_cpu_moe=n, moe_cache_mib=0), slots=())
+        made = self.with_(NCMOE, n_cpu_moe=n, moe_cache_mib=0, overrides=())
+        return replace(made, slots=(), projections=())
 
     def part_away(self, n: int, projections: tuple[str, ...]) -> Candidate:
         """`experts_away`, and some matrices of the next block's."""

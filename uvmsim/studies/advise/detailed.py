@@ -24,7 +24,14 @@ from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import EXPERTS
 from uvmsim.runs.job import Job
 from uvmsim.runs.llama_times import expert_runs
-from uvmsim.studies.advise.candidate import CACHE, LARGE_CACHE_MIB, NCMOE, UNIFIED, Candidate
+from uvmsim.studies.advise.candidate import (
+    CACHE,
+    LARGE_CACHE_MIB,
+    NCMOE,
+    TENSORS,
+    UNIFIED,
+    Candidate,
+)
 from uvmsim.studies.advise.predict import ENGINE_POLICY, Predictor
 from uvmsim.studies.advise.request import Request
 from uvmsim.studies.advise.subject import Subject
@@ -84,6 +91,9 @@ class Detailed(Predictor):
         first = requests(512, True)
         longest = first.prompt + first.generate
         self._n_ctx = -(-max(longest, 1) // 256) * 256
+        sizes = {n for t in what.llama.tensors for n in t.shape}
+        while self._n_ctx in sizes:  # what is as long as the cache is told by its length
+            self._n_ctx += 256
 
     # ---- a configuration -------------------------------------------------------------------------
 
@@ -220,7 +230,11 @@ class Detailed(Predictor):
     def seconds(self, c: Candidate) -> float:
         """`Prediction.seconds`, nearly: layers of a model with all experts on one side put together,
         so that no graph has to be split anew."""
-        if c.kind not in (NCMOE, CACHE) or not self.model.moe_layers:
+        if c.kind == TENSORS:
+            n, part = c.cpu_experts, self.what.share_of(c.cpu_experts, c.projections)
+            less, more = (self.seconds(c.experts_away(i)) for i in (n, n + 1))
+            return less + part * (more - less)
+        if c.kind not in (NCMOE, CACHE):
             return super().seconds(c)
         whole, gpu_rest = self._layered(c, c.experts_away(0))
         n = self.what.moe_below(c.cpu_experts)

@@ -60,16 +60,31 @@ class Search:
     ubatches: Sequence[int]
     coarse: int = COARSE
 
-    def choices(self, kinds: Sequence[str] | None = None, most: int | None = None) -> list[Choice]:
-        """All that `configurations` finds, the fastest first; ``most``: only the first of them, as
-        the search saw them."""
-        found = list(self.configurations(kinds))
-        if most is not None:
-            found = sorted(found, key=self.predict.seconds)[:most]
+    def choices(self, kinds: Sequence[str] | None = None) -> list[Choice]:
+        """All that `configurations` finds, the fastest first."""
+        return self._predicted(list(self.configurations(kinds)))
+
+    def first(self, most: int, kinds: Sequence[str] | None = None) -> list[Choice]:
+        """The first of `choices`, as the search sees them, the fastest first."""
+        return self._predicted(self._by_guess(kinds)[:most])
+
+    def distinct(self, most: int) -> list[Choice]:
+        """The best of each kind, then others that are the best of all; the fastest first."""
+        found = self._by_guess()
+        by_kind: dict[str, Candidate] = {}
+        for c in found:
+            by_kind.setdefault(c.kind, c)
+        kept = list(by_kind.values())[:most]
+        return self._predicted(kept + [c for c in found if c not in kept][: most - len(kept)])
+
+    def _by_guess(self, kinds: Sequence[str] | None = None) -> list[Candidate]:
+        guess = self.predict.seconds
+        return sorted(self.configurations(kinds), key=lambda c: _order(guess(c), c))
+
+    def _predicted(self, found: Sequence[Candidate]) -> list[Choice]:
         needs = self.what.memory.needs
         made = [Choice(c, needs(c).on(self.hw), self.predict(c)) for c in found]
-        # Of equals llama.cpp's defaults come first.
-        return sorted(made, key=lambda x: (x.seconds, not x.candidate.mapped, x.candidate.ubatch))
+        return sorted(made, key=lambda x: _order(x.seconds, x.candidate))
 
     def configurations(self, kinds: Sequence[str] | None = None) -> Iterator[Candidate]:
         """Of each kind and micro-batch size the fastest that fits, and the same with the file mapped
@@ -212,6 +227,11 @@ class Search:
         yield c.all_away(self.what.llama)
 
 
+def _order(seconds: float, c: Candidate) -> tuple[float, bool, int]:
+    """Of equals llama.cpp's defaults come first."""
+    return seconds, not c.mapped, c.ubatch
+
+
 _BY_KIND: dict[str, Callable[[Search, Candidate], Iterator[Candidate]]] = {
     GPU: Search.gpu, NCMOE: Search.ncmoe, TENSORS: Search.tensors, CACHE: Search.cache,
     UNIFIED: Search.unified, LAYERS: Search.layers, CPU: Search.cpu,
@@ -239,13 +259,3 @@ def best_of(ns: Sequence[int], score: Callable[[int], float], coarse: int = COAR
                 if 0 <= j <= last:
                     at(j)
     return ns[min(known, key=lambda i: (known[i], i))]
-
-
-def distinct(found: Sequence[Choice], most: int) -> list[Choice]:
-    """The best of each kind, then others of the best kind that differ in how they are run."""
-    by_kind: dict[str, Choice] = {}
-    for choice in found:
-        by_kind.setdefault(choice.candidate.kind, choice)
-    first = list(by_kind.values())[:most]
-    rest = [c for c in found if c not in first][: most - len(first)]
-    return sorted([*first, *rest], key=lambda x: x.seconds)

@@ -22,7 +22,7 @@ from uvmsim.studies.advise.needs import Needs
 from uvmsim.studies.advise.predict import Predictor
 from uvmsim.studies.advise.request import Request, request
 from uvmsim.studies.advise.routing import routed, unrouted
-from uvmsim.studies.advise.search import COARSE, Search, distinct
+from uvmsim.studies.advise.search import COARSE, Search
 from uvmsim.studies.advise.subject import Subject, subject
 from uvmsim.studies.resolve import load_trace, machine_of
 from uvmsim.studies.scenario import Progress, Scenario
@@ -96,6 +96,10 @@ def _advise(
     kv = (kv_type or s.kv_type or "f16").lower()
     what = subject(s.model, notes, kv)
     hw = _machine(s, ram, notes)
+    if hw.engine.terms is not None:
+        types = dict.fromkeys(t.type for t in what.llama.tensors if len(t.shape) > 1)
+        for kind, like in hw.engine.terms.stand_ins(types).items():
+            notes.append(f"{hw.engine.name} has no constants for {kind}: those of {like} stand in")
     routing = None
     if what.model.moe_layers:
         trace = load_trace(s.trace, s.limit) if s.trace is not None else None
@@ -118,13 +122,12 @@ def _advise(
     work = len(contexts) + len(machines) + 1
     doing = progress or (lambda done, total, what: None)
     predict = predictor(what, hw, requests, s.seed, kept)
-    at, known = [], []
+    at = []
     for i, n in enumerate(contexts):
         doing(i, work, f"context {n:,}")
-        found = search(hw, n, predict).choices()
-        known.append(found)
+        found = search(hw, n, predict).distinct(MOST)
         none = None if found else nothing(what, hw, n, kv)
-        at.append(At(n, distinct(found, MOST), refusal(what, hw, n, kv), none))
+        at.append(At(n, found, refusal(what, hw, n, kv), none))
     first = at[0].best
     if what_if is None and not first:
         machines += more_ram
@@ -135,12 +138,12 @@ def _advise(
     for i, (text, machine) in enumerate(machines):
         doing(len(contexts) + i, work, text)
         other = predictor(what, machine, requests, s.seed, kept)
-        found = search(machine, contexts[0], other).choices(kinds, most=FINALISTS)
+        found = search(machine, contexts[0], other).first(FINALISTS, kinds)
         now = first[0].seconds if first else None
         faster = now / found[0].seconds if now and found else None
         made.append(WhatIf(text, found[0] if found else None, faster))
     doing(work - 1, work, "policies")
-    better = better_policies(search(hw, contexts[0], predict), known[0])
+    better = better_policies(search(hw, contexts[0], predict), first)
     doing(work, work, "")
     return Advice(
         what.model, what.file, hw, kv, prompt, generate, routing, at, made, better, notes, s.seed
