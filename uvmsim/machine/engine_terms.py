@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from uvmsim.machine.llama_terms import QUANTITIES, TERMS, term_of
+from uvmsim.machine.llama_terms import QUANTITIES, TERMS, Constants, term_of
 
 
 class TermsSpec(BaseModel):
@@ -84,7 +84,7 @@ class Terms:
             spec.sharpened,
         )  # fmt: skip
 
-    def on(self, machine: Reaches, model: str = "") -> dict[str, float]:
+    def on(self, machine: Reaches, model: str = "") -> Constants:
         """The constants on a machine: each keeps its share of what the machine reaches, and launches
         and waits stay. ``model`` (its name) takes the factors of its own runs."""
         out: dict[str, float] = {}
@@ -95,7 +95,7 @@ class Terms:
             if term.with_ and term.with_ in self.home:
                 ns = ns * self.home[term.with_] / getattr(machine, term.with_)
             out[key] = ns * factors.get(term.group(key), 1.0)
-        return out
+        return Constants(out, self.build)
 
     def to_spec(self) -> dict[str, Any]:
         """As ``[terms]`` of a file has it."""

@@ -66,18 +66,16 @@ def copy_ns(
     assert terms is not None
     ns = terms.on(job.hardware, job.model.name)
     link = ns.get("pinned" if pinned else "pageable")
-    if link is None:
+    if not link:
         raise InputError(
             f"{job.hardware.engine.name}: has no constant for copies from "
             f"{'page-locked' if pinned else 'mapped'} memory; calibrate it on a machine with a GPU"
         )
     matrices = np.maximum(found.matrices[event], 1)
     if upload:
-        return np.maximum(np.rint(nbytes * link + matrices * ns.get("upload", 0.0)), 1).astype(
-            np.int64
-        )
+        return np.maximum(np.rint(nbytes * link + matrices * ns.get("upload")), 1).astype(np.int64)
     share = _runs(job) / np.maximum(np.diff(job.workload.event_lo), 1)
-    fixed = matrices * share[event] * ns.get("copy", 0.0)
+    fixed = matrices * share[event] * ns.get("copy")
     return np.maximum(np.rint(nbytes * link + fixed), 1).astype(np.int64)
 
 
