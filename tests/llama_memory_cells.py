@@ -14,20 +14,28 @@ import pytest
 STUDY = Path(__file__).parents[1] / "experiments" / "llama_cpp_validation"
 sys.path.insert(0, str(STUDY))
 
+from memory_cells import logged  # noqa: E402
 from sparse_gguf import SHAPES, Shape, small, write_sparse  # noqa: E402
 from virtual_gpu import build, compiler  # noqa: E402
 
-__all__ = ["SHAPES", "Cell", "Shape", "config_of", "differences", "run", "small", "write_sparse"]
+__all__ = [
+    "SHAPES", "Cell", "Shape", "config_of", "differences", "logged", "run", "small", "write_sparse",
+]  # fmt: skip
 
 Cell = tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, int]]]
 """Placement, context, and bytes by buffer type and kind."""
 
 
 def run(
-    model: Path, cells: list[tuple[dict[str, Any], list[dict[str, Any]]]], gpu: Path | None
+    model: Path,
+    cells: list[tuple[dict[str, Any], list[dict[str, Any]]]],
+    gpu: Path | None,
+    *,
+    compute_capability: int = 900,
 ) -> list[Cell]:
     """Load ``model`` with each placement and make the contexts. ``gpu``: a folder to build the
-    virtual GPU in; None: the CPU alone. Skips where there is no libllama or no compiler."""
+    virtual GPU in; None: the CPU alone. ``compute_capability`` 0: a build without attention kernels.
+    Skips where there is no libllama or no compiler."""
     pytest.importorskip("xllamacpp")
     from traces.capture.find_library import find_library
 
@@ -40,7 +48,7 @@ def run(
         if compiler() is None:
             pytest.skip("no C++ compiler for the virtual GPU")
         build(gpu)
-        specs[0]["device"] = {"folder": str(gpu)}
+        specs[0]["device"] = {"folder": str(gpu), "compute_capability": compute_capability}
     child = subprocess.run(
         [sys.executable, str(STUDY / "memory_cells.py"), "--child", json.dumps(specs)],
         capture_output=True, text=True, check=False, timeout=120,
@@ -65,7 +73,7 @@ def config_of(
     from uvmsim.machine.llamacpp import LlamaConfig
 
     same = ("n_ctx", "n_ubatch", "kv_unified", "type_k", "type_v", "op_offload", "moe_cache_mib",
-            "n_outputs_max")  # fmt: skip
+            "n_outputs_max", "swa_full")  # fmt: skip
     return LlamaConfig(
         n_gpu_layers=None if place["ngl"] == 99 else place["ngl"],
         n_cpu_moe=place.get("ncmoe", 0),

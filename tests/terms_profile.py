@@ -14,6 +14,7 @@ FIXED = {
     "batch_split": 60e3, "copy": 8e3, "upload": 9e3, "pinned": 1e9 / (50 * GB),
     "pageable": 1e9 / (12 * GB), "remote_kernel": 4e3, "managed_kernel": 1e3, "cpu.step": 30e3,
     "cpu.batch": 200e3, "cpu.node": 4e3, "cpu.attend": 1e9 / (40 * GB), "cpu.batch_node": 10e3,
+    "row_depth": 0.2, "depth": 1.0, "sort": 5.0,
     "cpu.activations": 1e9 / (30 * GB), "cpu.scores": 0.5,
 }  # fmt: skip
 TYPED = {

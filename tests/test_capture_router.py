@@ -18,6 +18,7 @@ from traces.capture.ggml_tensor import Tensor
 from traces.capture.kept_memory import KeptMemory
 from traces.capture.libllama import EVAL_CALLBACK, Library, LlamaContext, LlamaModel
 from traces.capture.llama_cpp import capture
+from traces.capture.llama_structs import find_cb_eval, find_swa_full
 from traces.capture.options import CaptureOptions, Prompt
 from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.errors import InputError
@@ -327,3 +328,31 @@ def test_views_follow_what_is_kept_and_a_late_one_is_refused(library: Library) -
     root = tensor(b"ffn_moe_argsort-0", 2)
     orphan = tensor(b"ffn_moe_topk-0", 3, root)
     assert ask(start) is False and ask(orphan) is True
+
+
+def test_a_cache_of_the_window_computes_the_same(library: Library, tmp_path: Path) -> None:
+    """Blocks with a sliding window need no more than the window; elsewhere there is nothing to keep."""
+    for arch, window in (("gpt-oss", 128), ("qwen3moe", 0)):
+        path = write_tiny(tmp_path / f"{arch}.gguf", arch)
+        found = []
+        for whole in (True, False):
+            with (
+                LlamaModel(library, path) as model,
+                LlamaContext(
+                    model, n_ctx=1024, n_ubatch=64, n_threads=1, swa_full=whole
+                ) as context,
+            ):
+                assert model.window == window
+                ids = (model.tokenize(TEXT) * 20)[:800]
+                context.decode(ids, range(800), [0] * 800, [i == 799 for i in range(800)])
+                found.append(context.logits(799))
+        np.testing.assert_allclose(found[1], found[0], atol=0.01)  # sums in half precision
+
+
+def test_parameters_that_do_not_show_the_window_are_refused(library: Library) -> None:
+    p = library.c.llama_context_default_params()
+    at = find_cb_eval(p)
+    assert p.boolean(find_swa_full(p, at)).value
+    p.boolean(find_swa_full(p, at)).value = False  # no longer as by default
+    with pytest.raises(InputError, match="sliding window"):
+        find_swa_full(p, at)

@@ -155,7 +155,7 @@ class _One:
         return [
             Context(
                 tuple(Test("pp", n, reps=1) for n in sorted(sizes)), n_ubatch=ubatch,
-                trace=str(self.folder / f"{self.name}-{ubatch}.arrow"),
+                trace=str(self.folder / f"{self.name}-{ubatch}.arrow"), exact=False,
             )
             for ubatch, sizes in prompts.items()
         ]  # fmt: skip

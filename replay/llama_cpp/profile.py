@@ -13,6 +13,9 @@ from uvmsim.machine.llama_terms import COMPUTE, CPU, MEMORY, QUANTITIES, TERMS
 BLOCK_KERNELS, EXPERT_KERNELS, CPU_NODES = 18, 6, 4
 """Kernels of a usual block outside its experts and for them, and operations of a block whose experts
 the CPU computes: what the coarse constants are made of, for mechanisms that know no graph."""
+SCORE_BYTES = 20
+"""What a score moves at least without flash attention: written by the product, read and written by the
+softmax, read and written again as float16, read by the second product."""
 _PREFERRED = ("Q4_K", "MXFP4", "Q8_0", "F16", "Q6_K")
 
 
@@ -24,6 +27,8 @@ def floors(machine: Hardware) -> dict[str, float]:
         stem = key
         if term.unit == "byte" and term.with_ == MEMORY and "activations" not in key:
             found[stem] = 1e9 / machine.memory_bytes_per_s
+        elif key == "scores":
+            found[stem] = SCORE_BYTES * 1e9 / machine.memory_bytes_per_s
         elif key in ("remote", "remote_batch"):
             found[stem] = 1e9 / machine.zero_copy_bytes_per_s
         elif term.unit == "operation" and term.with_ == COMPUTE:

@@ -37,6 +37,9 @@ class Context:
     moe_cache_mib: int = 0
     trace: str | None = None
     """A routing trace to write of all that runs; the tests are then not timed."""
+    exact: bool = True
+    """With ``trace``: what a run without capture would choose, to the last id. False is quicker for a
+    few prompts (a stop at the router rounds otherwise, which shows in near-ties)."""
     on_host: bool = False
     """With ``unified``: all managed memory is advised to stay in host memory, mapped on the GPU, and
     prefetched there, before anything is timed; later contexts find the weights there too."""

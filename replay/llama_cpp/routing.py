@@ -29,7 +29,7 @@ def record(
     """
     assert c.trace is not None
     info = describe(request.model)
-    callback = RoutingCallback(library, info.moe_layers)
+    callback = RoutingCallback(library, info.moe_layers, compiled=c.exact)
     meta = RoutingMeta(
         model=info, ids_order="ranked", tool=f"{tool()}, random tokens as in llama-bench",
         machine=machine(library_build=library.build),

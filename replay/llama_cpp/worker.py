@@ -1,7 +1,8 @@
 """The process that loads a libllama, runs what a `Request` asks for and writes JSON lines.
 
 Timing follows llama-bench (tools/llama-bench/llama-bench.cpp): uniformly random tokens, the KV cache
-cleared before each repetition, one untimed run first, `llama_synchronize` inside the time.
+cleared before each repetition, one untimed run first, `llama_synchronize` inside the time. Contexts are
+llama-bench's too: libllama's defaults, but blocks with a sliding window keep no more than that.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Worker:
         return LlamaContext(
             self.model, n_ctx=c.context_tokens(), n_batch=max(c.n_batch, c.n_ubatch),
             n_ubatch=c.n_ubatch, n_threads=self.request.threads,
-            moe_cache_bytes=c.moe_cache_mib << 20, **more,
+            moe_cache_bytes=c.moe_cache_mib << 20, swa_full=False, **more,
         )  # fmt: skip
 
     def context(self, c: Context) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from traces.capture.llama_structs import (
     find_cb_eval,
     find_moe_cache,
     find_n_gpu_layers,
+    find_swa_full,
     set_no_mmap,
     set_overrides,
 )
@@ -186,6 +187,16 @@ class LlamaModel:
         self.n_vocab = int(self._c.llama_vocab_n_tokens(self._vocab))
         self.n_ctx_train = int(self._c.llama_model_n_ctx_train(self.handle))
 
+    @property
+    def window(self) -> int:
+        """Positions a block with a sliding window attends to; 0 without such blocks, and for
+        libraries that do not tell."""
+        function = getattr(self._c, "llama_model_n_swa", None)
+        if function is None:
+            return 0
+        function.restype, function.argtypes = C.c_int32, (_PTR,)
+        return int(function(self.handle))
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a prompt, with the model's start token; special tokens are understood."""
         if self._c.llama_vocab_type(self._vocab) == 0:
@@ -219,7 +230,8 @@ class LlamaContext:
 
     ``callback`` is a pair of addresses: function (`EVAL_CALLBACK`) and user data. The caller keeps
     both alive. Sequences have a KV cache each (llama.cpp's default), so ``n_ctx`` is shared out
-    among ``n_seq``.
+    among ``n_seq``. ``swa_full``: blocks with a sliding window keep the whole context, libllama's
+    default; llama-server, llama-cli and llama-bench say False, and such blocks keep the window.
     """
 
     def __init__(
@@ -233,6 +245,7 @@ class LlamaContext:
         n_threads: int | None = None,
         callback: tuple[int, int] | None = None,
         moe_cache_bytes: int = 0,
+        swa_full: bool = True,
     ) -> None:
         self.model, self._c = model, model.library.c
         parameters = self._c.llama_context_default_params()
@@ -241,6 +254,8 @@ class LlamaContext:
             parameters.int32(4 * i).value = value
         if callback is not None:
             parameters.words[at // 8], parameters.words[at // 8 + 1] = callback
+        if not swa_full and model.window:
+            parameters.boolean(find_swa_full(parameters, at)).value = False
         if moe_cache_bytes:
             parameters.words[find_moe_cache(model.library, parameters, at) // 8] = moe_cache_bytes
         self.handle = self._c.llama_init_from_model(model.handle, parameters)

@@ -25,6 +25,9 @@ class Parameters(C.Structure):
     def int32(self, offset: int) -> Any:
         return C.c_int32.from_address(C.addressof(self) + offset)
 
+    def boolean(self, offset: int) -> Any:
+        return C.c_bool.from_address(C.addressof(self) + offset)
+
     def float32(self, offset: int) -> Any:
         return C.c_float.from_address(C.addressof(self) + offset)
 
@@ -103,3 +106,16 @@ def find_moe_cache(library: Any, p: Parameters, cb_eval_at: int) -> int:
             "--moe-cache-mib: this libllama has no expert cache (llama.cpp b11549 has)"
         )
     return at
+
+
+def find_swa_full(p: Parameters, cb_eval_at: int) -> int:
+    """Offset of ``swa_full``, the fifth boolean; they are 0 1 1 1 1 0 by default, behind the abort
+    callback's two pointers."""
+    for at in (cb_eval_at + 40, cb_eval_at + 48):  # without and with moe_cache_size
+        booleans = [(p.words[at // 8] >> (8 * i)) & 255 for i in range(6)]
+        if p.words[at // 8 - 2] == p.words[at // 8 - 1] == 0 and booleans == [0, 1, 1, 1, 1, 0]:
+            return at + 4
+    raise InputError(
+        "this libllama does not show how a sliding window's cache is made as small as the window; "
+        f"{_OWN}"
+    )

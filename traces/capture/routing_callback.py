@@ -16,7 +16,7 @@ import ctypes as C
 import re
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
@@ -60,10 +60,11 @@ class RoutingCallback:
 
     ``scores``: also what the experts were chosen by. ``stop_at_layers``: copy at every layer, at a
     stop there, in place of after the graph. ``all_stages``: every ``ffn_moe_*`` tensor, read by
-    Python alone: slow, and what the rest is tested against. ``tensors``: note where the first
-    graph's weights and caches are (`tensors`). ``watcher``: is shown nodes when they have been
-    computed, by Python alone. It must outlive the contexts that it listens to: their graphs may use
-    its memory.
+    Python alone: slow, and what the rest is tested against. ``compiled``: False for a run of few
+    graphs, where compiling would take longer than stopping for Python at every layer. ``tensors``:
+    note where the first graph's weights and caches are (`tensors`). ``watcher``: is shown nodes when
+    they have been computed, by Python alone. It must outlive the contexts that it listens to: their
+    graphs may use its memory.
 
     An exception must not leave a C callback (the graph would be dropped, and `llama_decode` return
     success with logits of zeros), so it is kept and raised by `drain`.
@@ -79,6 +80,7 @@ class RoutingCallback:
         all_stages: bool = False,
         tensors: bool = False,
         watcher: Watcher | None = None,
+        compiled: bool = True,
     ) -> None:
         self._reader = TensorReader(library.c)
         self._layers = frozenset(moe_layers)
@@ -92,25 +94,26 @@ class RoutingCallback:
         self._heads = empty_heads(N_HEADS)
         self._payload = np.zeros(PAYLOAD_BYTES, np.uint8)
         data = self._data = fs.user_data()
-        data[fs.THOROUGH] = all_stages or watcher is not None
+        self._alone = all_stages or watcher is not None or not compiled
+        data[fs.THOROUGH] = self._alone
         data[fs.STOPS] = stop_at_layers
         data[fs.WANT_SCORES], data[fs.SHOW_NODES] = scores, tensors
         self.tensors: dict[str, tuple[int, int]] = {}
         """Address and bytes of the weights and caches that the first graph uses, by name."""
         data[fs.HEADS], data[fs.HEADS_ROOM] = self._heads.ctypes.data, len(self._heads)
         self._place_payload()
-        c = library.c
-        native = compile_filter(
-            *(
-                C.cast(f, C.c_void_p).value or 0
-                for f in (_dispatch, c.ggml_backend_tensor_get, self._memory.type_of)
-            )
-        )
-        self._native = EVAL_CALLBACK(native.address)
         _LISTENERS[data.ctypes.data] = self
-        self.pointers = (int(native.address), int(data.ctypes.data))
+        self._native = None if self._alone else self._compiled(library)
+        function = _dispatch if self._native is None else self._native
+        self.pointers = (C.cast(function, C.c_void_p).value or 0, int(data.ctypes.data))
         """Function and user data, for `llama_context_params`; valid as long as this object."""
         finalize(self, self._memory.close)
+
+    def _compiled(self, library: Library) -> Any:
+        c = library.c
+        functions = (_dispatch, c.ggml_backend_tensor_get, self._memory.type_of)
+        self._code = compile_filter(*(C.cast(f, C.c_void_p).value or 0 for f in functions))
+        return EVAL_CALLBACK(self._code.address)
 
     @property
     def kept_memory(self) -> list[tuple[int, int]]:
@@ -125,7 +128,8 @@ class RoutingCallback:
     def finish_graph(self) -> None:
         """Take over what the last graph left; the device has finished it. To be called after every
         `llama_decode` where its end is of interest, by `drain` in any case."""
-        self._native(None, False, self.pointers[1])
+        if self._native is not None:
+            self._native(None, False, self.pointers[1])
         self._end()
 
     @property

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from uvmsim.machine.llama_terms import QUANTITIES, TERMS, term_of
-from uvmsim.machine.model_spec import TYPES
+from uvmsim.machine.llama_terms import QUANTITIES, TERMS, Constants, term_of
 
 
 class TermsSpec(BaseModel):
@@ -85,10 +84,9 @@ class Terms:
             spec.sharpened,
         )  # fmt: skip
 
-    def on(self, machine: Reaches, model: str = "") -> dict[str, float]:
+    def on(self, machine: Reaches, model: str = "") -> Constants:
         """The constants on a machine: each keeps its share of what the machine reaches, and launches
-        and waits stay. ``model`` (its name) takes the factors of its own runs. A type of tensor that
-        nobody calibrated takes the constants of the one `nearest` to it."""
+        and waits stay. ``model`` (its name) takes the factors of its own runs."""
         out: dict[str, float] = {}
         factors = self.sharpened.get(model, {})
         for key, ns in self.ns.items():
@@ -97,12 +95,7 @@ class Terms:
             if term.with_ and term.with_ in self.home:
                 ns = ns * self.home[term.with_] / getattr(machine, term.with_)
             out[key] = ns * factors.get(term.group(key), 1.0)
-        return _with_all_types(out)
-
-    def stand_ins(self, kinds: Iterable[str]) -> dict[str, str]:
-        """For types of tensors that nobody calibrated: whose constants are taken."""
-        known = {key.rpartition(".")[2] for key in self.ns if key not in TERMS}
-        return {k: nearest(k, known) for k in kinds if known and k not in known}
+        return Constants(out, self.build)
 
     def to_spec(self) -> dict[str, Any]:
         """As ``[terms]`` of a file has it."""
@@ -112,34 +105,6 @@ class Terms:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {k: _plain(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
-
-
-def nearest(kind: str, known: Iterable[str]) -> str:
-    """The type most like ``kind``: quantised as it is or not, of about as many bits a weight."""
-
-    def bits(k: str) -> float:
-        weights, nbytes = TYPES.get(k, (1, 4))
-        return 8 * nbytes / weights
-
-    def quantised(k: str) -> bool:
-        return TYPES.get(k, (1, 4))[0] > 1
-
-    return min(
-        sorted(known), key=lambda k: (quantised(k) != quantised(kind), abs(bits(k) - bits(kind)))
-    )
-
-
-def _with_all_types(ns: dict[str, float]) -> dict[str, float]:
-    known: dict[str, set[str]] = {}
-    for key in ns:
-        if key not in TERMS:
-            stem, _, kind = key.rpartition(".")
-            known.setdefault(stem, set()).add(kind)
-    more = {
-        f"{stem}.{kind}": ns[f"{stem}.{nearest(kind, kinds)}"]
-        for stem, kinds in known.items() for kind in TYPES if kind not in kinds
-    }  # fmt: skip
-    return ns | more
 
 
 def _plain(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,11 @@ it behind a dot (``row.Q4_K``); those of the CPU begin with ``cpu.``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from traces.errors import InputError
+from uvmsim.machine.model_spec import TYPES
 
 MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE, FIXED = (
     "memory_bytes_per_s", "compute_flops", "cpu_bytes_per_s", "h2d_bytes_per_s",
@@ -55,6 +59,9 @@ TERMS: dict[str, Term] = {
     "mask": Term("cell", "the attention mask of many tokens, filled on the host", CPU),
     "kernel": Term("kernel", "a kernel of few tokens inside a CUDA graph"),
     "batch_kernel": Term("kernel", "a kernel of many tokens"),
+    "row_depth": Term("element", "a matrix-vector product by itself: its inner dimension, in turn"),
+    "depth": Term("element", "a product of many tokens by itself: its inner dimension, in turn"),
+    "sort": Term("token", "tokens sorted by expert before a product of chosen experts"),
     "launch": Term("kernel", "more for one outside a CUDA graph: micro-batches of a new shape"),
     "row": Term("byte", "weights read by matrix-vector kernels", MEMORY, True),
     "row_experts": Term("byte", "the same, chosen experts", MEMORY, True),
@@ -92,6 +99,61 @@ TERMS: dict[str, Term] = {
     "cpu.activations": Term("byte", "what operations of many tokens write", CPU),
     "cpu.scores": Term("score", "a token's attention to a position, one a head, many tokens", CPU),
 }  # fmt: skip
+
+
+_LIKE = {"row_experts": "row", "experts": "dense", "expert_bytes": "dense_bytes"}
+"""Stem of a typed term -> one that stands in where no type of it was measured, and the other way."""
+
+
+class Constants:
+    """Nanoseconds a unit by term; a type that was not measured takes the nearest one's.
+
+    Nearest: in bits a weight. ``borrowed``: what was taken for what.
+    """
+
+    def __init__(self, ns: Mapping[str, float], source: str = "") -> None:
+        self._ns, self._source = dict(ns), source
+        self.borrowed: dict[str, str] = {}
+
+    def get(self, key: str) -> float:
+        """Raises `InputError` where nothing of the kind was measured."""
+        found = self._ns.get(key)
+        if found is not None:
+            return found
+        stem, _, kind = key.rpartition(".")
+        if not (stem in TERMS and TERMS[stem].typed):
+            return 0.0  # what no run showed costs nothing that shows
+        other = self._nearest(stem, kind)
+        if other is None:
+            raise InputError(
+                f"{self._source or 'the engine profile'}: has no constant for {key} ("
+                f"{TERMS[stem].meaning}), nor one for another type; calibrate again"
+            )
+        self.borrowed[key] = other
+        self._ns[key] = self._ns[other]
+        return self._ns[key]
+
+    def _nearest(self, stem: str, kind: str) -> str | None:
+        side = "cpu." if stem.startswith("cpu.") else ""
+        plain = stem.removeprefix("cpu.")
+        like = _LIKE.get(plain) or next((a for a, b in _LIKE.items() if b == plain), None)
+        for name in (stem, f"{side}{like}" if like else None):
+            if name is None:
+                continue
+            known = {
+                k: _bits(k.rpartition(".")[2])
+                for k in self._ns
+                if k.rpartition(".")[0] == name and k not in self.borrowed
+            }
+            known = {k: b for k, b in known.items() if b < 32} or known
+            if known:
+                return min(known, key=lambda k: (abs(known[k] - _bits(kind)), k))
+        return None
+
+
+def _bits(kind: str) -> float:
+    weights, size = TYPES.get(kind, (1, 2))
+    return 8 * size / weights
 
 
 def term_of(key: str) -> Term | None:

@@ -67,17 +67,17 @@ def copy_ns(
     assert terms is not None
     ns = terms.on(job.hardware, job.model.name)
     link = ns.get("pinned" if pinned else "pageable")
-    if link is None:
+    if not link:
         raise InputError(
             f"{job.hardware.engine.name}: has no constant for copies from "
             f"{'page-locked' if pinned else 'mapped'} memory; calibrate it on a machine with a GPU"
         )
     if upload:
-        fixed = found.banks[event] * ns.get("upload", 0.0)
+        fixed = found.banks[event] * ns.get("upload")
         return np.maximum(np.rint(nbytes * link + fixed), 1).astype(np.int64)
     matrices = np.maximum(found.matrices[event], 1)
     share = expert_runs(job.workload) / np.maximum(np.diff(job.workload.event_lo), 1)
-    fixed = matrices * share[event] * ns.get("copy", 0.0)
+    fixed = matrices * share[event] * ns.get("copy")
     return np.maximum(np.rint(nbytes * link + fixed), 1).astype(np.int64)
 
 

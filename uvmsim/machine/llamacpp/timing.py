@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from traces.jit import compiled
+from uvmsim.machine.llama_terms import Constants
 from uvmsim.machine.llamacpp.config import LlamaConfig
 from uvmsim.machine.llamacpp.kernels import ROW_TOKENS
 from uvmsim.machine.llamacpp.kv_cache import cells_of
@@ -114,7 +115,7 @@ def times(
     w: Workload,
     model: LlamaModel,
     config: LlamaConfig,
-    ns: Mapping[str, float],
+    ns: Constants,
     *,
     variant: Variant | None = None,
 ) -> Times:
@@ -150,7 +151,7 @@ def times(
     if config.gpu and ns.get("launch"):
         kernels = np.array([x.kernels for x in made])[shape.which]
         fresh = ~shape.repeated & (shape.n_tokens > ROW_TOKENS)
-        tail += np.where(fresh, kernels * ns["launch"], 0.0)
+        tail += np.where(fresh, kernels * ns.get("launch"), 0.0)
     return found
 
 
@@ -161,7 +162,7 @@ def _routed(model: LlamaModel, block: int) -> bool:
 class _Table:
     """One micro-batch's times by MoE layer; blocks without experts count with the next that has."""
 
-    def __init__(self, x: Work, moe: list[int], ns: Mapping[str, float], model: LlamaModel) -> None:
+    def __init__(self, x: Work, moe: list[int], ns: Constants, model: LlamaModel) -> None:
         n = len(moe)
         self.dense, self.attended, self.near = np.zeros(n), np.zeros(n), np.zeros(n)
         self.call, self.expert, self.pair = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -191,9 +192,9 @@ def on_cpu(b: Block) -> bool:
     return any(k.startswith("cpu.") for k in (*b.expert, *b.pair))
 
 
-def total(counts: Counts, ns: Mapping[str, float]) -> float:
-    """Nanoseconds of counted terms; terms without a constant cost nothing."""
-    return sum(n * ns.get(key, 0.0) for key, n in counts.items())
+def total(counts: Counts, ns: Constants) -> float:
+    """Nanoseconds of counted terms."""
+    return sum(n * ns.get(key) for key, n in counts.items())
 
 
 # ---- other places for the same weights ------------------------------------------------------------

@@ -179,6 +179,10 @@ class _Counter:
             self._product(into, node, weight, side, row)
         elif node.op in ("FLASH_ATTN_EXT", "SOFT_MAX") and inside:
             self._attention(node, side, row)
+        if gpu and weight is not None and (expert or weight.weight or self._lent(weight)):
+            _add(into, "row_depth" if row else "depth", weight.ne[0])
+            if expert and not row:
+                _add(into, "sort", self.n)
         if not row and kernels and node.op != "SET_ROWS":
             cells = self.cells[self.here] if inside else 0
             if cells and cells in node.ne and node.op in _OVER_CELLS:

@@ -8,7 +8,8 @@ pass takes the sum of its parts; they are the mechanisms' times too (`uvmsim.run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import functools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.experts.decisions import Decisions
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.llama_terms import TERMS
+from uvmsim.machine.llama_terms import TERMS, Constants
 from uvmsim.machine.llamacpp import LlamaConfig
 from uvmsim.machine.llamacpp.timing import Times, times
 from uvmsim.machine.model import Model
@@ -50,10 +51,24 @@ _OF = {
 _BOUND = {stem: bound for bound, stems in _OF.items() for stem in stems}
 
 
+@functools.cache
 def bound_of(key: str) -> str:
     """What a term's time is spent on, one of `BOUNDS`."""
     stem = key if key in TERMS else key.rpartition(".")[0]
     return _BOUND.get(stem, "cpu" if stem.startswith("cpu.") else "kernels")
+
+
+class _Some(Constants):
+    """Others' constants; what is copied goes by ``link``, and only what is spent on ``bound`` costs."""
+
+    def __init__(self, of: Constants, link: str, bound: str | None) -> None:
+        self._of, self._link, self._bound = of, link, bound
+
+    def get(self, key: str) -> float:
+        """As theirs."""
+        if self._bound is not None and bound_of(key) != self._bound:
+            return 0.0
+        return self._of.get(self._link if key == "pinned" else key)
 
 
 @dataclass(frozen=True)
@@ -110,11 +125,11 @@ class Detailed(Predictor):
         """Passes by what they are spent on."""
         config, none = self._as_run(c), np.zeros(w.n_steps)
         of = dict.fromkeys(BOUNDS, none)
-        for bound, ns in self._bounds(c).items():
+        for bound in BOUNDS[:-1]:
             # How the file is loaded bears on copies alone.
             key = (config, id(w), policy, bound, bound == "link" and c.mapped)
             if key not in self._passes:
-                self._passes[key] = self._steps(w, config, ns, served)
+                self._passes[key] = self._steps(w, config, self._ns(c, bound), served)
             of[bound] = self._passes[key]
         return Timed(sum(of.values(), none), of, _hits(served, w.n_steps))
 
@@ -122,36 +137,27 @@ class Detailed(Predictor):
         """The flags with what does not bear on times made equal, so that graphs are counted once."""
         return replace(c.config, n_ctx=self._n_ctx, mmap=False, unified_memory=False)
 
-    def _ns(self, c: Candidate) -> dict[str, float]:
-        """Nanoseconds a unit; what is copied comes from a mapped file or from page-locked memory."""
-        ns = self.terms
-        link = ns.get("pageable" if c.mapped else "pinned")
-        if link is None and c.config.gpu:
+    def _ns(self, c: Candidate, bound: str | None = None) -> Constants:
+        """Nanoseconds a unit; what is copied comes from a mapped file or from page-locked memory.
+        ``bound``: of the terms that are spent on it alone."""
+        link = "pageable" if c.mapped else "pinned"
+        if c.config.gpu and not self.terms.get(link):
             raise InputError(
                 f"{self.hw.engine.name}: has no constant for copies from "
                 f"{'mapped' if c.mapped else 'page-locked'} memory; calibrate it on a machine with a "
                 "GPU"
             )
-        return ns | {"pinned": link or 0.0}
-
-    def _bounds(self, c: Candidate) -> dict[str, dict[str, float]]:
-        """`_ns` taken apart."""
-        out: dict[str, dict[str, float]] = {}
-        for key, ns in self._ns(c).items():
-            out.setdefault(bound_of(key), {})[key] = ns
-        return out
+        return _Some(self.terms, link, bound)
 
     def _steps(
-        self, w: Workload, config: LlamaConfig, ns: Mapping[str, float], served: list[Served]
+        self, w: Workload, config: LlamaConfig, ns: Constants, served: list[Served]
     ) -> np.ndarray:
         """float64 [S]: passes by some of the constants."""
         t = times(w, self.what.llama, config, ns)
         by_event = self._events(w, t, ns, served)
         return np.bincount(w.event_step, weights=by_event, minlength=w.n_steps) + t.tail
 
-    def _events(
-        self, w: Workload, t: Times, ns: Mapping[str, float], served: list[Served]
-    ) -> np.ndarray:
+    def _events(self, w: Workload, t: Times, ns: Constants, served: list[Served]) -> np.ndarray:
         """float64 [E]: an event with the blocks before it."""
         experts = t.experts_ns(w, w.event_lo[1:]) + self._copied(w, t, ns)
         for part in served:
@@ -159,12 +165,12 @@ class Detailed(Predictor):
             experts[at] = self._cached(part, _taken(t, at), ns)
         return t.before + experts
 
-    def _copied(self, w: Workload, t: Times, ns: Mapping[str, float]) -> np.ndarray:
+    def _copied(self, w: Workload, t: Times, ns: Constants) -> np.ndarray:
         """float64 [E]: copies of experts that lie in host memory and are computed with on the GPU."""
         distinct = np.diff(w.event_lo)
         return (
-            t.copied * distinct * ns.get("pinned", 0.0)
-            + np.where(t.copied > 0, t.matrices * self._runs(w), 0) * ns.get("copy", 0.0)
+            t.copied * distinct * ns.get("pinned")
+            + np.where(t.copied > 0, t.matrices * self._runs(w), 0) * ns.get("copy")
         )  # fmt: skip
 
     def _runs(self, w: Workload) -> np.ndarray:
@@ -173,16 +179,16 @@ class Detailed(Predictor):
             self._kept[key] = (w, expert_runs(w))
         return self._kept[key][1]
 
-    def _cached(self, s: Served, t: Times, ns: Mapping[str, float]) -> np.ndarray:
+    def _cached(self, s: Served, t: Times, ns: Constants) -> np.ndarray:
         """float64 [E]: computing out of the cache, and what is brought into it or read past it."""
         w, n = s.workload, s.workload.n_events
         waves = t.experts_ns(w, s.wave_hi)
         total = np.bincount(s.wave_event, weights=waves, minlength=n)
         past = t.copied > 0
         each = self._sizes(s)[w.event_layer].astype(np.float64)
-        upload = each * ns.get("pinned", 0.0) + t.banks * ns.get("upload", 0.0)
+        upload = each * ns.get("pinned") + t.banks * ns.get("upload")
         share = self._runs(w) / np.maximum(np.diff(w.event_lo), 1)
-        beside = t.copied * ns.get("pinned", 0.0) + t.matrices * share * ns.get("copy", 0.0)
+        beside = t.copied * ns.get("pinned") + t.matrices * share * ns.get("copy")
         count = np.bincount(s.copy_event, minlength=n)
         return total + count * np.where(past, beside, upload)
 
@@ -266,7 +272,7 @@ class Detailed(Predictor):
             total += float((found * weight[part.workload.event_step]).sum())
         return total, float((t.tail * weight).sum())
 
-    def _all(self, c: Candidate) -> tuple[Workload, np.ndarray, Times, dict[str, float]]:
+    def _all(self, c: Candidate) -> tuple[Workload, np.ndarray, Times, Constants]:
         r = self._requests(c.ubatch, False)
         ns = self._ns(c)
         key = (c.ubatch, c.kind, c.cpu_experts, c.mapped)

@@ -96,10 +96,6 @@ def _advise(
     kv = (kv_type or s.kv_type or "f16").lower()
     what = subject(s.model, notes, kv)
     hw = _machine(s, ram, notes)
-    if hw.engine.terms is not None:
-        types = dict.fromkeys(t.type for t in what.llama.tensors if len(t.shape) > 1)
-        for kind, like in hw.engine.terms.stand_ins(types).items():
-            notes.append(f"{hw.engine.name} has no constants for {kind}: those of {like} stand in")
     routing = None
     if what.model.moe_layers:
         trace = load_trace(s.trace, s.limit) if s.trace is not None else None
@@ -144,6 +140,7 @@ def _advise(
         made.append(WhatIf(text, found[0] if found else None, faster))
     doing(work - 1, work, "policies")
     better = better_policies(search(hw, contexts[0], predict), first)
+    notes += _borrowed(predict)
     doing(work, work, "")
     return Advice(
         what.model, what.file, hw, kv, prompt, generate, routing, at, made, better, notes, s.seed
@@ -158,6 +155,20 @@ def predictor(
     if hw.engine.terms is None:
         return Predictor(what, hw, requests, seed)
     return Detailed(what, hw, requests, seed, kept)
+
+
+def _borrowed(predict: Predictor) -> list[str]:
+    """Which types of tensors were taken for which."""
+    if not isinstance(predict, Detailed):
+        return []
+    kinds: dict[str, set[str]] = {}
+    for key, other in predict.terms.borrowed.items():
+        kinds.setdefault(key.rpartition(".")[2], set()).add(other.rpartition(".")[2])
+    name = predict.hw.engine.name
+    return [
+        f"{name} was not calibrated with {kind}: constants of {', '.join(sorted(like))} stand in"
+        for kind, like in sorted(kinds.items())
+    ]
 
 
 def useful(prompt: int) -> tuple[int, ...]:
