@@ -41,32 +41,12 @@ class Shape:
 
 def write(path: str | Path, s: Shape) -> Path:
     """Write the model; returns ``path``. Raises `ValueError` where rows are no whole blocks."""
-    gguf: Any = import_module("gguf")
-    w = gguf.GGUFWriter(str(path), s.architecture)
-    _describe(w, s)
-    tensors = list(_tensors(s))
-    for name, shape, kind in tensors:
-        t = gguf.GGMLQuantizationType[kind]
-        block, size = gguf.GGML_QUANT_SIZES[t]
-        if shape[-1] % block:
-            raise ValueError(f"{name}: rows of {shape[-1]} are no multiple of {kind}'s {block}")
-        nbytes = int(np.prod(shape)) // block * size
-        bytes_shape = [*shape[:-1], shape[-1] // block * size]
-        plain = kind in ("F32", "F16")
-        w.add_tensor_info(
-            name, shape if plain else bytes_shape,
-            np.dtype(np.float32 if kind == "F32" else np.float16 if plain else np.uint8), nbytes,
-            None if plain else t,
-        )  # fmt: skip
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_ti_data_to_file()
+    w, tensors = _open(path, s)
     out = w.fout[0]
-    _pad(out, w.data_alignment)
     rng = np.random.Generator(np.random.PCG64(s.seed))
     pools: dict[tuple[str, float], np.ndarray] = {}
     for name, shape, kind in tensors:
-        t = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        t = _sizes(kind)
         left = int(np.prod(shape)) // t[0] * t[1]
         if len(shape) == 1:
             fill = np.zeros(shape, np.float32) if "sinks" in name or "bias" in name else np.ones(
@@ -89,6 +69,53 @@ def write(path: str | Path, s: Shape) -> Path:
         _pad(out, w.data_alignment)
     w.close()
     return Path(path)
+
+
+def header(path: str | Path, s: Shape) -> Path:
+    """The same file with a hole for its weights: takes no disk, loads as zeros. Returns ``path``."""
+    w, tensors = _open(path, s)
+    size = w.fout[0].tell()
+    for _, shape, kind in tensors:
+        block, nbytes = _sizes(kind)
+        size += int(np.prod(shape)) // block * nbytes
+        size += -size % w.data_alignment
+    w.close()
+    with Path(path).open("r+b") as f:
+        f.truncate(size)
+    return Path(path)
+
+
+def _open(path: str | Path, s: Shape) -> tuple[Any, list[tuple[str, list[int], str]]]:
+    """A writer whose file has everything but the weights, and what these are."""
+    gguf: Any = import_module("gguf")
+    w = gguf.GGUFWriter(str(path), s.architecture)
+    _describe(w, s)
+    tensors = list(_tensors(s))
+    for name, shape, kind in tensors:
+        t = gguf.GGMLQuantizationType[kind]
+        block, size = _sizes(kind)
+        if shape[-1] % block:
+            raise ValueError(f"{name}: rows of {shape[-1]} are no multiple of {kind}'s {block}")
+        nbytes = int(np.prod(shape)) // block * size
+        bytes_shape = [*shape[:-1], shape[-1] // block * size]
+        plain = kind in ("F32", "F16")
+        w.add_tensor_info(
+            name, shape if plain else bytes_shape,
+            np.dtype(np.float32 if kind == "F32" else np.float16 if plain else np.uint8), nbytes,
+            None if plain else t,
+        )  # fmt: skip
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_ti_data_to_file()
+    _pad(w.fout[0], w.data_alignment)
+    return w, tensors
+
+
+def _sizes(kind: str) -> tuple[int, int]:
+    """Weights in a block of a type, and its bytes."""
+    gguf: Any = import_module("gguf")
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return int(block), int(size)
 
 
 def _pad(out: Any, alignment: int) -> None:
