@@ -15,6 +15,7 @@ import numpy as np
 from replay.calibrate.stats import non_negative_least_squares
 from replay.llama_cpp import design
 from replay.llama_cpp.collect import Equation
+from uvmsim.machine.llama_terms import stem_of
 
 
 @dataclass
@@ -35,7 +36,7 @@ def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> 
     of a term (a byte cannot be read faster than memory gives it, whatever the fit would like)."""
     out = Fit()
     for e in equations:  # too small a part to be found, and too easily taken for something else
-        out.ns |= {k: (least or {}).get(k.partition(".")[0], 0.0) for k in e.counts if _plain(k)}
+        out.ns |= {k: (least or {}).get(stem_of(k), 0.0) for k in e.counts if _plain(k)}
     resident = [e for e in equations if e.mode == design.RESIDENT]
     whole = [e for e in resident if not e.row and not e.kernels]
     offload = [e for e in equations if e.mode in (design.MAPPED, design.PINNED)]
@@ -81,7 +82,7 @@ def _stage(out: Fit, equations: list[Equation], least: Mapping[str, float]) -> N
     if not new:
         return
     took = np.array([e.ns for e in equations])
-    floor = np.array([least.get(k.partition(".")[0], 0.0) for k in new])
+    floor = np.array([least.get(stem_of(k), 0.0) for k in new])
     counts = np.array([[e.counts.get(k, 0.0) for k in new] for e in equations])
     known = counts @ floor + [
         sum(n * out.ns.get(k, 0.0) for k, n in e.counts.items()) for e in equations

@@ -158,8 +158,10 @@ def _bits(kind: str) -> float:
 
 def term_of(key: str) -> Term | None:
     """The term that a constant's key names (``row.Q4_K``); None where it names none."""
-    if key in TERMS:
-        return None if TERMS[key].typed else TERMS[key]
-    stem, _, kind = key.rpartition(".")
-    found = TERMS.get(stem)
-    return found if found is not None and found.typed and kind else None
+    found = TERMS.get(stem_of(key))
+    return found if found is not None and found.typed == (key not in TERMS) else None
+
+
+def stem_of(key: str) -> str:
+    """A constant's key without its tensor type."""
+    return key if key in TERMS else key.rpartition(".")[0]
