@@ -163,7 +163,9 @@ def _borrowed(predict: Predictor) -> list[str]:
         return []
     kinds: dict[str, set[str]] = {}
     for key, other in predict.terms.borrowed.items():
-        kinds.setdefault(key.rpartition(".")[2], set()).add(other.rpartition(".")[2])
+        kind, like = key.rpartition(".")[2], other.rpartition(".")[2]
+        if kind != like:  # else it is the same type's in another place
+            kinds.setdefault(kind, set()).add(like)
     name = predict.hw.engine.name
     return [
         f"{name} was not calibrated with {kind}: constants of {', '.join(sorted(like))} stand in"
