@@ -171,8 +171,7 @@ def test_without_a_gpu_everything_is_the_cpus(folder: Path) -> None:
         routing = [np.full(QWEN.n_experts, n)] * QWEN.n_layers
         counts, kernels = micro_batch(model, LlamaConfig(gpu=False), n, n, routing)
         assert kernels == 0
-        own = {k for k in counts if not k.startswith("cpu.")}
-        assert own <= {"embed", "mask"}
+        assert all(k.startswith("cpu.") for k in counts)
     assert counts["cpu.batch"] == 1
 
 

@@ -1,6 +1,7 @@
 """The models of the validation: other shapes than any the calibration runs, random weights.
 
-python experiments/llama_cpp_validation/models.py FOLDER
+python experiments/llama_cpp_validation/models.py FOLDER         # for a GPU
+python experiments/llama_cpp_validation/models.py FOLDER --cpu   # for two cores
 """
 
 from __future__ import annotations
@@ -25,13 +26,25 @@ MODELS = {
 """4.6 GiB in float16; gpt-oss-20b's blocks, half as many; Qwen3's architecture in Q4_K."""
 
 
+CPU_MODELS = {
+    "qwen3-q4k": Shape(n_layers=10, n_embd=1280, n_heads=20, n_kv_heads=4, head_dim=64, n_experts=48,
+                       top_k=6, n_ff_expert=768, n_vocab=24576, experts="Q4_K", dense="Q8_0"),
+    "gpt-oss-mxfp4": Shape("gpt-oss", n_layers=6, n_embd=1440, n_heads=32, n_kv_heads=8, head_dim=64,
+                           n_experts=32, top_k=4, n_ff_expert=1440, n_vocab=24576, experts="MXFP4",
+                           dense="Q8_0"),
+    "qwen3-f16": Shape(n_layers=6, n_embd=768, n_heads=12, n_kv_heads=4, head_dim=64, n_experts=40,
+                       top_k=4, n_ff_expert=640, n_vocab=12288),
+}  # fmt: skip
+SHAPES = CPU_MODELS if "--cpu" in sys.argv else MODELS
+
+
 def one(job: tuple[str, str]) -> str:
     folder, name = job
-    return str(write(Path(folder) / f"{name}.gguf", MODELS[name]))
+    return str(write(Path(folder) / f"{name}.gguf", SHAPES[name]))
 
 
 if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(4) as pool:
-        for path in pool.map(one, [(sys.argv[1], name) for name in MODELS]):
+        for path in pool.map(one, [(sys.argv[1], name) for name in SHAPES]):
             print(path, Path(path).stat().st_size >> 20, "MiB")

@@ -54,19 +54,25 @@ GPU_SHAPES: dict[str, Shape] = {
 """``short`` and ``deep`` tell what a micro-batch costs once from what a block costs, ``large`` what
 bytes and operations cost from what kernels do."""
 
+_NARROW = Shape(n_embd=512, n_heads=8, n_kv_heads=4, n_ff_expert=512)
 CPU_SHAPES: dict[str, Shape] = {
-    "f16": Shape(n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=512),
-    "q4k-small": Shape(n_layers=6, n_embd=512, n_heads=8, n_experts=16, n_ff_expert=512,
-                       experts="Q4_K", dense="Q8_0"),
-    "q4k": Shape(n_layers=3, n_embd=1536, n_heads=12, head_dim=128, n_experts=16, top_k=4,
-                 n_ff_expert=1024, experts="Q4_K", dense="Q8_0"),
-    "mxfp4": Shape("gpt-oss", n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=1024,
-                   experts="MXFP4", dense="Q8_0"),
-    "q8": Shape(n_layers=3, n_embd=1024, n_heads=8, head_dim=128, n_experts=8, top_k=2,
-                n_ff_expert=2048, experts="Q8_0", dense="F16"),
-    "q6k": Shape(n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=768, experts="Q6_K",
-                 dense="Q4_K"),
+    "f16-deep": replace(_NARROW, n_layers=12, n_experts=8),
+    "f16-large": Shape(n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=1024),
+    "q4k-deep": replace(_NARROW, n_layers=14, n_experts=16, experts="Q4_K", dense="Q8_0"),
+    "q4k-large": Shape(n_layers=3, n_embd=1536, n_heads=12, head_dim=128, n_experts=24, top_k=6,
+                       n_ff_expert=1024, experts="Q4_K", dense="Q8_0"),
+    "mxfp4-deep": replace(_NARROW, architecture="gpt-oss", n_layers=10, n_experts=16,
+                          experts="MXFP4", dense="Q8_0"),
+    "mxfp4-large": Shape("gpt-oss", n_layers=3, n_embd=1536, n_heads=24, n_experts=24,
+                         n_ff_expert=1536, experts="MXFP4", dense="Q8_0"),
+    "q8-deep": replace(_NARROW, n_layers=10, n_experts=8, experts="Q8_0", dense="Q8_0"),
+    "q8-large": Shape(n_layers=3, n_embd=1024, n_heads=8, head_dim=128, n_experts=8, top_k=2,
+                      n_ff_expert=2048, n_vocab=24576, experts="Q8_0", dense="F16"),
+    "q6k-deep": replace(_NARROW, n_layers=8, n_experts=8, experts="Q6_K", dense="Q4_K"),
+    "q6k-large": Shape(n_layers=3, n_embd=1024, n_experts=16, n_ff_expert=1024, n_vocab=24576,
+                       experts="Q6_K", dense="Q4_K"),
 }  # fmt: skip
+"""Deep against large, as on a GPU; most are larger than a CPU's caches."""
 
 QUICK_SHAPES: dict[str, Shape] = {
     "f16": Shape(n_layers=2, n_embd=256, n_heads=4, n_experts=8, n_ff_expert=256, n_vocab=512),

@@ -62,8 +62,13 @@ def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> 
 
 
 def _plain(key: str) -> bool:
-    """A term of the router's and the norms' float weights."""
-    return key.endswith(".F32")
+    """A term of the router's and the norms' float weights, and what the CPU writes beside products."""
+    return key.endswith(".F32") or key == "cpu.activations"
+
+
+def _joined(key: str) -> str:
+    """On the CPU a matrix and a chosen expert have one constant: few models tell them apart."""
+    return key.replace("cpu.row_experts.", "cpu.row.").replace("cpu.experts.", "cpu.dense.")
 
 
 def _few(e: Equation) -> bool:
@@ -78,19 +83,24 @@ def _small(e: Equation) -> bool:
 
 def _stage(out: Fit, equations: list[Equation], least: Mapping[str, float]) -> None:
     """Solve for the terms of ``equations`` that have no constant yet."""
-    new = sorted({k for e in equations for k, n in e.counts.items() if n} - out.ns.keys())
+    seen = {k for e in equations for k, n in e.counts.items() if n} - out.ns.keys()
+    new = sorted({_joined(k) for k in seen})
     if not new:
         return
     took = np.array([e.ns for e in equations])
     floor = np.array([least.get(stem_of(k), 0.0) for k in new])
-    counts = np.array([[e.counts.get(k, 0.0) for k in new] for e in equations])
+    counts = np.zeros((len(equations), len(new)))
+    for i, e in enumerate(equations):
+        for k in seen:
+            counts[i, new.index(_joined(k))] += e.counts.get(k, 0.0)
     known = counts @ floor + [
         sum(n * out.ns.get(k, 0.0) for k, n in e.counts.items()) for e in equations
     ]
     largest = counts.max(axis=0)
     scaled = counts / largest / took[:, None]
     found = non_negative_least_squares(scaled, (took - known) / took) / largest + floor
-    out.ns |= {k: float(x) for k, x in zip(new, found, strict=True)}
+    ns = {k: float(x) for k, x in zip(new, found, strict=True)}
+    out.ns |= {k: ns[_joined(k)] for k in seen}
 
 
 def _launches(out: Fit, equations: list[Equation]) -> None:

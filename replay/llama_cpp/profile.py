@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from replay.llama_cpp.collect import Collected
 from replay.llama_cpp.fit import Fit, mean_error
 from uvmsim.machine.hardware import Hardware
-from uvmsim.machine.llama_terms import COMPUTE, CPU, MEMORY, QUANTITIES, TERMS
+from uvmsim.machine.llama_terms import COMPUTE, MEMORY, QUANTITIES, TERMS
 
 BLOCK_KERNELS, EXPERT_KERNELS, CPU_NODES = 18, 6, 4
 """Kernels of a usual block outside its experts and for them, and operations of a block whose experts
@@ -33,8 +33,10 @@ def floors(machine: Hardware) -> dict[str, float]:
             found[stem] = 1e9 / machine.zero_copy_bytes_per_s
         elif term.unit == "operation" and term.with_ == COMPUTE:
             found[stem] = 0.5e9 / machine.compute_flops
-        elif key in ("cpu.row", "cpu.row_experts") and term.with_ == CPU:
+        elif key in ("cpu.row", "cpu.row_experts"):
             found[stem] = 0.5e9 / machine.cpu_bytes_per_s
+        elif key == "cpu.activations":
+            found[stem] = 1e9 / machine.cpu_bytes_per_s
     return found
 
 

@@ -199,14 +199,19 @@ def _better(a: Advice, out: Console) -> None:
     )
 
 
+_PHASE = {"prefill": "prompt", "decode": "answer"}
+_KIND = {"gpu": "all on the GPU", "ncmoe": "-ncmoe", "cache": "expert cache", "cpu": "the CPU"}
+
+
 def _sure(a: Advice, out: Console) -> None:
     out.print()
     rows = dict.fromkeys(
-        row_for(a.hardware, c.candidate.kind, phase).words()
+        row_for(a.hardware, c.candidate.kind, phase)
         for c in a.outcomes for phase in ("prefill", "decode")
     )  # fmt: skip
-    for words in rows:
-        _say(out, f"in brackets: {words}", "dim")
+    for row in rows:
+        label = ", ".join(x for x in (_PHASE.get(row.phase), _KIND.get(row.kind)) if x)
+        _say(out, f"in brackets{f' ({label})' if label else ''}: {row.words()}", "dim")
     if a.routing is not None:
         _say(out, f"routing: {a.routing.source}", "dim")
     for note in a.notes:

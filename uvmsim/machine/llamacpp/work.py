@@ -118,7 +118,9 @@ class _Counter:
         self.once: Counts = {("step" if self.row else "batch"): 1.0}
         if not config.gpu:
             self.once = {f"cpu.{k}": v for k, v in self.once.items()}
-        if not self.row:  # each token's row of a mask is updated where the batch's own tokens are
+        if (
+            not self.row and config.gpu
+        ):  # each token's row is updated where the batch's own tokens are
             kinds = {bool(b.windowed) for b in self.blocks}
             self.once["mask"] = float(sum(n * (n + w * model.window) for w in kinds))
         self.cells = [cells_of(model, config, i) for i in range(model.n_layers)]
@@ -171,9 +173,7 @@ class _Counter:
                 _add(self.once, "embed", node.n_elements)
             return
         _add(into, f"{side}{name if row else f'batch_{name}'}", kernels)
-        if node.op == "GET_ROWS" and weight is not None and weight.name == "token_embd.weight":
-            _add(self.once, "embed", node.n_elements)
-        elif expert and weight is not None and inside:
+        if expert and weight is not None and inside:
             self._experts(node, weight, side, row)
         elif node.op == "MUL_MAT" and weight is not None and (weight.weight or self._lent(weight)):
             self._product(into, node, weight, side, row)
@@ -244,7 +244,8 @@ class _Counter:
         if node.op == "SOFT_MAX" and (len(node.src) < 2 or node.src[1] is None):
             return  # the router's
         if row:
-            heads = m.n_head_kv[self.here]
+            # A GPU reads K and V once for the heads that share them, a CPU once a head.
+            heads = m.n_head if side else m.n_head_kv[self.here]
             _add(block.attended, f"{side}attend", 2.0 * heads * (m.head_k + m.head_v))
         else:
             _add(block.attended, f"{side}scores", float(self.n * m.n_head))

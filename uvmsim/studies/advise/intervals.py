@@ -23,7 +23,7 @@ BEARING = (
 class Row(BaseModel):
     """Quantiles of measured over predicted speed in some cells of a validation."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
     engine: str
     kind: str
     phase: Literal["prefill", "decode", "any"]
