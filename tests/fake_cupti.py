@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
+
+from traces.capture import cuda_driver
 
 RECORD = np.dtype(
     {
@@ -173,3 +177,13 @@ class FakeCupti:
         """Hand records to whoever registered, as CUPTI's own thread does."""
         assert self._done is not None
         self._done(records)
+
+
+def install(fake: FakeCupti, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+    """In place of the package, in a process whose driver has so many devices."""
+    package = type(sys)("cupti")
+    package.__dict__["cupti"] = fake
+    monkeypatch.setitem(sys.modules, "cupti", package)
+    monkeypatch.setitem(sys.modules, "cupti.cupti", fake)
+    monkeypatch.setattr(cuda_driver, "start", lambda: devices)
+    monkeypatch.setattr(cuda_driver, "synchronize", lambda: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fake_cupti import FakeCupti
+from fake_cupti import FakeCupti, install
 from tiny_gguf import write_tiny
 
 pytest.importorskip("xllamacpp", reason="the capture extra is not installed")
@@ -54,12 +53,7 @@ class MovingCupti(FakeCupti):
 def cupti(monkeypatch: pytest.MonkeyPatch) -> Iterator[MovingCupti]:
     """Everything looks like a CUDA build in a process that is made for it."""
     fake = MovingCupti()
-    package = type(sys)("cupti")
-    package.__dict__["cupti"] = fake
-    monkeypatch.setitem(sys.modules, "cupti", package)
-    monkeypatch.setitem(sys.modules, "cupti.cupti", fake)
-    monkeypatch.setattr(cuda_driver, "start", lambda: 1)
-    monkeypatch.setattr(cuda_driver, "synchronize", lambda: None)
+    install(fake, monkeypatch, devices=1)
     monkeypatch.setattr(LibraryFile, "uses_cuda", True)
     monkeypatch.setenv("LD_PRELOAD", "libstdc++.so.6")
     monkeypatch.delenv(UNIFIED_MEMORY, raising=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_cupti import NOW, FakeCupti
+from fake_cupti import NOW, FakeCupti, install
 
 from traces import InputError
 from traces.capture import cuda_driver
@@ -33,12 +33,7 @@ FAULT = {"counter_kind": GPU, "address": 4096, "start": NOW + 5, "end": NOW + 9,
 @pytest.fixture
 def cupti(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupti]:
     fake = FakeCupti()
-    package = type(sys)("cupti")
-    package.__dict__["cupti"] = fake
-    monkeypatch.setitem(sys.modules, "cupti", package)
-    monkeypatch.setitem(sys.modules, "cupti.cupti", fake)
-    monkeypatch.setattr(cuda_driver, "start", lambda: 2)
-    monkeypatch.setattr(cuda_driver, "synchronize", lambda: None)
+    install(fake, monkeypatch, devices=2)
     yield fake
     assert capture_cupti._active is None  # whatever happened, another recording can start
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from models import MODELS
 
 from replay.llama_cpp import design
 from replay.llama_cpp.collect import UNTIMED, Collected, Equation
@@ -60,20 +61,14 @@ SIX = {
     "q8_6": replace(SMALL, n_layers=6, n_ff_expert=2048, experts="Q8_0", dense="F16"),
 }
 """Timed before the calibration was written."""
-VALIDATED = {
-    "f16-64x16": Shape(n_layers=16, n_experts=64, n_ff_expert=768),
-    "gpt-oss-mxfp4": Shape("gpt-oss", n_layers=12, n_embd=2880, n_heads=64, n_kv_heads=8, head_dim=64,
-                           n_experts=32, top_k=4, n_ff_expert=2880, n_vocab=65536, experts="MXFP4",
-                           dense="Q8_0"),
+VALIDATED = MODELS | {
     "qwen3-q4k": Shape(n_layers=16, n_embd=2048, n_heads=32, n_kv_heads=4, head_dim=128,
                        n_experts=128, top_k=8, n_ff_expert=768, n_vocab=32768, experts="Q4_K",
                        dense="Q8_0"),
     "mixtral-q8": Shape(n_layers=6, n_embd=2048, n_heads=32, n_kv_heads=8, head_dim=64, n_experts=8,
                         top_k=2, n_ff_expert=7168, n_vocab=32768, experts="Q8_0", dense="Q8_0"),
-    "qwen3-q4k-20x64": Shape(n_layers=20, n_embd=1536, n_heads=24, n_kv_heads=8, head_dim=64,
-                             n_experts=64, top_k=6, n_ff_expert=1024, n_vocab=49152, experts="Q4_K",
-                             dense="Q8_0"),
 }  # fmt: skip
+"""Those of run B, and two that run A had."""
 ROUTED = {
     "experts", "expert_bytes", "sorted", "sorted_call", "cpu.experts", "cpu.row_experts", "pageable",
     "pinned", "copy", "upload", "remote_batch",

@@ -157,18 +157,10 @@ def write(found: Measurements, path: str | Path, base: str) -> tuple[Path, Path]
 
     Returns both paths. ``base`` names the profile that stands in for what was not measured.
     """
-    import json
-
     from replay.calibrate.profile import to_toml
+    from replay.records import write_profile
     from uvmsim.machine.hardware import Hardware
 
     target = Path(path)
-    tables = target.with_suffix(".measurements.json")
     text = to_toml(found, Hardware.load(base), target.stem)
-    raw = json.dumps(found.to_json(), indent=1, sort_keys=True) + "\n"
-    for file, content in ((tables, raw), (target, text)):
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
-    Hardware.load(str(target))  # what we wrote must be what the simulator reads
-    return target, tables
+    return write_profile(target, text, found.to_json())

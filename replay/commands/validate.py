@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -75,12 +77,19 @@ def validate(
         draw(report, str(folder / "report.png"))
         report["plot"] = "report.png"
         write_report(folder, report, to_markdown(report))
-    if as_json:
+    _tell(report, folder, None if as_json else print_report, report["overall"]["passed"])
+
+
+def _tell(
+    report: dict[str, Any], folder: Path, show: Callable[[Any], None] | None, passed: bool
+) -> None:
+    """The report as ``show`` prints it, or as JSON; exit code 1 where it did not pass."""
+    if show is None:
         click.echo(json.dumps(report, sort_keys=True))
     else:
-        print_report(report)
+        show(report)
         click.echo(f"wrote {folder / 'report.md'}")
-    if not report["overall"]["passed"]:
+    if not passed:
         sys.exit(1)
 
 
@@ -102,10 +111,5 @@ def _of_llama_cpp(
         draw(report, str(folder / "report.png"))
         report["plot"] = "report.png"
         write_report(folder, report)
-    if as_json:
-        click.echo(json.dumps(report, sort_keys=True))
-    else:
-        print_report(report)
-        click.echo(f"wrote {folder / 'report.md'}")
-    if report["overall"]["failed"] or not all(c["equal"] for c in report["counters"]):
-        sys.exit(1)
+    passed = not report["overall"]["failed"] and all(c["equal"] for c in report["counters"])
+    _tell(report, folder, None if as_json else print_report, passed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from replay.llama_cpp.collect import Collected, collect
 from replay.llama_cpp.fit import Fit, fit
 from replay.llama_cpp.profile import engine_table, floors
 from replay.llama_cpp.sharpen import sharpen
+from replay.records import write_profile
 from traces.capture.find_library import LibraryFile, find_library
 from traces.errors import InputError
 from traces.models.gguf import describe
@@ -126,7 +126,6 @@ def _as_hardware(found: Measurements, base: str) -> Hardware:
 def write(found: LlamaCalibration, path: str | Path) -> tuple[Path, Path]:
     """The profile at ``path`` and its runs beside it, under temporary names first; both paths."""
     target = Path(path)
-    tables = target.with_suffix(".measurements.json")
     machine = _as_hardware(found.machine, found.base)
     if found.machine.backend == NOT_MEASURED:
         head = restated(machine, target.stem)
@@ -137,10 +136,4 @@ def write(found: LlamaCalibration, path: str | Path) -> tuple[Path, Path]:
     stamp = "measured " + ", ".join(words)
     engine = engine_table(found.collected, found.fit, machine, stamp, found.sharpened)
     text = head + "\n".join(engine) + "\n"
-    raw = json.dumps(found.to_json(), indent=1, sort_keys=True) + "\n"
-    for file, content in ((tables, raw), (target, text)):
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
-    Hardware.load(str(target))  # what we wrote must be what the simulator reads
-    return target, tables
+    return write_profile(target, text, found.to_json())

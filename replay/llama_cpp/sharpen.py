@@ -24,7 +24,7 @@ def sharpen(fit: Fit, equations: list[Equation]) -> dict[str, float]:
     resident = [e for e in own if e.mode == design.RESIDENT]
     offload = [e for e in own if e.mode in (design.MAPPED, design.PINNED)]
     factors: dict[str, float] = {}
-    on_cpu = any(k.startswith("cpu.") for e in resident for k in e.counts if k != "embed")
+    on_cpu = any(k.startswith("cpu.") for e in resident for k in e.counts)
     _set(factors, fit, CPU_ROW if on_cpu else ROW, [e for e in resident if e.row])
     _set(factors, fit, CPU_BATCH if on_cpu else BATCH, [e for e in resident if not e.row])
     _set(factors, fit, CPU_ROW, [e for e in offload if e.row])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 import os
 import time
@@ -13,6 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from replay.records import (
+    MEASUREMENTS,
+    PREDICTIONS,
+    REPORT,
+    described,
+    now,
+    report_folder,
+    to_predict_from,
+    write_json,
+    write_text,
+)
 from replay.validate.bounds import bounds, peak_of
 from replay.validate.config import ValidationConfig
 from replay.validate.config import load as read_config
@@ -26,7 +35,6 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.version import __version__
 
-PREDICTIONS, MEASUREMENTS, REPORT = "predictions.json", "measurements.json", "report.json"
 Progress = Callable[[int, int, str], None]
 
 
@@ -48,16 +56,8 @@ def validate(
     """
     if not isinstance(config, ValidationConfig):
         config = read_config(os.fspath(config))
-    spec = hardware or config.hardware
-    if not spec:
-        raise InputError(
-            "no hardware to predict from; name the calibration file: hardware = 'mine.toml' in the "
-            "config, or --hardware mine.toml"
-        )
-    hw = Hardware.load(spec)
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder for the report")
+    spec, hw = to_predict_from(hardware or config.hardware)
+    target = report_folder(folder)
     target.mkdir(parents=True, exist_ok=True)
     for old in (MEASUREMENTS, REPORT, "report.md", "report.png"):
         (target / old).unlink(missing_ok=True)  # never beside predictions they do not belong to
@@ -72,14 +72,14 @@ def validate(
         predicted[cell.key] = predict(cell, faults)
     if any(p.get("free_prefetch_bytes") for p in predicted.values()):
         grid.notes.append("mode managed: prefetches are predicted to cost nothing")
-    _write(target / PREDICTIONS, {**about, "written": _now(), "cells": predicted})
+    write_json(target / PREDICTIONS, {**about, "written": now(), "cells": predicted})
     if say:
         say(f"{len(predicted)} cells predicted in {time.monotonic() - begin:.1f} s, written to "
             f"{target / PREDICTIONS}")  # fmt: skip
     measured, machine = _measure(config, grid, predicted, backend, target, about, progress, say)
     if "managed" in config.mode and backend == "cuda":
         about["fault_recording"] = _count_faults(config, spec, measured, grid, say)
-        _write(target / MEASUREMENTS, {**about, "written": _now(), "cells": measured})
+        write_json(target / MEASUREMENTS, {**about, "written": now(), "cells": measured})
     device = machine.get("device")
     if backend == "cuda" and device and device != hw.gpu:
         grid.notes.append(f"predicted for {hw.gpu}, measured on {device}")
@@ -120,8 +120,8 @@ def rewrite(folder: str | Path, hardware: str | Path) -> dict[str, Any]:
 
 def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
     """``report.json`` and, with ``text``, ``report.md``."""
-    _write(folder / REPORT, report)
-    _write_text(folder / "report.md", text)
+    write_json(folder / REPORT, report)
+    write_text(folder / "report.md", text)
 
 
 def _measure(
@@ -158,7 +158,7 @@ def _measure(
                     found[cell.key] = {"status": "failed", "why": f"{type(err).__name__}: {err}"}
                 if say:
                     say(_line(cell, turn, predicted[cell.key], found[cell.key]))
-                _write(target / MEASUREMENTS, {**about, "written": _now(), "cells": found})
+                write_json(target / MEASUREMENTS, {**about, "written": now(), "cells": found})
         machine = runner.machine()
     if progress:
         progress(total, total, "")
@@ -247,12 +247,10 @@ def _line(cell: Cell, turn: int, predicted: dict[str, Any], measured: dict[str, 
 def _about(
     config: ValidationConfig, hw: Hardware, spec: str, grid: Grid, backend: str
 ) -> dict[str, Any]:
-    file = Path(spec)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     return {
         "uvmsim": __version__,
         "backend": backend,
-        "hardware": {"name": hw.name, "gpu": hw.gpu, "file": file.name, "sha256": digest},
+        "hardware": described(hw, spec),
         "config": _plain(config),
         "traces": grid.traces,
     }
@@ -268,17 +266,3 @@ def _plain(config: ValidationConfig) -> dict[str, Any]:
     if made["hardware"]:
         made["hardware"] = Path(made["hardware"]).name
     return made
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

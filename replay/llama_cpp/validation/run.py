@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
 import os
 import tempfile
 import time
@@ -18,12 +15,22 @@ from replay.llama_cpp.validation.measure import Machine
 from replay.llama_cpp.validation.predict import predict
 from replay.llama_cpp.validation.report import to_markdown
 from replay.llama_cpp.validation.score import counters, memory, overall, regret, rows_of
+from replay.records import (
+    MEASUREMENTS,
+    PREDICTIONS,
+    REPORT,
+    described,
+    now,
+    report_folder,
+    to_predict_from,
+    write_json,
+    write_text,
+)
 from traces.capture.find_library import find_library
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.version import __version__
 
-PREDICTIONS, MEASUREMENTS, REPORT = "predictions.json", "measurements.json", "report.json"
 Progress = Callable[[int, int, str], None]
 
 
@@ -43,19 +50,11 @@ def validate(
     """
     if not isinstance(config, LlamaValidation):
         config = load(os.fspath(config))
-    spec = hardware or config.hardware
-    if not spec:
-        raise InputError(
-            "no hardware to predict from; name the calibration file: hardware = 'mine.toml' in the "
-            "config, or --hardware mine.toml"
-        )
-    hw = Hardware.load(spec)
+    spec, hw = to_predict_from(hardware or config.hardware)
     where = library or config.library
     gpu = find_library(where).uses_cuda
     check(hw, spec, config, gpu)
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder for the report")
+    target = report_folder(folder)
     subjects = [Subject.load(m) for m in config.model]
     cells = cells_of(config, subjects)
     target.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def validate(
                     predicted[cell.key] = predict(cell, hw, by)
                 except InputError as err:
                     predicted[cell.key] = {"why": str(err), "tests": {}, "vram_bytes": {}}
-    _write(target / PREDICTIONS, {**about, "written": _now(), "cells": predicted})
+    write_json(target / PREDICTIONS, {**about, "written": now(), "cells": predicted})
     if say:
         say(f"{len(cells)} cells predicted in {time.monotonic() - begin:.0f} s, written to "
             f"{target / PREDICTIONS}")  # fmt: skip
@@ -149,7 +148,7 @@ def _measure(
                 made = machine.measure(group)
             found |= {c.key: m for c, m in zip(group, made, strict=True)}
             done += len(group)
-            _write(target / MEASUREMENTS, {**about, "written": _now(), "cells": found})
+            write_json(target / MEASUREMENTS, {**about, "written": now(), "cells": found})
     if progress:
         progress(len(subjects) + done, len(subjects) + len(cells), "")
     return found
@@ -157,15 +156,11 @@ def _measure(
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """``report.json`` and ``report.md``."""
-    _write(folder / REPORT, report)
-    partial = folder / ".report.md.partial"
-    partial.write_text(to_markdown(report), encoding="utf-8")
-    partial.replace(folder / "report.md")
+    write_json(folder / REPORT, report)
+    write_text(folder / "report.md", to_markdown(report))
 
 
 def _about(config: LlamaValidation, hw: Hardware, spec: str) -> dict[str, Any]:
-    file = Path(spec)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     plain = config.model_dump(mode="json")
     plain |= {"model": [Path(m).name for m in config.model], "hardware": None, "library": None}
     plain["tests"] = [t.name for t in config.tests]
@@ -176,16 +171,6 @@ def _about(config: LlamaValidation, hw: Hardware, spec: str) -> dict[str, Any]:
     return {
         "uvmsim": __version__,
         "engine": "llama.cpp",
-        "hardware": {"name": hw.name, "gpu": hw.gpu, "file": file.name, "sha256": digest},
+        "hardware": described(hw, spec),
         "config": plain,
     }
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
