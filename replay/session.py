@@ -235,7 +235,7 @@ def _check(backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndar
     """Compare every output with the all-resident one and every expert's bytes with its own."""
     w = job.workload
     problems = []
-    event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+    event = w.access_event
     want = bank.output_hashes(w.ids, w.counts, event)
     wrong = np.flatnonzero(backend.hashes(len(w.ids)) != want)
     if len(wrong):

@@ -64,6 +64,11 @@ class Workload:
         return len(self.step_phase)
 
     @property
+    def access_event(self) -> np.ndarray:
+        """int64 [A]: the event of each access."""
+        return np.repeat(np.arange(self.n_events), np.diff(self.event_lo))
+
+    @property
     def widest(self) -> int:
         """Most distinct experts of one event."""
         return int(np.diff(self.event_lo).max(initial=0))

@@ -49,8 +49,7 @@ def micro_batch(
         _add(out, b.expert, distinct)
         _add(out, b.pair, pairs)
         if b.copied:
-            link = "pageable" if config.mmap else "pinned"
-            out[link] += b.copied * distinct
+            out[config.link] += b.copied * distinct
             out["copy"] += b.matrices * (distinct if counts_of is None else runs(counts_of))
     return out, x.kernels
 

@@ -63,6 +63,6 @@ class CpuOffload(Planned):
     def _count(self, plan: Plan, w: Workload, away: np.ndarray) -> None:
         c = plan.counters
         c.hits = int(plan.hit.sum())
-        event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))[away]
+        event = w.access_event[away]
         phase = w.step_phase[w.event_step[event]]
         np.subtract.at(c.layer_hits, (phase, w.event_layer[event]), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.machine.llamacpp.timing import Times, event_of
+from uvmsim.machine.llamacpp.timing import Times
 from uvmsim.machine.timing import copy_times, dense_times, expert_times
 from uvmsim.runs.job import Job, counters_without_pool
 from uvmsim.runs.llama_times import copy_ns as llama_copy_ns
@@ -36,7 +36,7 @@ def event_plan(
         compute = times.experts_ns(w, hi)
         copy = nbytes
         if len(nbytes):
-            event = event_of(w)[copied]
+            event = w.access_event[copied]
             copy = llama_copy_ns(job, times, nbytes, event, pinned=job.pinned, upload=False)
     plan = Plan(
         wave_event=np.arange(w.n_events, dtype=np.int32),

@@ -43,7 +43,7 @@ class ZeroCopy(Planned):
         plan.counters.hits = 0
         plan.counters.layer_hits[:] = 0
         wide = w.step_tokens[w.event_step] > MMVQ_TOKENS
-        event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+        event = w.access_event
         each = np.asarray(m.expert_bytes, np.float64)[w.ids // w.n_experts]
         experts = np.bincount(event, weights=each, minlength=w.n_events)
         dense = np.asarray(m.dense_bytes, np.float64)[list(m.moe_layers)][w.event_layer]

@@ -104,7 +104,7 @@ def capacities(job: Job) -> tuple[np.ndarray, np.ndarray]:
 def counters_without_pool(job: Job, hit: np.ndarray) -> Counters:
     """Counters of a mechanism whose residency is fixed; ``hit`` uint8 [accesses]."""
     w = job.workload
-    event_of = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+    event_of = w.access_event
     layer = w.event_layer[event_of]
     phase = w.step_phase[w.event_step[event_of]]
     key = phase.astype(np.int64) * w.n_layers + layer

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.machine.engine_terms import Terms
 from uvmsim.machine.llamacpp.config import LlamaConfig
 from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.timing import Times, Variant, step_shape, times
@@ -31,17 +32,17 @@ def detailed(
 ) -> Times | None:
     """Times of a job with the experts of the first ``ncmoe`` blocks in host memory and an expert cache
     of ``slots``. Raises `InputError` for architectures whose graph is not known."""
-    terms, model = job.hardware.engine.terms, llama_model(job.model)
+    terms = job.hardware.engine.terms
+    model = None if terms is None else llama_model(job.model)
     if terms is None or model is None:
         return None
-    config = config_of(job, ncmoe=ncmoe, slots=slots, pinned=pinned)
+    config = _config(job, terms, ncmoe, slots, pinned)
     ns = terms.on(job.hardware, job.model.name)
     return times(job.workload, model, config, ns, variant=variant)
 
 
-def config_of(job: Job, *, ncmoe: int = 0, slots: int = 0, pinned: bool = True) -> LlamaConfig:
+def _config(job: Job, terms: Terms, ncmoe: int, slots: int, pinned: bool) -> LlamaConfig:
     """llama.cpp's flags for a job: context and micro-batch as its longest steps need them."""
-    terms = job.hardware.engine.terms
     shape = step_shape(job.workload)
     widest = int(shape.n_tokens.max(initial=1))
     mib = 0
@@ -50,8 +51,7 @@ def config_of(job: Job, *, ncmoe: int = 0, slots: int = 0, pinned: bool = True) 
     return LlamaConfig(
         n_cpu_moe=ncmoe, n_ctx=int(shape.n_kv.max(initial=256)), n_batch=max(2048, widest),
         n_ubatch=max(512, widest), moe_cache_mib=mib, mmap=not pinned,
-        gpu=terms is None or terms.gpu,
-        flash_kernels=terms is None or terms.flash_attention,
+        gpu=terms.gpu, flash_kernels=terms.flash_attention,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def copy_ns(
 
 def expert_runs(w: Workload) -> np.ndarray:
     """int64 [E]: runs of neighbouring experts an event uses."""
-    event = np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
+    event = w.access_event
     order = np.lexsort((w.ids, event))
     ids, of = w.ids[order], event[order]
     starts = np.ones(len(ids), bool)

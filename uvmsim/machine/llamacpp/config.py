@@ -61,6 +61,11 @@ class LlamaConfig:
     gpu: bool = True
     """False: a build without CUDA (``n_gpu_layers`` then means nothing)."""
 
+    @property
+    def link(self) -> str:
+        """Which term's constant (`uvmsim.machine.llama_terms`) a byte copied from host memory takes."""
+        return "pageable" if self.mmap else "pinned"
+
     def __post_init__(self) -> None:
         for name, at_least in (
             ("n_ctx", 1), ("n_batch", 1), ("n_ubatch", 1), ("n_seq_max", 1), ("n_cpu_moe", 0),

@@ -83,13 +83,8 @@ class Times:
         """int64 [W]: computing the experts of each wave; empty waves take no time, and what a call
         costs is paid by each wave."""
         return _waves(
-            wave_hi, w.ids, w.counts, event_of(w), self.call, self.expert, self.pair, self.tile
+            wave_hi, w.ids, w.counts, w.access_event, self.call, self.expert, self.pair, self.tile
         )
-
-
-def event_of(w: Workload) -> np.ndarray:
-    """int64 [A]: the event of each access."""
-    return np.repeat(np.arange(w.n_events), np.diff(w.event_lo))
 
 
 @compiled(nogil=True)

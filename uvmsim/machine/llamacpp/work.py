@@ -108,7 +108,7 @@ class _Counter:
 
     def __init__(self, model: LlamaModel, config: LlamaConfig, n: int, host: set[str]) -> None:
         self.model, self.n, self.host = model, n, host
-        self.link = "pageable" if config.mmap else "pinned"
+        self.link = config.link
         self.gpu = config.gpu
         self.row = n <= (ROW_TOKENS if config.gpu else 1)
         self.blocks = [

@@ -140,7 +140,7 @@ class Detailed(Predictor):
     def _ns(self, c: Candidate, bound: str | None = None) -> Constants:
         """Nanoseconds a unit; what is copied comes from a mapped file or from page-locked memory.
         ``bound``: of the terms that are spent on it alone."""
-        link = "pageable" if c.mapped else "pinned"
+        link = c.config.link
         if c.config.gpu and not self.terms.get(link):
             raise InputError(
                 f"{self.hw.engine.name}: has no constant for copies from "
