@@ -77,6 +77,7 @@ TERMS: dict[str, Term] = {
     "sorted_call": Term("product", "one of those products"),
     "activations": Term("byte", "what kernels of many tokens write", MEMORY),
     "scores": Term("score", "a token's attention to a position, one a head, many tokens", MEMORY),
+    "flash": Term("operation", "the same in one kernel (flash attention)", COMPUTE),
     "split": Term("change", "a change between GPU and CPU, or a wait for ids, few tokens"),
     "batch_split": Term("change", "the same with many tokens"),
     "copy": Term("copy", "a copy of experts to the GPU for many tokens"),

@@ -13,6 +13,8 @@ from uvmsim.machine.llamacpp.ggml import VIEWS, Tensor
 ROW_TOKENS = 8
 """Tokens up to which products run row by row (MMVQ_MAX_BATCH_SIZE)."""
 _MATRICES = ("MUL_MAT", "MUL_MAT_ID")
+SCANNED_TOKENS = 1024
+"""Tokens from which on the mask is looked through for what attention can pass over (``scan_mask``)."""
 
 
 def launched(nodes: list[Tensor], n_tokens: int) -> list[int]:
@@ -32,6 +34,9 @@ def launched(nodes: list[Tensor], n_tokens: int) -> list[int]:
             out[i] += _beside(node, row)
             if row:
                 i += _absorbed(nodes, i, out)
+        elif node.op == "FLASH_ATTN_EXT":
+            # Blocks share a head's positions, and what they found is put together (`fattn-common.cuh`).
+            out[i] += 1 + int(n_tokens >= SCANNED_TOKENS)
         i += 1
     return out
 

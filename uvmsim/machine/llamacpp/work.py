@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from uvmsim.machine.llamacpp.config import LlamaConfig
 from uvmsim.machine.llamacpp.ggml import HOST, VIEWS, Tensor
-from uvmsim.machine.llamacpp.kernels import ROW_TOKENS, launched
+from uvmsim.machine.llamacpp.kernels import ROW_TOKENS, SCANNED_TOKENS, launched
 from uvmsim.machine.llamacpp.kv_cache import cells_of
 from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.moe_cache import expert_cache
@@ -247,6 +247,11 @@ class _Counter:
             # A GPU reads K and V once for the heads that share them, a CPU once a head.
             heads = m.n_head if side else m.n_head_kv[self.here]
             _add(block.attended, f"{side}attend", 2.0 * heads * (m.head_k + m.head_v))
+        elif node.op == "FLASH_ATTN_EXT" and not side:
+            each = 2.0 * self.n * m.n_head * (m.head_k + m.head_v)
+            _add(block.attended, "flash", each)
+            if self.n >= SCANNED_TOKENS and not block.windowed:  # what no token sees is passed over
+                _add(block.dense, "flash", -each * self.n / 2)
         else:
             _add(block.attended, f"{side}scores", float(self.n * m.n_head))
 
