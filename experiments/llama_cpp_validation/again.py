@@ -25,6 +25,7 @@ from models import MODELS
 from replay.llama_cpp import design
 from replay.llama_cpp.collect import UNTIMED, Collected, Equation
 from replay.llama_cpp.count import Routing, chunks, micro_batch
+from replay.llama_cpp.expected import expected
 from replay.llama_cpp.fit import Fit, fit
 from replay.llama_cpp.profile import engine_table, floors
 from replay.llama_cpp.synthetic import Shape, header
@@ -219,7 +220,7 @@ def main() -> None:
         equations = six(models(SIX, folder))
         equations += calibration(a, models(CALIBRATED_A, folder), "a")
         equations += calibration(b, models(design.GPU_SHAPES, folder), "b")
-        found = fit(equations, floors(machine))
+        found = fit(equations, floors(machine), expected(machine))
         if "--preset" in sys.argv:
             build = json.loads(a.read_text())["build"]
             PRESET.write_text(preset(found, equations, machine, build), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from replay.calibrate.calibration import calibrate as measure_machine
 from replay.calibrate.profile import Measurements, machine_toml, restated, to_toml
 from replay.llama_cpp.collect import Collected, collect
+from replay.llama_cpp.expected import expected
 from replay.llama_cpp.fit import Fit, fit
 from replay.llama_cpp.profile import engine_table, floors
 from replay.llama_cpp.sharpen import sharpen
@@ -25,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 NOT_MEASURED = "none"
 """The "backend" of a machine whose numbers were given."""
 _SIDES = {True: "was calibrated with CUDA", False: "was calibrated on the CPU alone"}
-SECONDS = 150.0
+SECONDS = 190.0
 """After which no further synthetic model is begun."""
 
 
@@ -93,7 +94,8 @@ def calibrate(
         deadline_s=SECONDS, progress=progress,
     )  # fmt: skip
     if kept is None:
-        found_fit = fit([e for e in found.equations if e.name != "model"], floors(hw))
+        synthetic = [e for e in found.equations if e.name != "model"]
+        found_fit = fit(synthetic, floors(hw), expected(hw))
     elif kept.build != found.build:
         raise InputError(
             f"{base}: was calibrated with another build ({kept.build}); leave out --base to calibrate "
