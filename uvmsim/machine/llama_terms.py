@@ -19,9 +19,11 @@ MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE, FIXED = (
 )  # fmt: skip
 """The quantity of a machine that a constant is inversely proportional to; FIXED: to none."""
 QUANTITIES = (MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE)
-ROW, BATCH, CPU_ROW, CPU_BATCH, LINK = "row", "batch", "cpu_row", "cpu_batch", "link"
+ROW, BATCH, CPU_ROW, CPU_BATCH = "row", "batch", "cpu_row", "cpu_batch"
+LINK, MAPPED, ALONE = "link", "mapped", "alone"
 """Groups of terms that one factor can sharpen for a model: a token on the GPU, a prompt there, the same
-on the CPU, copies."""
+on the CPU, copies from page-locked memory and from a mapped file; no run of a model's own tells of
+those that stand alone."""
 _ROWS = (
     "step",
     "kernel",
@@ -29,8 +31,6 @@ _ROWS = (
     "row_experts",
     "attend",
     "managed_kernel",
-    "remote_kernel",
-    "remote",
     "row_depth",
     "output",
     "row_tile",
@@ -52,8 +52,12 @@ class Term(NamedTuple):
         stem = key.removeprefix("cpu.").partition(".")[0]
         if key.startswith("cpu.") or stem in ("split", "batch_split"):
             return CPU_ROW if stem in (*_ROWS, "node", "split") else CPU_BATCH
-        if stem in ("copy", "upload", "pinned", "pageable"):
+        if stem == "pageable":
+            return MAPPED
+        if stem in ("copy", "upload", "pinned"):
             return LINK
+        if stem.startswith("remote"):
+            return ALONE
         return ROW if stem in _ROWS else BATCH
 
 
