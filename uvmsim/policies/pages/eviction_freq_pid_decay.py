@@ -13,7 +13,7 @@ class State(NamedTuple):
 
 
 class EvictionFreqPidDecay(PagePolicy):
-    """Every n-th access moves a chunk to the tail, n by process."""
+    """Every n-th access moves a chunk to the tail, n by process; about to leave, it starts anew."""
 
     name: ClassVar[str] = "eviction_freq_pid_decay"
     source: ClassVar[str] = "eunomia-bpf/gpu_ext extension/eviction_freq_pid_decay.bpf.c"
@@ -31,3 +31,10 @@ class EvictionFreqPidDecay(PagePolicy):
         if s.uses[chunk] % s.decay[min(d.tenant_of[d.block_of[chunk]], 2)] == 0:
             move_tail(d, chunk)
         return BYPASS
+
+    @staticmethod
+    def evict_prepare(s, d):
+        head = d.next[len(d.next) - 1]
+        if head < len(s.uses):
+            s.uses[head] = 0
+        return 0

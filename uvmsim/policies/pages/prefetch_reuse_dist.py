@@ -5,8 +5,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from uvmsim.policies.pages.base import DEFAULT, NOW_NS, move_tail
-from uvmsim.policies.pages.cycle_moe import SLOTS
 from uvmsim.policies.pages.prefetch_always_max import PrefetchAlwaysMax
+from uvmsim.policies.pages.t1 import SLOTS
 
 
 class State(NamedTuple):

@@ -46,16 +46,19 @@ class PrefetchStride(PagePolicy):
                 s.last[block] = page
             return BYPASS
         now = page - s.last[block]
+        if now == 0:
+            return BYPASS
         s.last[block] = page
-        if now == s.stride[block] and abs(now) <= s.p[MAX_STRIDE]:
+        if now == s.stride[block]:
             s.confidence[block] += 1
         else:
             s.confidence[block] = max(s.confidence[block] - 1, 0)
-            if abs(now) <= s.p[MAX_STRIDE]:
-                s.stride[block] = now
+            if abs(now) > s.p[MAX_STRIDE]:
+                return BYPASS
+            s.stride[block] = now
         if s.confidence[block] >= s.p[THRESHOLD]:
             at = page + s.stride[block]
-            if s.stride[block] >= 0:
+            if s.stride[block] > 0:
                 set_region(region, at, at + s.p[WIDTH])
             else:
                 set_region(region, at + 1 - s.p[WIDTH], at + 1)
