@@ -221,6 +221,11 @@ def test_phases_are_two_policies(mode, plain):
         "prefetch_always_max_qos:decay=63",
         "eviction_cycle_moe:cpus=0",
         f"eviction_cycle_moe:t1={1 << 70}",
+        f"eviction_freq_pid_decay:low={1 << 70}",
+        "prefetch_stride:pages=513",
+        f"prefetch_stride_lfu:threshold={1 << 70}",
+        f"prefetch_reuse_dist:near_ms={1 << 62}",
+        "prefetch_direction:pages=-1",
     ],
 )
 def test_a_number_out_of_range_is_one_line(setting):

@@ -4,7 +4,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.pages.base import BYPASS, PagePolicy, move_tail
+from uvmsim.policies.pages.base import BYPASS, PagePolicy, move_tail, whole
+
+LARGE = 1 << 32
 
 
 class State(NamedTuple):
@@ -22,8 +24,8 @@ class EvictionFreqPidDecay(PagePolicy):
     other: int = 5
 
     def state(self, ctx):
-        decay = np.maximum(np.array([self.high, self.low, self.other], np.int64), 1)
-        return State(np.zeros(ctx.n_chunks, np.int64), decay)
+        decay = [whole(self, key, 0, LARGE) for key in ("high", "low", "other")]
+        return State(np.zeros(ctx.n_chunks, np.int64), np.maximum(np.array(decay, np.int64), 1))
 
     @staticmethod
     def block_access(s, d, chunk):

@@ -8,9 +8,11 @@ from uvmsim.policies.pages.base import (
     BYPASS,
     MAX_FIRST,
     MAX_OUTER,
+    PAGES,
     PagePolicy,
     choice,
     set_region,
+    whole,
 )
 
 DIRECTIONS = ("forward", "backward", "around")
@@ -33,7 +35,8 @@ class PrefetchDirection(PagePolicy):
     pages: int = 0
 
     def state(self, ctx):
-        return State(np.array([choice(self, "direction", DIRECTIONS), self.pages], np.int64))
+        p = [choice(self, "direction", DIRECTIONS), whole(self, "pages", 0, PAGES)]
+        return State(np.array(p, np.int64))
 
     @staticmethod
     def page_prefetch(s, d, block, page, region):
