@@ -18,17 +18,26 @@ from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import PAGES, PageContext
 from uvmsim.policies.pages.registry import parse_pages
 
-SAME_AS_MAX = [
-    "prefetch_always_max_cycle_moe",
-    "prefetch_max_passive_mru",
-    "prefetch_max_mru_expert",
-    "prefetch_max_mru_expert:cpus=7",
-    "prefetch_template_belady",
-    "prefetch_reuse_dist",
-    "prefetch_always_max_xcoord",
-    "prefetch_always_max_qos",
-    "prefetch_llama_phase:decode=max",
-]
+SAME = {
+    "prefetch_always_max": [
+        "prefetch_always_max_cycle_moe",
+        "prefetch_max_passive_mru",
+        "prefetch_max_mru_expert",
+        "prefetch_max_mru_expert:cpus=7",
+        "prefetch_template_belady",
+        "prefetch_reuse_dist",
+        "prefetch_always_max_xcoord",
+        "prefetch_always_max_qos",
+        "prefetch_llama_phase:decode=max",
+    ],
+    "default": ["eviction_cycle_moe"],
+    "prefetch_cross_block_v2:evict=lru": [
+        "prefetch_cross_block_v2:evict=passive_mru",
+        "prefetch_cross_block_v2:evict=cycle_moe",
+        "prefetch_cooperative",
+        "prefetch_cooperative:ring=100:radius=100",
+    ],
+}
 
 
 def subject(text: str) -> Subject:
@@ -96,12 +105,10 @@ def test_counts_are_kept_by_cpu(cpus, first):
     assert moved == [False] * (first - 1) + [True]
 
 
-@pytest.mark.parametrize("text", SAME_AS_MAX)
-def test_what_activation_asks_for_is_undone_by_the_access(text):
-    """block_access returns 0: at the end of the service the chunk goes to the tail all the same."""
-    runs = [
-        page_run(abab(12, 4), space_of(12, 9), policy) for policy in ("prefetch_always_max", text)
-    ]
+@pytest.mark.parametrize(("plain", "text"), [(a, b) for a, same in SAME.items() for b in same])
+def test_policies_that_do_nothing_beside_another(plain, text):
+    """What they ask for is undone by the driver's own move, or is that move: to the tail."""
+    runs = [page_run(abab(12, 4), space_of(12, 9), policy) for policy in (plain, text)]
     assert runs[0].total(t.EVICTED) > 0
     assert (runs[0].counts == runs[1].counts).all()
     assert runs[0].ends.tolist() == runs[1].ends.tolist()
