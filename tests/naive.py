@@ -37,6 +37,8 @@ class Ev:
     scores: list[list[float]]
     tokens: int = 1
     """Tokens whose routing is known."""
+    choices: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    """(sequence, position, experts in rank order) of each of them."""
 
 
 @dataclass
@@ -81,7 +83,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
                 events.append(Ev(index, number, seq, [], [], 0))
             for r in known:
                 for e in r.experts:
-                    events.append(Ev(index, number, seq, [(index, e)], []))
+                    one = [(r.seq, r.pos, [e])]
+                    events.append(Ev(index, number, seq, [(index, e)], [], 1, one))
             continue
         distinct = []
         for r in known:
@@ -89,7 +92,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
                 if (index, e) not in distinct:
                     distinct.append((index, e))
         scores = [r.scores for r in known if r.scores]
-        events.append(Ev(index, number, seq, distinct, scores, len(known)))
+        choices = [(r.seq, r.pos, r.experts) for r in known]
+        events.append(Ev(index, number, seq, distinct, scores, len(known), choices))
     return events
 
 
@@ -323,6 +327,31 @@ class MinHorizon(Min):
         return super().victim(free)
 
 
+class Lrfu(Evict):
+    """Every use ever, at the token of its layer, fading by half in ``half_life`` tokens."""
+
+    def __init__(self, world):
+        super().__init__(world)
+        self.half_life = world.options.get("half_life", 12.0)
+        self.uses: dict = {}
+        self.tokens = [0] * world.n_layers
+
+    def event(self, ev):
+        for _, _, experts in ev.choices:
+            self.tokens[ev.layer] += 1
+            for e in experts:
+                self.uses.setdefault((ev.layer, e), []).append(self.tokens[ev.layer])
+
+    def victim(self, free):
+        def left(e):
+            n, layer = self.world.n_layers, e[0]
+            wait = (layer - self.world.layer - 1) % n / n
+            ages = [self.tokens[layer] + wait - t for t in self.uses.get(e, [])]
+            return sum(0.5 ** (age / self.half_life) for age in ages)
+
+        return min(free, key=lambda e: (left(e), e))
+
+
 class LlamaCpp(Evict):
     """`moe_cache_lru` of llama.cpp: whole events; slots from the least to the most recently used."""
 
@@ -368,6 +397,7 @@ EVICT = {
     "random": RandomChoice,
     "static-pin": Pin,
     "layer-lru": LayerLru,
+    "lrfu": Lrfu,
     "least-stale": LeastStale,
     "belady": Min,
     "belady-horizon": MinHorizon,

@@ -7,7 +7,7 @@ rank) is an event of its own, as plain cache simulators count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ from traces.errors import InputError
 from traces.jit import compiled
 from traces.routing import RoutingTrace
 from traces.routing.bounds import check_values
+from uvmsim.core.read_only import read_only
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Workload:
     event_first: np.ndarray
     """bool [E]: the first event of its (step, layer); dense work is charged here."""
     row_lo: np.ndarray
-    """int64 [E + 1]: rows of ``scores`` of each event (with unit="event")."""
+    """int64 [E + 1]: rows of ``scores``, ``row_experts``, ``row_seq`` and
+    ``row_pos`` of each event."""
     scores: np.ndarray
     """float32 [R, n_experts], or [0, 0]."""
     step_phase: np.ndarray
@@ -54,6 +56,14 @@ class Workload:
     step_seq: np.ndarray
     """int32 [S]: sequence of the step's first token."""
     missing_rows: int
+    row_experts: np.ndarray = field(default_factory=lambda: read_only(np.zeros((0, 0), np.int16)))
+    """int16 [R, top_k]: what each known row chose, experts numbered within the layer, -1 where it has
+    fewer; with unit="access" [A, 1]. Not to be written, and without rows in a workload that was not
+    made of a trace."""
+    row_seq: np.ndarray = field(default_factory=lambda: read_only(np.zeros(0, np.int32)))
+    """int32 [R]: the sequence of each."""
+    row_pos: np.ndarray = field(default_factory=lambda: read_only(np.zeros(0, np.int32)))
+    """int32 [R]: its place in that sequence."""
 
     @property
     def n_events(self) -> int:
@@ -120,6 +130,9 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         first = np.ones(len(groups), bool)
         e_layer, e_step = group_layer, group_step
         known = experts[:, 0] >= 0
+        row_experts, row_seq, row_pos = experts, np.asarray(trace.seq), np.asarray(trace.pos)
+        if not known.all():
+            row_experts, row_seq, row_pos = experts[known], row_seq[known], row_pos[known]
         scores = trace.scores if trace.scores is not None else np.zeros((0, 0), np.float32)
         if len(scores) and not known.all():
             scores = np.ascontiguousarray(scores[known])
@@ -134,7 +147,11 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         owner = np.repeat(np.arange(len(groups)), np.maximum(per_group, 1))
         tokens = (per_group > 0)[owner].astype(np.int32)
         lo = np.concatenate(([0], np.cumsum(tokens, dtype=np.int64)))
-        row_lo = np.zeros(len(owner) + 1, np.int64)
+        row_lo = lo
+        row_experts = experts[used][:, None]
+        row_seq, row_pos = (
+            np.repeat(np.asarray(x), used.sum(axis=1)) for x in (trace.seq, trace.pos)
+        )
         first = np.empty(len(owner), bool)
         first[:1] = True
         first[1:] = np.diff(owner) != 0
@@ -152,6 +169,9 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         _attended(pos, step_row, per_step),
         np.asarray(trace.seq)[step_row].astype(np.int32),
         int((experts[:, 0] < 0).sum()),
+        read_only(np.ascontiguousarray(row_experts, np.int16)),
+        read_only(np.ascontiguousarray(row_seq, np.int32)),
+        read_only(np.ascontiguousarray(row_pos, np.int32)),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from replay.layout import layout_for
 from traces.files.schema import DECODE
 from uvmsim.machine.hardware import Hardware
+from uvmsim.core.read_only import read_only
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job
@@ -73,6 +74,9 @@ def from_ids(ids: np.ndarray, n_experts: int) -> Workload:
         np.arange(events + 1, dtype=np.int64), np.zeros((0, 0), np.float32),
         np.full(steps, DECODE, np.uint8), np.ones(steps, np.int32),
         np.zeros(steps, np.int64), np.zeros(steps, np.int32), 0,
+        read_only((ids.reshape(events, k) % n_experts).astype(np.int16)),
+        read_only(np.zeros(events, np.int32)),
+        read_only(np.repeat(np.arange(steps, dtype=np.int32), layers)),
     )  # fmt: skip
 
 

@@ -25,11 +25,12 @@ from uvmsim.policies.base import ACCESS, EVENT, STEP, Event, Pool
 MISSES, CULPRIT = 0, 1
 
 
-def replay(ids, pool, es, ones, no_scores, out):
+def replay(ids, pool, es, ones, no_scores, one_choice, place, out):
     """Serve ``ids``, each an event and a forward pass of its own; a miss evicts, then inserts.
 
-    ``ids`` int or uint [accesses]; ``out`` int64 [2] gets the misses and, at an error, the bad
-    victim. Returns the number of accesses served: all of them, unless a victim was bad.
+    ``ids`` int or uint [accesses]; ``one_choice`` int32 [1, 1] and ``place``
+    int32 [1]: scratch; ``out`` int64 [2] gets the
+    misses and, at an error, the bad victim. Returns the number of accesses served: all of them, unless a victim was bad.
     """
     misses = 0
     used = 0
@@ -43,9 +44,15 @@ def replay(ids, pool, es, ones, no_scores, out):
             pool.clock[ACCESS] = j
         if SEES_EVENTS:
             now = read_only(ids[j : j + 1])
+            one_choice[0, 0] = e
+            place[0] = j
             eviction_on_event(
-                es, seen, Event(np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores)
-            )
+                es, seen,
+                Event(
+                    np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores,
+                    read_only(one_choice), ones, read_only(place),
+                ),
+            )  # fmt: skip
         if pool.slot_of[e] >= 0:
             on_access(es, seen, e, j, True)
             continue

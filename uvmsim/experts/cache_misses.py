@@ -52,8 +52,9 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
     pool = new_access_pool(n, slots, "slots" in reads, "clock" in reads)
     try:
         served = bind_access(type(spec.eviction), (state,)).run(
-            ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32), out
-        )
+            ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32),
+            np.zeros((1, 1), np.int32), np.zeros(1, np.int32), out,
+        )  # fmt: skip
     except NumbaError as err:
         if not spec.files:
             raise

@@ -65,6 +65,9 @@ class Stream(NamedTuple):
     event_tokens: np.ndarray
     row_lo: np.ndarray
     scores: np.ndarray
+    row_experts: np.ndarray
+    row_seq: np.ndarray
+    row_pos: np.ndarray
     step_phase: np.ndarray
 
 
@@ -173,6 +176,9 @@ def event_of(stream, i, lo, hi):
         read_only(stream.ids[lo:hi]),
         read_only(stream.counts[lo:hi]),
         read_only(scores),
+        read_only(stream.row_experts[stream.row_lo[i] : stream.row_lo[i + 1]]),
+        read_only(stream.row_seq[stream.row_lo[i] : stream.row_lo[i + 1]]),
+        read_only(stream.row_pos[stream.row_lo[i] : stream.row_lo[i + 1]]),
     )
 
 

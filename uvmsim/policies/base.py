@@ -70,6 +70,13 @@ class Event(NamedTuple):
     """int32 [distinct]: tokens routed to each."""
     scores: np.ndarray
     """float32 [tokens, n_experts]: router scores; zero rows where the trace has none."""
+    chosen: np.ndarray
+    """int16 [tokens, top_k]: each token's experts, numbered within the layer, in rank order; -1 where
+    a token has fewer."""
+    seqs: np.ndarray
+    """int32 [tokens]: the sequence of each token; tokens of one sequence stand in order."""
+    positions: np.ndarray
+    """int32 [tokens]: its place in that sequence."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""A value for every expert, learned while the cache runs; the least valuable leaves."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from traces.errors import InputError
+from uvmsim.core.jit import kernel_part
+from uvmsim.policies.base import LAYER, Eviction
+from uvmsim.policies.layer_heaps import (
+    LayerHeaps,
+    layer_add,
+    layer_least,
+    layer_rebuild,
+    layer_remove,
+    new_layer_heaps,
+)
+from uvmsim.policies.online.arithmetic import ONE
+from uvmsim.policies.online.history import History, new_history, place
+from uvmsim.policies.online.learner import (
+    OLDEST,
+    Learner,
+    count_use,
+    features,
+    keep_numbers,
+    learn,
+    new_learner,
+    numbers,
+    see_followers,
+    see_source,
+    sizes,
+)
+from uvmsim.policies.online.rows import first_row, meet
+from uvmsim.policies.online.tracks import Tracks, is_live, new_tracks
+
+
+class State(NamedTuple):
+    """values: heaps by value (float32); learner, history, tracks: see uvmsim/policies/online; served:
+    int64 [layers], events of a layer; learned: int64 [layers], its tokens; used: int64 [n_total], event
+    of its layer that used an expert last; fade: float32 [OLDEST + 1], gamma to the power of a number of
+    tokens; wait: float32 [layers], gamma to the power of a number of layers; gamma: float32 [1]; warm:
+    int64 [1], tokens a layer learns from before its values count."""
+
+    values: LayerHeaps
+    learner: Learner
+    history: History
+    tracks: Tracks
+    served: np.ndarray
+    learned: np.ndarray
+    used: np.ndarray
+    fade: np.ndarray
+    wait: np.ndarray
+    gamma: np.ndarray
+    warm: np.ndarray
+
+
+class Learned(Eviction):
+    """Evict the least value, E[gamma^(tokens to the next use)], learned from nothing while running."""
+
+    name = "learned"
+    source = (
+        "ours: TD(0) (Sutton 1988) on a logistic of decayed counts, pairs of choices, and what followed "
+        "tokens like this one; layer-lru's order until a layer has seen 64 tokens"
+    )
+    tau: float = 4.0
+    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
+    rate: float = 0.1
+    """Step of the features' weights (Adagrad)."""
+    pair_rate: float = 0.02
+    """Step of the pair weights."""
+    warm: int = 64
+    """Tokens a layer learns from before its values count."""
+
+    def state(self, ctx):
+        for name, least in (("tau", 0.1), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):
+            if not least <= getattr(self, name) < 1e9:
+                raise InputError(
+                    f"policy learned: {name}={getattr(self, name):g} must be at least {least:g}"
+                )
+        n_tracks, n_tokens = sizes(ctx)
+        layers = ctx.n_layers
+        gamma = np.exp(-1 / self.tau)
+        return State(
+            new_layer_heaps(ctx, np.float32),
+            new_learner(ctx, n_tracks, self.rate, self.pair_rate), new_history(ctx, n_tokens),
+            new_tracks(n_tracks), np.zeros(layers, np.int64), np.zeros(layers, np.int64),
+            np.full(ctx.n_total, -OLDEST, np.int64),
+            (gamma ** np.arange(OLDEST + 1)).astype(np.float32),
+            (gamma ** (np.arange(layers) / layers)).astype(np.float32),
+            np.array([gamma], np.float32), np.array([self.warm], np.int64),
+        )  # fmt: skip
+
+    @staticmethod
+    def on_event(s, pool, ev):
+        for r in range(first_row(s.history, ev), ev.chosen.shape[0]):
+            token, track = meet(s.learner, s.history, s.tracks, ev, r)
+            _turn(s, track, ev.layer, token, ev.chosen[r])
+        s.learned[ev.layer] += ev.chosen.shape[0]
+        s.served[ev.layer] += 1
+        for j in range(len(ev.experts)):
+            s.used[ev.experts[j]] = s.served[ev.layer]
+        _value(s, pool, ev.layer, ev.step)
+        layer_rebuild(s.values, pool, ev.layer)
+
+    @staticmethod
+    def on_insert(s, pool, e, i):
+        layer_add(s.values, pool, e)
+
+    @staticmethod
+    def on_evict(s, pool, e):
+        layer_remove(s.values, pool, e)
+
+    @staticmethod
+    def victim(s, pool, p):
+        one = pool.used.size > 1
+        best, least = np.int32(-1), np.float32(0)
+        for layer in range(p if one else 0, p + 1 if one else pool.n_layers):
+            e = layer_least(s.values, pool, layer)
+            if e < 0:
+                continue
+            wait = (layer - pool.clock[LAYER] - 1) % pool.n_layers
+            value = s.values.key[e] * s.wait[wait]
+            if best < 0 or value < least:
+                best, least = e, value
+        return best
+
+
+@kernel_part
+def _turn(s, track, layer, token, chosen):
+    """A token of a track has passed the layer: learn from what was thought of it, think anew."""
+    m, h = s.learner, s.history
+    known = m.known[track, layer]
+    if known:
+        features(m, track, layer, m.old)
+    count_use(m, track, layer, chosen)
+    see_followers(m, h, track, layer, token, True)
+    features(m, track, layer, m.x)
+    see_source(m, h, 0, token, layer)
+    see_source(m, h, 1, token, layer - 1)
+    see_source(m, h, 2, token, layer - 2)
+    see_source(m, h, 3, h.before[place(h, token)], layer)
+    numbers(m, layer)
+    if known:
+        number, gamma = m.number[track, layer], s.gamma[0]
+        for e in range(number.size):
+            m.err[e] = (ONE if m.used[e] > 0 else gamma * m.u[e]) - number[e]
+        learn(m, track, layer)
+    keep_numbers(m, track, layer)
+
+
+@kernel_part
+def _value(s, pool, layer, step):
+    """Values of a layer's experts: whoever of those being served may use one next. Before enough is
+    learned, gamma to the power of turns missed, which is layer-lru's order."""
+    lo, experts = layer * pool.n_experts, pool.n_experts
+    value = s.values.key[lo : lo + experts]
+    if s.learned[layer] <= s.warm[0]:
+        for e in range(experts):
+            value[e] = s.fade[min(s.served[layer] - s.used[lo + e], OLDEST)]
+        return
+    m = s.learner
+    value[:] = ONE
+    for n in range(m.known.shape[0]):
+        if is_live(s.tracks, n, step) and m.known[n, layer]:
+            number = m.number[n, layer]
+            for e in range(experts):
+                value[e] *= ONE - number[e]
+    for e in range(experts):
+        value[e] = ONE - value[e]

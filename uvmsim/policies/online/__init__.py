@@ -1,0 +1,1 @@
+"""What learning policies share: tokens and what followed them, sequences, features, weights."""
