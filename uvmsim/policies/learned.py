@@ -64,9 +64,9 @@ class Learned(Eviction):
     )
     tau: float = 4.0
     """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
-    rate: float = 0.1
+    rate: float = 0.05
     """Step of the features' weights (Adagrad)."""
-    pair_rate: float = 0.02
+    pair_rate: float = 0.015
     """Step of the pair weights."""
     warm: int = 64
     """Tokens a layer learns from before its values count."""

@@ -23,7 +23,7 @@ NEXT, FIRST, STEP, CURSOR = range(4)
 
 
 class History(NamedTuple):
-    """Of R tokens (a power of two; token t is at t & (R - 1)): ids: int16 [R, layers, top_k], their
+    """Of R tokens (a power of two; token t is at t & (R - 1)): ids: int16 [layers, R, top_k], their
     choices, -1 none; seq, pos: int32 [R]; before, after: int64 [R], neighbours in the sequence, -1
     none; mark: int64 [R, 2], -1 none; older: int64 [R, 2], the last token of the same chain; like:
     int64 [R, LIKE + LIKE_TWO], earlier tokens of the same marks, -1 none. head: int64 [2, CHAINS];
@@ -46,7 +46,7 @@ def new_history(ctx: Context, size: int) -> History:
     """Of ``size`` tokens, a power of two; empty."""
     salt = np.random.default_rng(20010).integers(1, 1 << 40, ctx.n_experts)
     return History(
-        np.full((size, ctx.n_layers, ctx.top_k), -1, np.int16), np.full(size, -1, np.int32),
+        np.full((ctx.n_layers, size, ctx.top_k), -1, np.int16), np.full(size, -1, np.int32),
         np.full(size, -1, np.int32), np.full(size, -1, np.int64), np.full(size, -1, np.int64),
         np.full((size, 2), -1, np.int64), np.full((size, 2), -1, np.int64),
         np.full((size, LIKE + LIKE_TWO), -1, np.int64), np.full((2, CHAINS), -1, np.int64),
@@ -99,7 +99,8 @@ def add_token(h, seq, pos, before):
     h.pos[at] = pos
     h.before[at] = before
     h.after[at] = -1
-    h.ids[at] = -1
+    for layer in range(h.ids.shape[0]):
+        h.ids[layer, at] = -1
     h.mark[at] = -1
     h.like[at] = -1
     if kept(h, before):
@@ -110,7 +111,7 @@ def add_token(h, seq, pos, before):
 @inner
 def add_choice(h, t, layer, chosen):
     """Token ``t`` chose ``chosen`` (int16 [top_k], or fewer at a time) in a layer."""
-    ids = h.ids[place(h, t), layer]
+    ids = h.ids[layer, place(h, t)]
     k = 0
     for j in range(chosen.size):
         while k < ids.size and ids[k] >= 0:
@@ -127,8 +128,8 @@ def mark_token(h, t):
         return
     one = np.int64(0)
     for k in range(h.ids.shape[2]):
-        if h.ids[at, 0, k] >= 0:
-            one += h.salt[h.ids[at, 0, k]]
+        if h.ids[0, at, k] >= 0:
+            one += h.salt[h.ids[0, at, k]]
     two = one * 31
     before = h.before[at]
     if kept(h, before) and h.mark[place(h, before), 0] >= 0:

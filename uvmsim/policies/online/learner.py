@@ -20,10 +20,13 @@ from uvmsim.policies.online.history import LIKE, History, kept, place
 HALF_LIVES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Turns of a layer in which a decayed count halves."""
 COUNTS = len(HALF_LIVES)
-AGE, NOW, HAD, FOLLOW, BIAS = COUNTS, COUNTS + 1, COUNTS + 2, COUNTS + 4, COUNTS + 6
+AGE, NOW, HAD, FOLLOW, LATER = (COUNTS + i for i in (0, 1, 2, 4, 6))
+BIAS = COUNTS + 8
 """Places of the other features: log of turns since the last use; used in the last turn; whether earlier
-tokens are like this one (by one mark, by two), and the share of them that the expert followed; 1."""
-FEATURES = COUNTS + 7
+tokens are like this one (by one mark, by two), the share of them that the expert followed, and uses by
+the `STEPS` tokens after, each weighing `FADE` of the one before; 1."""
+FEATURES = COUNTS + 9
+STEPS, FADE = 4, np.float32(0.78)
 SOURCES = 4
 OLDEST = 256
 """Ages above are this one."""
@@ -31,6 +34,8 @@ UNSEEN = -64
 """Turn of the last use of what was never used."""
 FLOOR = np.float32(0.02)
 FIRST_GRADIENT = 0.01
+EAGER, EARLY = np.float32(3), np.float32(300)
+"""Pairs take steps that are larger by this factor at first, by half of it after so many turns."""
 BYTES = 16 << 20
 """What a learner with its history may take, where the pair weights leave room."""
 MOST_TRACKS, LEAST_TRACKS = 32, 4
@@ -41,7 +46,7 @@ class Learner(NamedTuple):
     """w, gradient: float32 [FEATURES]; pairs: float32 [SOURCES, layers, experts, experts]. By track:
     count: float32 [N, layers, COUNTS, experts]; last: int32 [N, layers, experts], turn of the last use;
     turn: int32 [N, layers]; number: float32 [N, layers, experts], as of the last turn; follow: float32
-    [N, layers, 2, experts]; had: float32 [N, layers, 2]; source: int16 [N, layers, SOURCES, top_k], -1
+    [N, layers, 4, experts], features `FOLLOW` and `LATER`; had: float32 [N, layers, 2]; source: int16 [N, layers, SOURCES, top_k], -1
     none; known: bool [N, layers], whether there is a number to learn from. Scratch: x, old: float32
     [FEATURES, experts]; u, err, used: float32 [experts]; now: int16 [SOURCES, top_k]. keep, scale:
     float32 [COUNTS], a turn's decay, and what makes an even count 1; rate: float32 [2]."""
@@ -76,7 +81,7 @@ def sizes(ctx: Context) -> tuple[int, int]:
     while tokens < MOST_TOKENS and 2 * tokens * (2 * layers * k + 104) <= 0.6 * left:
         tokens *= 2
     left -= tokens * (2 * layers * k + 104)
-    track = layers * (experts * 4 * (COUNTS + 4) + 2 * SOURCES * k + 16)
+    track = layers * (experts * 4 * (COUNTS + 6) + 2 * SOURCES * k + 16)
     return int(np.clip(left // track, LEAST_TRACKS, MOST_TRACKS)), tokens
 
 
@@ -92,7 +97,7 @@ def new_learner(ctx: Context, tracks: int, rate: float, pair_rate: float) -> Lea
         w, np.full(FEATURES, FIRST_GRADIENT, f32), np.zeros((SOURCES, layers, experts, experts), f32),
         np.zeros((tracks, layers, COUNTS, experts), f32),
         np.full((tracks, layers, experts), UNSEEN, np.int32), np.zeros((tracks, layers), np.int32),
-        np.zeros((tracks, layers, experts), f32), np.zeros((tracks, layers, 2, experts), f32),
+        np.zeros((tracks, layers, experts), f32), np.zeros((tracks, layers, 4, experts), f32),
         np.zeros((tracks, layers, 2), f32), np.full((tracks, layers, SOURCES, k), -1, np.int16),
         np.zeros((tracks, layers), np.bool_), np.zeros((FEATURES, experts), f32),
         np.zeros((FEATURES, experts), f32), np.zeros(experts, f32), np.zeros(experts, f32),
@@ -126,10 +131,11 @@ def features(s, n, layer, x):
         age[e] = log_of(np.float32(1 + min(turn - last[e], OLDEST)))
         now[e] = ONE if turn == last[e] else ZERO
     for kind in range(2):
-        had, share, follow = x[HAD + kind], x[FOLLOW + kind], s.follow[n, layer, kind]
-        for e in range(had.size):
-            had[e] = s.had[n, layer, kind]
-            share[e] = follow[e]
+        x[HAD + kind] = s.had[n, layer, kind]
+    for j in range(4):
+        row, follow = x[FOLLOW + j], s.follow[n, layer, j]
+        for e in range(row.size):
+            row[e] = follow[e]
     x[BIAS] = ONE
 
 
@@ -151,27 +157,39 @@ def count_use(s, n, layer, chosen):
 
 @inner
 def see_followers(s, h, n, layer, token, after):
-    """What tokens like ``token`` chose in the layer; ``after``: what those after them did."""
+    """What tokens like ``token`` chose in the layer (``after``: those after them), and later ones."""
     like = h.like[place(h, token)]
     for kind in range(2):
         lo, hi = (0, LIKE) if kind == 0 else (LIKE, like.size)
-        follow = s.follow[n, layer, kind]
+        follow, later = s.follow[n, layer, kind], s.follow[n, layer, 2 + kind]
         follow[:] = ZERO
+        later[:] = ZERO
         found = 0
         for j in range(lo, hi):
             if _follower(h, like[j], after) >= 0:
                 found += 1
         s.had[n, layer, kind] = ONE if found else ZERO
-        if found == 0:
-            continue
-        share = ONE / np.float32(found)
         for j in range(lo, hi):
             q = _follower(h, like[j], after)
-            if q >= 0:
-                ids = h.ids[place(h, q), layer]
-                for k in range(ids.size):
-                    if ids[k] >= 0:
-                        follow[ids[k]] += share
+            if q < 0:
+                continue
+            part = ONE / np.float32(found)
+            _add(h, follow, q, layer, part)
+            for _ in range(STEPS):
+                q = h.after[place(h, q)]
+                if not kept(h, q):
+                    break
+                part *= FADE
+                _add(h, later, q, layer, part)
+
+
+@inner
+def _add(h, share, token, layer, part):
+    """Add ``part`` to the share of all that a token chose in a layer."""
+    ids = h.ids[layer, place(h, token)]
+    for k in range(ids.size):
+        if ids[k] >= 0:
+            share[ids[k]] += part
 
 
 @inner
@@ -186,7 +204,7 @@ def see_source(s, h, which, token, layer):
     """Source ``which`` is what a token chose in a layer; nothing where there is none."""
     there = layer >= 0 and kept(h, token)
     for k in range(s.now.shape[1]):
-        s.now[which, k] = h.ids[place(h, token), layer, k] if there else -1
+        s.now[which, k] = h.ids[layer, place(h, token), k] if there else -1
 
 
 @inner
@@ -215,20 +233,40 @@ def learn(s, n, layer):
     sources gave."""
     err = s.err
     for j in range(FEATURES):
-        first, second, row = ZERO, ZERO, s.old[j]
-        for e in range(err.size):
-            d = err[e] * row[e]
-            first += d
-            second += d * d
+        row = s.old[j]
+        first, second = _sums(err, row)
         s.gradient[j] += second
         s.w[j] += s.rate[0] * first / np.sqrt(s.gradient[j])
+    rate = s.rate[1] * (ONE + EAGER * (EARLY / (EARLY + np.float32(s.turn[n, layer]))))
     for which in range(SOURCES):
         for k in range(s.source.shape[3]):
             i = s.source[n, layer, which, k]
             if i >= 0:
-                pair, rate = s.pairs[which, layer, i], s.rate[1]
+                pair = s.pairs[which, layer, i]
                 for e in range(err.size):
                     pair[e] += rate * err[e]
+
+
+@inner
+def _sums(a, b):
+    """Sums of a * b and of its squares, in four lanes each: one sum waits for itself at every step."""
+    n = a.size
+    f0 = f1 = f2 = f3 = s0 = s1 = s2 = s3 = ZERO
+    for e in range(0, n - 3, 4):
+        d0, d1, d2, d3 = a[e] * b[e], a[e + 1] * b[e + 1], a[e + 2] * b[e + 2], a[e + 3] * b[e + 3]
+        f0 += d0
+        f1 += d1
+        f2 += d2
+        f3 += d3
+        s0 += d0 * d0
+        s1 += d1 * d1
+        s2 += d2 * d2
+        s3 += d3 * d3
+    for e in range(n - n % 4, n):
+        d0 = a[e] * b[e]
+        f0 += d0
+        s0 += d0 * d0
+    return (f0 + f1) + (f2 + f3), (s0 + s1) + (s2 + s3)
 
 
 @inner
