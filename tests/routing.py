@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import naive
+import naive_online  # its policies stand in naive.EVICT and naive.FETCH from here on
 import numpy as np
 from hypothesis import strategies as st
 

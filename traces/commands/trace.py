@@ -139,7 +139,8 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     """Print the locality tables of one trace, or of several side by side.
 
     Routing: overlap at lag d, distinct experts in a window, reuse intervals, skew, unions, recall of
-    predictors where recorded, and LRU and LFU hit rates as a yardstick. Faults: rates, reuse of
+    predictors where recorded, LRU and LFU hit rates as a yardstick, and the share of tokens in
+    degenerate loops, by sequence. Faults: rates, reuse of
     physical chunks, refaults, runs, bytes each way, evictions. Definitions: docs/traces.md.
     """
     from pathlib import Path
@@ -148,6 +149,7 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
     from traces.faults import is_fault_trace
     from traces.files.schema import PHASES
     from traces.routing import open_routing
+    from traces.routing.loops import loops
     from traces.routing.recall import recall
     from traces.routing.stats import statistics
 
@@ -168,13 +170,52 @@ def stats(files: tuple[str, ...], phase: str, as_json: bool) -> None:
             if not len(d.seq):
                 raise InputError(f"{file}: has no {phase} tokens; leave out --phase {phase}")
         more = {"recall": recall(t, counted)} if t.predictions else {}
-        named.append((Path(file).stem, statistics(d) | more))
+        named.append((Path(file).stem, statistics(d) | {"loops": loops(d)} | more))
     if as_json:
         _json({"traces": [{"file": f} | s for f, (_, s) in zip(files, named, strict=True)]})
     else:
         from traces.routing.tables import print_statistics
 
         print_statistics(named)
+
+
+@trace.command("filter")
+@click.argument("file", type=TRACE)
+@click.option("-o", "--out", required=True, type=TRACE, help="Trace to write (.arrow).")
+@click.option("--no-loops", is_flag=True, help="Leave out sequences with over 5% looped tokens.")
+@click.option("--sequences", help="Keep these sequences only, e.g. 0,3,5-9.")
+@click.option("--phase", type=click.Choice(["all", "prefill", "decode"]), default="all")
+@click.option(
+    "--length", metavar="MIN-MAX", help="Keep sequences of so many tokens, e.g. 64-512, 64-."
+)
+@JSON
+def filter_(
+    file: str, out: str, no_loops: bool, sequences: str | None, phase: str, length: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Make a trace of some sequences of another, of one phase, or without degenerate loops.
+
+    What was left out is kept with the trace (`trace info`), so that a number says what it was measured
+    on.
+
+    \b
+    uvmsim trace filter T.arrow -o clean.arrow --no-loops
+    uvmsim trace filter T.arrow -o train.arrow --sequences 0-14 --phase decode
+    """
+    from traces.routing import open_routing
+    from traces.routing.filter import filtered
+
+    part, notes = filtered(
+        open_routing(file), no_loops=no_loops, sequences=_ranges(sequences), phase=phase,
+        length=_length(length),
+    )  # fmt: skip
+    from dataclasses import replace
+
+    part.save(out, replace(part.meta, tool=_tool(), command=_command()))
+    if not as_json:
+        for note in notes:
+            click.echo(note)
+    _describe(out, as_json)
 
 
 @trace.command()
@@ -352,6 +393,18 @@ def _ranges(text: str | None) -> tuple[int, ...] | None:
             raise InputError(f"--sequences {text}: {part!r} is no sensible range; use e.g. 5-9")
         out += range(low, high + 1)
     return tuple(out)
+
+
+def _length(text: str | None) -> tuple[int, int | None]:
+    """``64-512``, ``64-`` or ``64`` as least and most."""
+    if text is None:
+        return 1, None
+    from traces.errors import InputError
+
+    first, dash, last = text.strip().partition("-")
+    if not first.isdigit() or (last and not last.isdigit()) or (last and int(last) < int(first)):
+        raise InputError(f"--length {text}: give least and most tokens, e.g. 64-512 or 64-")
+    return int(first), int(last) if last else None if dash else int(first)
 
 
 def _tool() -> str:

@@ -126,6 +126,7 @@ def print_statistics(named: Sequence[tuple[str, dict[str, Any]]]) -> None:
                 )
             out.print(table_)
             out.print()
+    _print_loops(out, named)
     recalls = [s.get("recall", {}) for s in stats]
     of = (
         ("at_k", "{}, k guesses"),
@@ -146,4 +147,19 @@ def print_statistics(named: Sequence[tuple[str, dict[str, Any]]]) -> None:
             "Hit rate of per-layer pools of a quarter of the experts, emptied for each sequence",
             [(p.upper(), [s["hit_rate"][p] for s in stats]) for p in ("lru", "lfu")],
             ".4f",
+        )
+
+
+def _print_loops(out: Console, named: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Looped tokens of each trace, and its worst sequences."""
+    for name, s in named:
+        found = s.get("loops")
+        if not found or not found["share"]:
+            continue
+        worst = sorted(found["by_sequence"].items(), key=lambda x: -x[1])[:8]
+        told = ", ".join(f"{seq}: {share:.0%}" for seq, share in worst if share > 0)
+        out.print(
+            f"[bold]Degenerate loops: {name}[/]\n{found['share']:.1%} of the tokens (told by "
+            f"{found['told_by']}); {found['sequences']} sequences of {found['tokens']:,} tokens have "
+            f"over 5%\nby sequence: {told}\n"
         )

@@ -22,7 +22,17 @@ from traces.errors import InputError
 from uvmsim.policies import user_files
 from uvmsim.policies.base import Eviction, Policy, Prefetch
 
-CONTRACT = ("base", "registry", "user_files", "bitset", "lists", "heaps", "layer_heaps", "queues", "rings")
+CONTRACT = (
+    "base",
+    "registry",
+    "user_files",
+    "bitset",
+    "lists",
+    "heaps",
+    "layer_heaps",
+    "queues",
+    "rings",
+)
 
 P = TypeVar("P", bound=Policy)
 

@@ -1,0 +1,88 @@
+"""`learned` against a slow version in NumPy, and what it must do whatever it has learned."""
+
+from __future__ import annotations
+
+import naive_online
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routing import Case, assert_same, cases, generate, naive_of, plan_of, settings_for
+
+from uvmsim.experts.knowledge import context
+from uvmsim.policies.online import learner
+from uvmsim.policies.registry import parse
+from uvmsim.runs.job import capacities
+
+QUICK = settings(max_examples=30, deadline=None)
+
+
+def compare(case: Case, policy: str, **how) -> None:
+    assert_same(case, plan_of(case, policy, **how), naive_of(case, policy, **how))
+
+
+@pytest.mark.parametrize("policy", ["learned:warm=0", "learned:warm=5"])
+def test_equals_reference(policy):
+    @QUICK
+    @given(st.data())
+    def check(data):
+        case = data.draw(cases(max_decode=40))
+        compare(case, policy, **data.draw(settings_for(case)))
+
+    check()
+
+
+@QUICK
+@given(st.data())
+def test_equals_reference_where_little_is_kept(data):
+    """Fewer tracks than sequences, and a history that forgets."""
+    case = data.draw(cases(max_decode=30))
+    how = data.draw(settings_for(case))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("MOST_TRACKS", 2), ("LEAST_TRACKS", 2),
+                            ("MOST_TOKENS", 8), ("LEAST_TOKENS", 8)):  # fmt: skip
+            patch.setattr(learner, name, value)
+        patch.setattr(naive_online.Reader, "tracks", 2)
+        patch.setattr(naive_online.Reader, "tokens", 8)
+        compare(case, "learned:warm=0", **how)
+
+
+def test_equals_reference_on_a_longer_trace():
+    """Long enough for weights to matter: several sequences one by one, then together."""
+    for together in (False, True):
+        case = generate(3, layers=4, experts=16, top_k=3, sequences=4, decode=60, prefill=20,
+                        together=together)  # fmt: skip
+        compare(case, "learned", slots=16)
+
+
+def test_layer_lru_order_before_it_knows():
+    case = generate(11, layers=3, experts=12, top_k=2, sequences=1, decode=60, prefill=0)
+    learned, lru = (plan_of(case, p, slots=12) for p in ("learned", "layer-lru"))
+    assert abs(learned.counters.hits - lru.counters.hits) <= 2  # of equals another may leave
+
+
+def test_equals_reference_on_real_routing(shared_data, tmp_path):
+    from test_sim_policies import real
+
+    case = real(shared_data, tmp_path, "gpt-oss-20b/polyglot.npz", "gpt-oss-20b")
+    steps = sorted({r.step for r in case.rows})[:90]
+    case = Case([r for r in case.rows if r.step <= steps[-1]], case.layers, 32, 4)
+    compare(case, "learned:warm=24", slots=192)
+
+
+def bytes_of(state) -> int:
+    if isinstance(state, np.ndarray):
+        return state.nbytes
+    return sum(bytes_of(x) for x in state)
+
+
+@pytest.mark.parametrize("shape", [(48, 128, 8), (24, 32, 4), (26, 64, 6), (45, 128, 8)])
+def test_state_is_under_16_mib(shape):
+    layers, experts, k = shape
+    case = generate(1, layers=layers, experts=experts, top_k=k, sequences=1, decode=1, prefill=0)
+    job = case.job("learned", slots=layers * experts // 4)
+    state = parse("learned").eviction.state(context(job, *capacities(job)))
+    assert bytes_of(state) <= 16 << 20
+    floats = [x for x in (*state.learner, state.values.key) if x.dtype.kind == "f"]
+    assert {x.dtype for x in floats} == {np.dtype(np.float32)}
+    assert state.tracks.seq.size >= 4
