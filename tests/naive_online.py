@@ -261,3 +261,91 @@ class Learned(naive.Evict):
 
 
 naive.EVICT["learned"] = Learned
+
+
+class LearnedNext(naive.Fetch):
+    """Chance of every expert some layers on; what the link has queued; what paid."""
+
+    def __init__(self, world):
+        super().__init__(world)
+        get = world.prefetch_options.get
+        self.reader = Reader(world, get("rate", 0.05), get("pair_rate", 0.02))
+        self.ahead, self.most = get("ahead", 1), get("n", 0) or world.top_k
+        self.least = self.theta = get("theta", 0.5)
+        self.budget, self.useful = get("budget", 0), get("useful", 0)
+        self.queued = 0.0
+        self.judging: set = set()
+        self.used = self.unused = 0.0
+        self.made: dict = {}
+        self.left = np.ones(world.n_experts, F)
+
+    def event(self, ev):
+        self.queued = max(0.0, self.queued - self.budget)
+        if any(e not in self.world.resident for e in ev.experts):
+            self.queued = 0.0
+        self.govern(ev)
+        self.left = np.ones(self.world.n_experts, F)
+        for seq, pos, experts in ev.choices[-(self.reader.tokens // 2) :]:
+            token, track = self.reader.meet(ev, seq, pos, experts)
+            self.turn(track, ev.layer, experts)
+            self.forecast(track, ev.layer, token)
+
+    def govern(self, ev):
+        due = {e for e in self.judging if e[0] == ev.layer}
+        self.judging -= due
+        if not self.useful:
+            return
+        if not due:
+            self.theta = max(self.least, self.theta - 0.0005)
+            return
+        size = float(self.world.bytes_of[ev.layer])
+        paid = len(due & set(ev.experts))
+        self.used = self.used * 0.98 + paid * size
+        self.unused = self.unused * 0.98 + (len(due) - paid) * size
+        if self.used < self.useful * (self.used + self.unused):
+            self.theta = min(1.0, self.theta + 0.02)
+        else:
+            self.theta = max(self.least, self.theta - 0.02)
+
+    def turn(self, track, layer, experts):
+        r = self.reader
+        # Features have changed where another token of the sequence passed the layer in between.
+        learns = track.known[layer] and self.made.get((id(track), layer)) == track.turn[layer]
+        old = r.features(track, layer)
+        used = r.count(track, layer, experts)
+        if learns:
+            r.learn(track, layer, old, used - track.number[layer])
+        track.known[layer] = False
+
+    def forecast(self, track, layer, token):
+        r, n = self.reader, self.world.n_layers
+        target, wraps = (layer + self.ahead) % n, layer + self.ahead >= n
+        r.followers(track, target, token, wraps)
+        sources = [r.chosen_by(token, layer - back) for back in range(3)]
+        sources.append(r.chosen_by(token if wraps else token.before, target))
+        number = r.numbers(target, r.features(track, target), sources)
+        self.left = self.left * (F(1) - number)
+        track.number[target], track.source[target] = number, sources
+        track.known[target] = True
+        self.made[id(track), target] = track.turn[target]
+
+    def wanted(self, ev):
+        target = (ev.layer + self.ahead) % self.world.n_layers
+        size = float(self.world.bytes_of[target])
+        out, new = [], 0
+        for e in sorted(range(self.world.n_experts), key=lambda e: (self.left[e], e)):
+            chance = F(1) - self.left[e]
+            if chance < self.theta or chance <= 0:
+                break
+            if (target, e) not in self.world.resident:
+                late = self.budget and self.queued + size > self.ahead * self.budget
+                if new == self.most or late:
+                    continue
+                self.queued += size
+                self.judging.add((target, e))
+                new += 1
+            out.append((target, e))
+        return out
+
+
+naive.FETCH["learned-next"] = LearnedNext

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import naive
-import naive_online  # its policies stand in naive.EVICT and naive.FETCH from here on
+import naive_online  # noqa: F401 - its policies stand in naive.EVICT and naive.FETCH from here on
 import numpy as np
 from hypothesis import strategies as st
 
@@ -217,8 +217,8 @@ def naive_of(case: Case, policy: str, profile: Case | None = None, **how) -> nai
 def _options(text: str) -> tuple[str, dict]:
     name, *settings = text.split(":")
     pairs = (s.split("=") for s in settings)
-    return name, {k: {"true": True, "false": False}.get(v) if v in ("true", "false") else int(v)
-                  for k, v in pairs}  # fmt: skip
+    return name, {k: {"true": True, "false": False}.get(v) if v in ("true", "false") else
+                  float(v) if "." in v else int(v) for k, v in pairs}  # fmt: skip
 
 
 def assert_same(case: Case, plan: Plan, want: naive.Outcome) -> None:

@@ -55,6 +55,33 @@ def test_equals_reference_on_a_longer_trace():
         compare(case, "learned", slots=16)
 
 
+NEXT = (
+    "lru+learned-next:theta=0.3",
+    "learned:warm=0+learned-next:theta=0.2:ahead=2:n=3",
+    "layer-lru+learned-next:theta=0.1:ahead=3:budget=600:useful=0.6",
+    "lru+learned-next:theta=0.25:useful=0.5",
+)
+
+
+@pytest.mark.parametrize("policy", NEXT)
+def test_prefetch_equals_reference(policy):
+    @QUICK
+    @given(st.data())
+    def check(data):
+        case = data.draw(cases(max_decode=40))
+        compare(case, policy, **data.draw(settings_for(case)))
+
+    check()
+
+
+@pytest.mark.parametrize("policy", NEXT)
+def test_prefetch_equals_reference_on_a_longer_trace(policy):
+    for together in (False, True):
+        case = generate(3, layers=4, experts=16, top_k=3, sequences=3, decode=60, prefill=15,
+                        together=together)  # fmt: skip
+        compare(case, policy, slots=20)
+
+
 def test_layer_lru_order_before_it_knows():
     case = generate(11, layers=3, experts=12, top_k=2, sequences=1, decode=60, prefill=0)
     learned, lru = (plan_of(case, p, slots=12) for p in ("learned", "layer-lru"))

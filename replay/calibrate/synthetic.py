@@ -8,8 +8,8 @@ import numpy as np
 
 from replay.layout import layout_for
 from traces.files.schema import DECODE
-from uvmsim.machine.hardware import Hardware
 from uvmsim.core.read_only import read_only
+from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import Job

@@ -25,8 +25,8 @@ def filtered(
 
     ``sequences``: their numbers; ``phase``: ``all``, ``prefill`` or ``decode``; ``length``: least and
     most tokens of a sequence (all its phases), None: no limit; ``no_loops``: without sequences of which
-    more than 5 % of the tokens are looped (`traces.routing.loops`). Raises `InputError` where a sequence
-    does not exist and where nothing is left.
+    more than 5 % of the tokens are looped (`traces.routing.loops`). Raises `InputError` where a
+    sequence does not exist and where nothing is left.
     """
     d = t.dense
     seqs, sizes = np.unique(d.seq, return_counts=True)

@@ -1,7 +1,8 @@
 """Degenerate loops: a model that says the same few tokens again and again.
 
-Such text is easy on any cache that remembers, so a share of a gap measured on it flatters. What a token
-is, is told by its id where the trace has ids, else by the set of experts it chose in the first MoE layer.
+Such text is easy on any cache that remembers, so a share of a gap measured on it flatters. What a
+token is, is told by its id where the trace has ids, else by the set of experts it chose in the first
+MoE layer.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ MISSES, CULPRIT = 0, 1
 def replay(ids, pool, es, ones, no_scores, one_choice, place, out):
     """Serve ``ids``, each an event and a forward pass of its own; a miss evicts, then inserts.
 
-    ``ids`` int or uint [accesses]; ``one_choice`` int32 [1, 1] and ``place``
-    int32 [1]: scratch; ``out`` int64 [2] gets the
-    misses and, at an error, the bad victim. Returns the number of accesses served: all of them, unless a victim was bad.
+    ``ids`` int or uint [accesses]; ``one_choice`` int32 [1, 1] and ``place`` int32 [1]: scratch;
+    ``out`` int64 [2] gets the misses and, at an error, the bad victim. Returns the number of accesses
+    served: all of them, unless a victim was bad.
     """
     misses = 0
     used = 0

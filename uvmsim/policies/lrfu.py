@@ -18,13 +18,13 @@ from uvmsim.policies.layer_heaps import (
 
 
 class State(NamedTuple):
-    """heaps: by log2 of an expert's count, had it not faded since the run began; count: float64
+    """heaps: by log2 of an expert's count, had it not faded since the run began; counts: float64
     [n_total], decayed uses as of turn `at`; at: int64 [n_total], token of its layer that used it last;
     turn: int64 [layers], tokens a layer has served; fade: float64, by tokens passed; pace: float64
     [1], halvings a token."""
 
     heaps: LayerHeaps
-    count: np.ndarray
+    counts: np.ndarray
     at: np.ndarray
     turn: np.ndarray
     fade: np.ndarray
@@ -36,8 +36,8 @@ class LRFU(Eviction):
 
     name = "lrfu"
     source = (
-        "Lee, Choi, Kim, Noh, Min, Cho and Kim 2001 (IEEE Trans. Computers 50), lambda = 1 / half_life; "
-        "our reading for layers: counts as of the layer's next turn"
+        "Lee, Choi, Kim, Noh, Min, Cho and Kim 2001 (IEEE Trans. Computers 50), lambda = 1 / "
+        "half_life; our reading for layers: counts as of the layer's next turn"
     )
     reads = frozenset({"clock"})
     half_life: float = 12.0
@@ -67,11 +67,11 @@ class LRFU(Eviction):
                     continue
                 e = first + ev.chosen[r, k]
                 past = turn - s.at[e]
-                faded = s.count[e] * s.fade[past] if past < s.fade.size else 0.0
-                s.count[e] = faded + 1.0
+                faded = s.counts[e] * s.fade[past] if past < s.fade.size else 0.0
+                s.counts[e] = faded + 1.0
                 s.at[e] = turn
                 # The order of faded counts is that of these keys at any later time.
-                layer_set(s.heaps, pool, e, math.log2(s.count[e]) + turn * s.pace[0])
+                layer_set(s.heaps, pool, e, math.log2(s.counts[e]) + turn * s.pace[0])
         s.turn[ev.layer] = turn
 
     @staticmethod

@@ -1,8 +1,8 @@
 """The last tokens of all sequences: what they chose, who came before and after, who was like them.
 
-Tokens are numbered as they come. A token's *mark* is a hash of the set of experts it chose in the first
-MoE layer, which tells most of what the token is; the second mark is of two such sets in a row. Tokens of
-one mark are chained, so that what followed a token's like earlier is found without a search.
+Tokens are numbered as they come. A token's *mark* is a hash of the set of experts it chose in the
+first MoE layer, which tells most of what the token is; the second mark is of two such sets in a row.
+Tokens of one mark are chained, so that what followed a token's like earlier is found without a search.
 """
 
 from __future__ import annotations

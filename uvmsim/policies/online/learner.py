@@ -1,9 +1,9 @@
 """A number for every expert of a layer, learned while running: logistic in features and pair weights.
 
-``number = logistic(w . x + sum of pairs[source, layer, i, e])`` over the experts i that each *source*
-chose. x are decayed counts of uses, age, and what followed earlier tokens like this one. All sequences
-share the weights; features are of one sequence's track (`uvmsim.policies.online.tracks`). Steps: Adagrad
-(Duchi, Hazan and Singer 2011) for w, of one size for pairs.
+``number = logistic(w . x + sum of pairs[source, layer, i, e])`` over the experts i that each
+*source* chose. x are decayed counts of uses, age, and what followed earlier tokens like this one. All
+sequences share the weights; features are of one sequence's track (`uvmsim.policies.online.tracks`).
+Steps: Adagrad (Duchi, Hazan and Singer 2011) for w, shrinking with the turns for pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from uvmsim.policies.base import Context
 from uvmsim.policies.lists import inner
 from uvmsim.policies.online.arithmetic import ONE, ZERO, chance_of, log_of
-from uvmsim.policies.online.history import LIKE, History, kept, place
+from uvmsim.policies.online.history import LIKE, kept, place
 
 HALF_LIVES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Turns of a layer in which a decayed count halves."""
@@ -44,17 +44,17 @@ MOST_TOKENS, LEAST_TOKENS = 4096, 512
 
 class Learner(NamedTuple):
     """w, gradient: float32 [FEATURES]; pairs: float32 [SOURCES, layers, experts, experts]. By track:
-    count: float32 [N, layers, COUNTS, experts]; last: int32 [N, layers, experts], turn of the last use;
-    turn: int32 [N, layers]; number: float32 [N, layers, experts], as of the last turn; follow: float32
-    [N, layers, 4, experts], features `FOLLOW` and `LATER`; had: float32 [N, layers, 2]; source: int16 [N, layers, SOURCES, top_k], -1
-    none; known: bool [N, layers], whether there is a number to learn from. Scratch: x, old: float32
+    counts: float32 [N, layers, COUNTS, experts]; last: int32 [N, layers, experts], turn of the last
+    use; turn: int32 [N, layers]; number: float32 [N, layers, experts], as of the last turn; follow:
+    float32 [N, layers, 4, experts], features `FOLLOW` and `LATER`; had: float32 [N, layers, 2];
+    source: int16 [N, layers, SOURCES, top_k], -1 none; known: bool [N, layers], whether there is a number to learn from. Scratch: x, old: float32
     [FEATURES, experts]; u, err, used: float32 [experts]; now: int16 [SOURCES, top_k]. keep, scale:
     float32 [COUNTS], a turn's decay, and what makes an even count 1; rate: float32 [2]."""
 
     w: np.ndarray
     gradient: np.ndarray
     pairs: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
     last: np.ndarray
     turn: np.ndarray
     number: np.ndarray
@@ -115,14 +115,14 @@ def inherit(s, n, other):
         for e in range(s.last.shape[2]):
             s.last[n, layer, e] = s.last[other, layer, e]
             for j in range(COUNTS):
-                s.count[n, layer, j, e] = s.count[other, layer, j, e]
+                s.counts[n, layer, j, e] = s.counts[other, layer, j, e]
 
 
 @inner
 def features(s, n, layer, x):
     """Write the features of a layer's experts, as of track ``n``'s last turn there, to ``x``."""
     for j in range(COUNTS):
-        count, row, scale = s.count[n, layer, j], x[j], s.scale[j]
+        count, row, scale = s.counts[n, layer, j], x[j], s.scale[j]
         for e in range(row.size):
             row[e] = log_of(count[e] * scale + FLOOR)
     last, turn = s.last[n, layer], s.turn[n, layer] - 1
@@ -150,7 +150,7 @@ def count_use(s, n, layer, chosen):
             s.last[n, layer, chosen[k]] = turn
     s.turn[n, layer] = turn + 1
     for j in range(COUNTS):
-        count, keep, used = s.count[n, layer, j], s.keep[j], s.used
+        count, keep, used = s.counts[n, layer, j], s.keep[j], s.used
         for e in range(used.size):
             count[e] = count[e] * keep + used[e]
 

@@ -1,11 +1,9 @@
-"""The tokens of an event, one after the other, each found in the history and on its sequence's track."""
+"""The tokens of an event one by one, each found in the history and on its sequence's track."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from uvmsim.policies.lists import inner
-from uvmsim.policies.online.history import History, add_choice, add_token, find_token, mark_token
+from uvmsim.policies.online.history import add_choice, add_token, find_token, mark_token
 from uvmsim.policies.online.learner import inherit
 from uvmsim.policies.online.tracks import begin_track, find_track, free_track, touch_track
 
