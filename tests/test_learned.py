@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, assert_same, cases, generate, naive_of, plan_of, settings_for
 
+from traces.errors import InputError
+from uvmsim.experts.cache_misses import cache_misses
 from uvmsim.experts.knowledge import context
 from uvmsim.policies.online import learner
 from uvmsim.policies.registry import parse
@@ -113,3 +115,28 @@ def test_state_is_under_16_mib(shape):
     floats = [x for x in (*state.learner, state.values.key) if x.dtype.kind == "f"]
     assert {x.dtype for x in floats} == {np.dtype(np.float32)}
     assert state.tracks.seq.size >= 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ("lrfu:half_life=0", "half_life=0 must be above 0 tokens"),
+        ("learned:tau=0", "tau=0 must be at least 0.1"),
+        ("learned:warm=-1", "warm=-1 must be at least 0"),
+        ("lru+learned-next:ahead=4", "ahead=4 must be from 1 to 3"),
+        ("lru+learned-next:theta=1.5", "theta=1.5 must be from 0 to 1"),
+    ],
+)
+def test_bad_parameters_are_said(policy, says):
+    case = generate(1)
+    with pytest.raises(InputError, match=says):
+        plan_of(case, policy, slots=6)
+
+
+def test_plain_sequences():
+    """A cache of ids: few are learned, too many are refused; LRFU takes any number."""
+    ids = np.random.default_rng(2).zipf(1.3, 3000).astype(np.uint32) % 200
+    assert cache_misses(ids, 50, "learned:warm=0") < cache_misses(ids, 50, "fifo")
+    assert cache_misses(ids, 50, "lrfu") < cache_misses(ids, 50, "fifo")
+    with pytest.raises(InputError, match="too many"):
+        cache_misses(np.arange(20_000, dtype=np.uint32), 50, "learned")

@@ -62,6 +62,7 @@ class Learned(Eviction):
         "ours: TD(0) (Sutton 1988) on a logistic of decayed counts, pairs of choices, and what "
         "followed tokens like this one; layer-lru's order until a layer has seen 64 tokens"
     )
+    reads = frozenset({"clock"})
     tau: float = 4.0
     """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
     rate: float = 0.05

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.errors import InputError
 from uvmsim.policies.base import Context
 from uvmsim.policies.lists import inner
 from uvmsim.policies.online.arithmetic import ONE, ZERO, chance_of, log_of
@@ -38,6 +39,8 @@ EAGER, EARLY = np.float32(3), np.float32(300)
 """Pairs take steps that are larger by this factor at first, by half of it after so many turns."""
 BYTES = 16 << 20
 """What a learner with its history may take, where the pair weights leave room."""
+MOST_BYTES = 1 << 29
+"""Pair weights that would take more are refused."""
 MOST_TRACKS, LEAST_TRACKS = 32, 4
 MOST_TOKENS, LEAST_TOKENS = 4096, 512
 
@@ -47,9 +50,10 @@ class Learner(NamedTuple):
     counts: float32 [N, layers, COUNTS, experts]; last: int32 [N, layers, experts], turn of the last
     use; turn: int32 [N, layers]; number: float32 [N, layers, experts], as of the last turn; follow:
     float32 [N, layers, 4, experts], features `FOLLOW` and `LATER`; had: float32 [N, layers, 2];
-    source: int16 [N, layers, SOURCES, top_k], -1 none; known: bool [N, layers], whether there is a number to learn from. Scratch: x, old: float32
-    [FEATURES, experts]; u, err, used: float32 [experts]; now: int16 [SOURCES, top_k]. keep, scale:
-    float32 [COUNTS], a turn's decay, and what makes an even count 1; rate: float32 [2]."""
+    source: int16 [N, layers, SOURCES, top_k], -1 none; known: bool [N, layers], whether there is a
+    number to learn from. Scratch: x, old: float32 [FEATURES, experts]; u, err, used: float32 [experts];
+    now: int16 [SOURCES, top_k]. keep, scale: float32 [COUNTS], a turn's decay, and what makes an even
+    count 1; rate: float32 [2]."""
 
     w: np.ndarray
     gradient: np.ndarray
@@ -86,8 +90,14 @@ def sizes(ctx: Context) -> tuple[int, int]:
 
 
 def new_learner(ctx: Context, tracks: int, rate: float, pair_rate: float) -> Learner:
-    """Nothing known; ``rate``: steps of the weights, ``pair_rate``: of the pairs."""
+    """Nothing known; ``rate``: steps of the weights, ``pair_rate``: of the pairs. Raises `InputError`
+    where pairs of experts would fill the memory."""
     layers, experts, k = ctx.n_layers, ctx.n_experts, ctx.top_k
+    if SOURCES * layers * experts * experts * 4 > MOST_BYTES:
+        raise InputError(
+            f"a learned policy weighs pairs of a layer's experts: {experts:,} are too many (it is for "
+            "models; plain sequences of ids have lrfu, s3fifo and others)"
+        )
     f32 = np.float32
     keep = 0.5 ** (1 / np.array(HALF_LIVES))
     w = np.zeros(FEATURES, f32)
