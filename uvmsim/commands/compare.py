@@ -54,6 +54,10 @@ from uvmsim.commands.flags import (
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
+@click.option(
+    "--policy-time", is_flag=True, default=None,
+    help="Measure the policies' own host time here and count it.",
+)  # fmt: skip
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(

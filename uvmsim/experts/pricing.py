@@ -49,7 +49,8 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     priced = replace(
         plan,
         copy_ns=copy_ns,
-        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0),
+        pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0)
+        + _policy_ns(plan, first_wave),
         compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
     )
     return finish(priced, w, tail)
@@ -72,10 +73,18 @@ def _priced(plan: Plan, job: Job, times: Times) -> Plan:
     first = np.concatenate(([True], np.diff(plan.wave_event) != 0))
     before = np.rint(times.before).astype(np.int64)
     priced = replace(
-        plan, copy_ns=copies, pre_ns=np.where(first, before[plan.wave_event], 0),
+        plan, copy_ns=copies,
+        pre_ns=np.where(first, before[plan.wave_event], 0) + _policy_ns(plan, first),
         compute_ns=times.experts_ns(w, plan.wave_hi),
     )  # fmt: skip
     return finish(priced, w, np.rint(times.tail).astype(np.int64))
+
+
+def _policy_ns(plan: Plan, first_wave: np.ndarray) -> np.ndarray | int:
+    """What the policy's hooks take before an event's first wave, where that was measured."""
+    if plan.policy_ns is None:
+        return 0
+    return np.where(first_wave, plan.policy_ns[plan.wave_event], 0)
 
 
 def _gpu(hw: Hardware) -> dict[str, Any]:

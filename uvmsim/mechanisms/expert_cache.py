@@ -9,6 +9,7 @@ import numpy as np
 
 from uvmsim.clocks import fast
 from uvmsim.experts.decisions import Decisions
+from uvmsim.experts.hook_time import hook_time
 from uvmsim.experts.pricing import price
 from uvmsim.mechanisms.base import Planned
 from uvmsim.policies.kinds import EXPERTS, PolicyKind
@@ -31,6 +32,12 @@ class ExpertCache(Planned):
         def joined(name: str) -> np.ndarray:
             return np.concatenate([getattr(p, name) for p in parts])
 
+        policy_ns = None
+        if job.policy_time:
+            measured = hook_time(job)
+            policy_ns = measured.by_event(job)
+            if policy_ns.any():
+                decisions.notes.append(measured.note(job))
         layer = joined("copy_expert") // job.workload.n_experts
         wave_hi = joined("wave_hi")
         unpriced = np.zeros(len(wave_hi), np.int64)
@@ -51,6 +58,7 @@ class ExpertCache(Planned):
             hit=decisions.hit,
             counters=decisions.counters(),
             slots=decisions.slots,
+            policy_ns=policy_ns,
             notes=decisions.notes,
         )
         return price(plan, job)

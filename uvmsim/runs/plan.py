@@ -79,6 +79,8 @@ class Plan:
     """Bytes the kernels read across the link without a copy."""
     zero_copy_step: np.ndarray | None = None
     """int64 [S]: the same a step, where there are any."""
+    policy_ns: np.ndarray | None = None
+    """int64 [E]: measured host time of the policy's hooks, by event; None: not measured."""
     notes: list[str] = field(default_factory=list)
 
     def bytes_of(self, kind: int) -> int:

@@ -99,6 +99,9 @@ class Scenario:
     seed: int = 0
     threshold: int = 51
     """uvm: the density prefetcher's, in %."""
+    policy_time: bool | None = None
+    """Measure what each policy's hooks take on this machine, and add it to each layer's decision;
+    speeds then differ a little from run to run. None: no."""
     engine: str = "fast"
     """The compiled clock (``fast``), or the SimPy model (``des``)."""
 
