@@ -1,7 +1,7 @@
 """`naive` for policies that learn while running: dictionaries of tokens, NumPy over a layer's experts.
 
-Numbers are float32 and every operation is rounded, in the order that the definition in
-docs/policies.md gives, so that decisions are equal and not only alike.
+Written from docs/learned-policies.md. Numbers are float32 and every operation is rounded, in one agreed
+order, so that decisions are equal and not only alike.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a policy's hooks cost the host, measured on this machine: a clever slow policy shall not win on
 paper.
 
-Decisions are asked for as in a run, with the policy and with plain LRU, and what the policy takes longer
-is its own: an engine's `decision_ns` was calibrated with LRU and holds the rest. Measured time is
-no function of the input, so it is added only where it is asked for (`Job.policy_time`).
+Decisions are asked for as in a run, with the policy and with plain LRU, and what the policy takes
+longer is its own: an engine's `decision_ns` was calibrated with LRU and holds the rest. Measured time
+is no function of the input, so it is added only where it is asked for (`Job.policy_time`).
 """
 
 from __future__ import annotations
