@@ -23,3 +23,5 @@ CHECKED_OPTIONS: dict[str, Any] = {"boundscheck": True}
 inner: Any = njit(**INNER_OPTIONS)
 kernel_part: Any = njit(**(INNER_OPTIONS | KERNEL_OPTIONS))
 """The same, callable from kernels without reference counts."""
+inlined: Any = njit(**(INNER_OPTIONS | KERNEL_OPTIONS | {"forceinline": True}))
+"""The same, put into its caller by LLVM: a state of fifty arrays is 4 kB to hand over at every call."""

@@ -1,11 +1,14 @@
-"""A value for every expert, learned while the cache runs; the least valuable leaves."""
+"""A value for every expert, learned while the cache runs; the least valuable leaves.
+
+The value is E[gamma^(tokens to the next use)]; docs/learned-policies.md defines it.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from traces.errors import InputError
-from uvmsim.core.jit import kernel_part
+from uvmsim.core.jit import inlined
 from uvmsim.policies.base import LAYER, Eviction
 from uvmsim.policies.layer_heaps import (
     LayerHeaps,
@@ -55,7 +58,7 @@ class State(NamedTuple):
 
 
 class Learned(Eviction):
-    """Evict the least value, E[gamma^(tokens to the next use)], learned from nothing while running."""
+    """Evict whose next use is furthest by a value learned from nothing while running."""
 
     name = "learned"
     source = (
@@ -126,7 +129,7 @@ class Learned(Eviction):
         return best
 
 
-@kernel_part
+@inlined
 def _turn(s, track, layer, token, chosen):
     """A token of a track has passed the layer: learn from what was thought of it, think anew."""
     m, h = s.learner, s.history
@@ -149,7 +152,7 @@ def _turn(s, track, layer, token, chosen):
     keep_numbers(m, track, layer)
 
 
-@kernel_part
+@inlined
 def _value(s, pool, layer, step):
     """Values of a layer's experts: whoever of those being served may use one next. Before enough is
     learned, gamma to the power of turns missed, which is layer-lru's order."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from traces.errors import InputError
-from uvmsim.core.jit import kernel_part
+from uvmsim.core.jit import inlined
 from uvmsim.policies.base import Prefetch
 from uvmsim.policies.online.arithmetic import ONE
 from uvmsim.policies.online.governor import Governor, ask, asks_for, judge, new_governor
@@ -119,7 +119,7 @@ class LearnedNext(Prefetch):
         return asked
 
 
-@kernel_part
+@inlined
 def _turn(s, track, layer, chosen):
     """A token of a track has chosen: learn from the forecast, if nothing has come between."""
     m = s.learner
@@ -135,7 +135,7 @@ def _turn(s, track, layer, chosen):
     m.known[track, layer] = False
 
 
-@kernel_part
+@inlined
 def _forecast(s, pool, track, layer, token):
     """What the token takes some layers on; past the last layer, what the token after it takes."""
     m, h = s.learner, s.history

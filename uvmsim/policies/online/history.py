@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uvmsim.core.jit import inlined
 from uvmsim.policies.base import Context
-from uvmsim.policies.lists import inner
 
 CHAINS = 1 << 14
 LIKE, LIKE_TWO = 4, 2
@@ -54,19 +54,19 @@ def new_history(ctx: Context, size: int) -> History:
     )  # fmt: skip
 
 
-@inner
+@inlined
 def place(h, t):
     """Where token ``t`` is; it must be `kept`."""
     return t & (h.seq.size - 1)
 
 
-@inner
+@inlined
 def kept(h, t):
     """Whether token ``t`` exists and is not forgotten."""
     return t >= 0 and t >= h.at[NEXT] - h.seq.size
 
 
-@inner
+@inlined
 def find_token(h, step, seq, pos):
     """The number of a token of this forward pass, -1 if it is new."""
     n = h.at
@@ -89,7 +89,7 @@ def find_token(h, step, seq, pos):
     return np.int64(-1)
 
 
-@inner
+@inlined
 def add_token(h, seq, pos, before):
     """A new token that follows token ``before`` of its sequence (-1: the first); its number."""
     t = h.at[NEXT]
@@ -108,7 +108,7 @@ def add_token(h, seq, pos, before):
     return t
 
 
-@inner
+@inlined
 def add_choice(h, t, layer, chosen):
     """Token ``t`` chose ``chosen`` (int16 [top_k], or fewer at a time) in a layer."""
     ids = h.ids[layer, place(h, t)]
@@ -120,7 +120,7 @@ def add_choice(h, t, layer, chosen):
             ids[k] = chosen[j]
 
 
-@inner
+@inlined
 def mark_token(h, t):
     """Mark token ``t`` by its choice in the first layer, and find those like it."""
     at = place(h, t)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.core.jit import inlined
 from uvmsim.policies.base import Context
-from uvmsim.policies.lists import inner
 from uvmsim.policies.online.arithmetic import ONE, ZERO, chance_of, log_of
 from uvmsim.policies.online.history import LIKE, kept, place
 
@@ -116,7 +116,7 @@ def new_learner(ctx: Context, tracks: int, rate: float, pair_rate: float) -> Lea
     )  # fmt: skip
 
 
-@inner
+@inlined
 def inherit(s, n, other):
     """A new sequence on track ``n`` starts from what track ``other`` has counted."""
     for layer in range(s.turn.shape[1]):
@@ -128,7 +128,7 @@ def inherit(s, n, other):
                 s.counts[n, layer, j, e] = s.counts[other, layer, j, e]
 
 
-@inner
+@inlined
 def features(s, n, layer, x):
     """Write the features of a layer's experts, as of track ``n``'s last turn there, to ``x``."""
     for j in range(COUNTS):
@@ -149,7 +149,7 @@ def features(s, n, layer, x):
     x[BIAS] = ONE
 
 
-@inner
+@inlined
 def count_use(s, n, layer, chosen):
     """Track ``n`` has a turn of the layer and uses ``chosen`` (ids in the layer)."""
     s.used[:] = ZERO
@@ -165,7 +165,7 @@ def count_use(s, n, layer, chosen):
             count[e] = count[e] * keep + used[e]
 
 
-@inner
+@inlined
 def see_followers(s, h, n, layer, token, after):
     """What tokens like ``token`` chose in the layer (``after``: those after them), and later ones."""
     like = h.like[place(h, token)]
@@ -193,7 +193,7 @@ def see_followers(s, h, n, layer, token, after):
                 _add(h, later, q, layer, part)
 
 
-@inner
+@inlined
 def _add(h, share, token, layer, part):
     """Add ``part`` to the share of all that a token chose in a layer."""
     ids = h.ids[layer, place(h, token)]
@@ -202,14 +202,14 @@ def _add(h, share, token, layer, part):
             share[ids[k]] += part
 
 
-@inner
+@inlined
 def _follower(h, q, after):
     if kept(h, q) and after:
         q = h.after[place(h, q)]
     return q if kept(h, q) else np.int64(-1)
 
 
-@inner
+@inlined
 def see_source(s, h, which, token, layer):
     """Source ``which`` is what a token chose in a layer; nothing where there is none."""
     there = layer >= 0 and kept(h, token)
@@ -217,7 +217,7 @@ def see_source(s, h, which, token, layer):
         s.now[which, k] = h.ids[layer, place(h, token), k] if there else -1
 
 
-@inner
+@inlined
 def numbers(s, layer):
     """Write the layer's numbers, from the features in ``x`` and the sources in ``now``, to ``u``."""
     u = s.u
@@ -237,7 +237,7 @@ def numbers(s, layer):
         u[e] = chance_of(u[e])
 
 
-@inner
+@inlined
 def learn(s, n, layer):
     """A step by the errors in ``err`` of the numbers that the features in ``old`` and track ``n``'s
     sources gave."""
@@ -257,7 +257,7 @@ def learn(s, n, layer):
                     pair[e] += rate * err[e]
 
 
-@inner
+@inlined
 def _sums(a, b):
     """Sums of a * b and of its squares, in four lanes each: one sum waits for itself at every step."""
     n = a.size
@@ -279,7 +279,7 @@ def _sums(a, b):
     return (f0 + f1) + (f2 + f3), (s0 + s1) + (s2 + s3)
 
 
-@inner
+@inlined
 def keep_numbers(s, n, layer):
     """The numbers in ``u`` and their sources are those to learn from at the next turn."""
     number, u = s.number[n, layer], s.u

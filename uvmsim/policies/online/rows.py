@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from uvmsim.policies.lists import inner
+from uvmsim.core.jit import inlined
 from uvmsim.policies.online.history import add_choice, add_token, find_token, mark_token
 from uvmsim.policies.online.learner import inherit
 from uvmsim.policies.online.tracks import begin_track, find_track, free_track, touch_track
 
 
-@inner
+@inlined
 def first_row(h, ev):
     """Of a micro-batch larger than half the history, the last tokens are looked at."""
     return max(0, ev.chosen.shape[0] - h.seq.size // 2)
 
 
-@inner
+@inlined
 def meet(s, h, tr, ev, r):
     """Row ``r`` of an event: its token's number and its sequence's track; new ones are entered."""
     seq = ev.seqs[r]

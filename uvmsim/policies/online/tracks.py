@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.lists import inner
+from uvmsim.core.jit import inlined
 
 
 class Tracks(NamedTuple):
@@ -33,7 +33,7 @@ def new_tracks(n: int) -> Tracks:
     )  # fmt: skip
 
 
-@inner
+@inlined
 def find_track(tr, seq):
     """The track of a sequence, -1 if it has none."""
     if tr.seq[tr.now[0]] == seq:
@@ -44,7 +44,7 @@ def find_track(tr, seq):
     return np.int64(-1)
 
 
-@inner
+@inlined
 def free_track(tr):
     """The track for a new sequence: a free one, or that of the sequence silent longest."""
     best = np.int64(0)
@@ -56,7 +56,7 @@ def free_track(tr):
     return best
 
 
-@inner
+@inlined
 def begin_track(tr, n, seq, step):
     """Give track ``n`` to a sequence."""
     tr.seq[n] = seq
@@ -65,7 +65,7 @@ def begin_track(tr, n, seq, step):
     tr.last[n] = -1
 
 
-@inner
+@inlined
 def touch_track(tr, n, step, token):
     """Track ``n`` is served in this forward pass; ``token`` is its newest."""
     tr.gap[n] = max(tr.gap[n], step - tr.seen[n])
@@ -74,7 +74,7 @@ def touch_track(tr, n, step, token):
     tr.now[0] = n
 
 
-@inner
+@inlined
 def is_live(tr, n, step):
     """Whether track ``n`` is expected again."""
     return tr.seq[n] >= 0 and step - tr.seen[n] <= tr.gap[n]
