@@ -57,7 +57,7 @@ class Uvm(Mechanism):
         paged = run_paging(setup, hw, policy.prefill or policy.decode, policy.decode, record=record)
         if clock == "des":
             assert paged.program is not None
-            paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
+            paged.ends = des_paging.run(paged.program, len(paged.ends), uvm_of(hw).duplex)
         trail = Paged(paged, setup, space)
         about = {
             "policy": policy.name,
@@ -81,7 +81,7 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     w, hw, m = job.workload, job.hardware, job.model
     u = uvm_of(hw)
     space = space_of(m, context_of(job), COMPUTE_BYTES)
-    kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, u.fault_sharing, copies)
+    kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, copies)
     vram = hw.free_bytes
     if copies:  # scratch for the experts of a layer
         vram -= max(m.expert_bytes) * m.n_experts
@@ -153,7 +153,7 @@ def in_turn(parts: list[Kernels]) -> Kernels:
         return np.concatenate([getattr(k, name) for k in parts])[by]
 
     per_kernel = ("step", "compute_ns", "copy_bytes", "tenant", "tail_ns")
-    per_wave = ("entries", "burst", "limit")
+    per_wave = ("burst", "fetched", "limit", "looks")
     return parts[0]._replace(
         **{name: pick(name, order) for name in per_kernel},
         **{name: pick(name, wave_order) for name in per_wave},

@@ -214,7 +214,7 @@ def _one(options: Options, hw: Hardware, n_blocks: int, n_chunks: int, tenant: i
             lo, hi = 0, n_blocks
             passes.append([p.walk(n_blocks, rng if pattern == "rand" else None)])
         ns.append(p.resident_ns(pattern, (hi - lo) * BLOCK, options.stride, hw))
-    kernels = p.assemble(passes, ns, 1 if pattern != "abab" else 0)
+    kernels = p.assemble(passes, ns, 1 if pattern != "abab" else p.SCAN_PAGES)
     return Setup(
         kernels, np.full(n_blocks, BLOCK // PAGE, np.int32), np.zeros(n_blocks, np.int8),
         np.full(n_blocks, ADVICE[options.advice], np.uint8), np.ones(n_blocks, np.uint8), n_chunks,
@@ -238,7 +238,7 @@ def _row(
     paged = run_paging(setup, link, spec, record=record)
     if options.engine == "des":
         assert paged.program is not None
-        paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
+        paged.ends = des_paging.run(paged.program, len(paged.ends), uvm_of(hw).duplex)
     if options.trace_out:
         from uvmsim.paging.trace_out import write_trace
 
