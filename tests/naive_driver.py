@@ -285,7 +285,8 @@ class Driver:
     def make_resident(self, block: int, wanted: set[int]):
         """(pages copied, copies, whether its host pages were new, pages back, whether evicted)."""
         back = evicted = 0
-        if block not in self.chunk_of:
+        new_here = block not in self.chunk_of
+        if new_here:
             chunk, back, evicted = self.frame()
             self.chunk_of[block] = chunk
             self.world.block_of[chunk] = block
@@ -304,7 +305,7 @@ class Driver:
             self.space.populated[block] = True
             self.count["zeroed"] += moved
             moved = operations = 0
-        if self.order.access(chunk):
+        if not new_here and self.order.access(chunk):
             self.world.tail(chunk)
         self.count["services"] += 1
         self.count["in"] += moved

@@ -95,15 +95,25 @@ def test_a_wave_comes_back_for_what_was_evicted_meanwhile():
 
 
 def test_the_next_block_of_a_batch_may_take_the_last_ones_frame():
-    """With every serviced chunk at the head, a batch keeps its last block only, and the rest faults
-    anew; in the driver's own order nothing of the kind happens."""
+    """With every new chunk at the head, a batch keeps its last block only, and the rest faults anew;
+    in the driver's own order nothing of the kind happens."""
     fill = Kernel([Wave([(4 * PAGES + i * PAGES, 4 * PAGES + i * PAGES + 1) for i in range(3)])])
     touches = [(b * PAGES, b * PAGES + 1) for b in range(3)]
     plain = run([fill, *one(touches)], 7, 3)
-    mru = run([fill, *one(touches)], 7, 3, "prefetch_none+eviction_mru")
+    head = run([fill, *one(touches)], 7, 3, "prefetch_none+eviction_lfu")
     assert plain.total(t.BATCHES) == 2 and plain.total(t.ACTIVATED) == 3 + 3
-    assert mru.total(t.BATCHES) == 1 + 3
-    assert mru.total(t.ACTIVATED) == 3 + 3 + 2 + 1
+    assert head.total(t.BATCHES) == 1 + 3
+    assert head.total(t.ACTIVATED) == 3 + 3 + 2 + 1
+
+
+def test_a_new_chunk_is_not_accessed_at_the_service_that_allocates_it():
+    """It is pinned then: MRU, which sends what is accessed to the head, leaves it at the tail."""
+    visits = [Kernel([Wave([(b * PAGES, b * PAGES + 1)])]) for b in (0, 1, 2)]
+    again = Kernel([Wave([(2 * PAGES + 9, 2 * PAGES + 10)])])
+    policy = "prefetch_none+eviction_mru"
+    for kernels, order in ((visits, [0, 1, 2]), ([*visits, again], [2, 0, 1])):
+        d = run(kernels, policy=policy).tables.driver
+        assert [int(d.block_of[c]) for c in used_list(d)] == order
 
 
 def test_a_warp_gets_on_where_a_batch_helps_nobody():

@@ -11,8 +11,8 @@ from traces.errors import InputError
 from uvmsim.clocks import clock as clock_named
 from uvmsim.clocks import des_paging
 from uvmsim.mechanisms.base import Mechanism
-from uvmsim.paging import tables as t
 from uvmsim.paging.drive import Setup, run_paging, uvm_of
+from uvmsim.paging.hints import ADVICE, PREFETCH, with_prefetch
 from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.paging.trace_out import write_trace
@@ -31,8 +31,9 @@ LEAST_CHUNKS = 64
 class Uvm(Mechanism):
     """Managed memory: page faults, prefetch and eviction by the driver, policies as eBPF hooks.
 
-    Weights are in host memory at first, with preferred location GPU (what gpu_ext's llama.cpp fork
-    sets at the first computation). KV cache and compute buffer are managed too, and share the list.
+    Weights are in host memory at first, with the job's advice: preferred location GPU is what gpu_ext's
+    llama.cpp fork sets at the first computation. KV cache and compute buffer are managed too, and share
+    the list.
     """
 
     name: ClassVar[str] = "uvm"
@@ -44,6 +45,8 @@ class Uvm(Mechanism):
         clock_named(clock)
         w, hw = job.workload, job.hardware
         uvm_of(hw)
+        if job.advice not in ADVICE:
+            raise InputError(f"{job.advice}: must be one of {', '.join(ADVICE)}", argument="advice")
         if w.unit != "event":
             raise InputError(
                 f"uvm: pages whole layers; leave out `unit` {w.unit}", argument="mechanisms"
@@ -67,6 +70,7 @@ class Uvm(Mechanism):
             "vram_bytes": hw.vram_bytes,
             "seed": job.seed,
             "threshold": job.threshold,
+            "advice": job.advice,
         }
         return Outcome(job, self.name, trail.step_ns(), trail=trail, notes=paged.notes, about=about)
 
@@ -93,7 +97,9 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
             argument="vram",
         )
     advice = np.zeros(space.n_blocks, np.uint8)
-    advice[: space.kv_block] = t.PREFER_GPU
+    advice[: space.kv_block] = ADVICE[job.advice]
+    if job.advice == PREFETCH:
+        kernels = with_prefetch(kernels, 0, 0, int(space.n_pages[: space.kv_block].sum()))
     populated = np.zeros(space.n_blocks, np.uint8)
     populated[: space.kv_block] = 1
     setup = Setup(

@@ -12,7 +12,7 @@ from uvmsim.paging.tables import ACCESSED_BY, ENTRIES, FAULTS, REMOTE, REMOTE_FL
 from uvmsim.policies.pages.base import BATCH, PAGES
 
 OVERTAKING = 4
-"""Neighbouring SMs whose faults overtake one another in the buffer. An estimate: no row at hand tells."""
+"""Neighbouring SMs whose faults overtake one another in the buffer. An estimate: no row tells."""
 
 
 def is_remote(d, p, b):

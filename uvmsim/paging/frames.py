@@ -126,13 +126,16 @@ def make_resident(sl, d, p, b, mask, counters):
         p.populated[b] = 1
         counters[ZEROED] += pages
         pages, operations = np.int64(0), np.int64(0)
-    # used_list: the policy first, then the driver's own move unless bypassed
-    action = np.int64(0)
-    d.n[CURRENT] = chunk
-    if HAS_ORDER:
-        action = np.int64(block_access(sl, seen_by_hooks(d), chunk))
-    if action != BYPASS:
-        move_tail(d, chunk)  # type: ignore[arg-type]
+    # A chunk that was allocated just now is still pinned: mark_root_chunk_used leaves it alone, and its
+    # activation has put it at the tail. Of others, the policy first, then the driver's own move unless
+    # bypassed.
+    if label >= 0:
+        action = np.int64(0)
+        d.n[CURRENT] = chunk
+        if HAS_ORDER:
+            action = np.int64(block_access(sl, seen_by_hooks(d), chunk))
+        if action != BYPASS:
+            move_tail(d, chunk)  # type: ignore[arg-type]
     counters[SERVICES] += 1
     counters[PAGES_IN] += pages
     counters[COPIES] += operations

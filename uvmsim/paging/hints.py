@@ -1,11 +1,30 @@
-"""A program's own hints: ranges prefetched to the device or back to the host between kernels."""
+"""A program's own hints: advice, and ranges prefetched to the device or back to the host between
+kernels."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from uvmsim.paging.kernels import Kernels
-from uvmsim.paging.tables import TO_DEVICE, TO_HOST
+from uvmsim.paging.tables import (
+    ACCESSED_BY,
+    PREFER_GPU,
+    READ_MOSTLY,
+    REMOTE_FLAG,
+    TO_DEVICE,
+    TO_HOST,
+)
+
+PREFETCH = "prefetch"
+ADVICE = {
+    "none": 0,
+    PREFETCH: 0,
+    "prefer-gpu": PREFER_GPU,
+    "prefer-cpu": REMOTE_FLAG,
+    "accessed-by": ACCESSED_BY,
+    "read-mostly": READ_MOSTLY,
+}
+"""What a program can say of its managed memory, and the bits of `uvmsim.paging.tables.Pages.advice`."""
 
 
 def with_prefetch(

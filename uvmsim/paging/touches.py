@@ -37,7 +37,7 @@ TILE_ROWS, TILE_TOKENS = 128, 128
 TILE_WARPS = 8
 """Warps that load a tile, each a row at a time (MMQ_NWARPS): their rows' pages fault together."""
 ROW_LOOKS = 2
-"""Times a decode kernel's thread block comes back to its row: 128 threads read 1,088 bytes each time."""
+"""Times a decode kernel's thread block comes back to its row: it reads 1,088 bytes each time."""
 ROW_BURST, ROW_FAULTS = 8, 32
 """Pages of a run of rows that fault together, and faults in the buffer when the driver looks, where
 thread blocks walk rows. Fitted to the decode rows of experiments/rtx5090_gpt_oss_120b."""

@@ -69,6 +69,7 @@ def _append(writer: FaultWriter, program: t.Program, rows: np.ndarray, setup: Se
     there[:, FAULT] = program.kind[rows] == t.ROW_SERVICE
     there[:, PREPARE] = there[:, EVICT] = evicts
     there[:, ACTIVATE] = fresh
+    there[:, ACCESS] = ~fresh
     time = np.repeat(program.clock_ns[rows][:, None], len(KINDS), axis=1)
     time[:, FAULT] -= program.own_ns[rows]
     whose = np.repeat(block[:, None], len(KINDS), axis=1)

@@ -16,6 +16,7 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.mechanisms.uvm import co_locate
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import PagedRun, Setup, run_paging, uvm_of
+from uvmsim.paging.hints import ADVICE
 from uvmsim.paging.layout import BLOCK, PAGE
 from uvmsim.paging.trail import driver_counters
 from uvmsim.policies.pages.registry import PagePolicySpec, pages_of
@@ -26,14 +27,6 @@ from uvmsim.studies.scenario import Progress, Scenario, plain
 from uvmsim.version import __version__
 
 DEFAULT_HARDWARE = "a30"
-ADVICE = {
-    "none": 0,
-    "prefetch": 0,
-    "prefer-gpu": t.PREFER_GPU,
-    "prefer-cpu": t.REMOTE_FLAG,
-    "accessed-by": t.ACCESSED_BY,
-    "read-mostly": t.READ_MOSTLY,
-}
 RATIOS = {"abab": (0.95, 1.05), "seq": (0.5, 0.75, 1.0), "rand": (0.5, 0.75, 1.0)}
 PASSES = {"abab": 4, "seq": 5, "rand": 5}
 LEAST_CHUNKS = 64
