@@ -64,7 +64,7 @@ def rows_of(published: dict[str, Any], reps: int) -> list[dict[str, Any]]:
 
 
 def whole_run(reps: int) -> dict[str, float]:
-    """The driver's counters over a whole run under threshold 51, warm-up and all, and its first prefill."""
+    """The driver's counters over a whole run under threshold 51, and its first prefill."""
     model = Model.load("gpt-oss-120b")
     made = bench(model, 512, 128, reps, 0)
     hw = Hardware.load("rtx5090")

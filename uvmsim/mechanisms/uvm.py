@@ -70,7 +70,6 @@ class Uvm(Mechanism):
             "vram_bytes": hw.vram_bytes,
             "seed": job.seed,
             "threshold": job.threshold,
-            "advice": job.advice,
         }
         return Outcome(job, self.name, trail.step_ns(), trail=trail, notes=paged.notes, about=about)
 
