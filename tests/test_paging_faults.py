@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from naive_driver import PAGES, Driver, Kernel, Machine, Space, Wave
 from test_paging_driver import hardware, setup_for, twins_of, used_list
 
+from traces.errors import InputError
 from traces.files.schema import PREFILL
+from uvmsim.machine.hardware import Hardware
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import run_paging
 from uvmsim.policies.pages.registry import parse_pages
@@ -131,3 +134,13 @@ def test_neighbours_overtake():
     assert program is not None
     served = program.block[program.kind == t.ROW_SERVICE].tolist()
     assert served[0] == 1 and sorted(served) == [0, 1, 2, 3] != served
+
+
+@pytest.mark.parametrize("key", ["page_ns", "service_ns", "map_ns", "replay_ns", "burst_pages"])
+def test_a_constant_of_before_names_its_heir(tmp_path, key):
+    value = '"1 us"' if key.endswith("_ns") else "24"
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "rtx5090"\n[uvm.{key}]\nvalue = {value}\nsource = "mine"\n')
+    with pytest.raises(InputError, match=f"{key} is no longer a constant; in its place: ") as e:
+        Hardware.load(str(path))
+    assert "\n" not in str(e.value)
