@@ -74,10 +74,10 @@ def costs_of(hw: Hardware, threshold: int) -> Costs:
     # Experts copied explicitly come from a mapped file.
     explicit = hw.link_bytes_per_s("h2d", pinned=False)
     return Costs(
-        u.batch_ns, u.page_ns, u.service_ns, u.map_ns, u.evict_ns, u.replay_ns, u.copy_ns,
+        u.batch_ns, u.entry_ns, u.first_touch_ns, u.evict_ns, u.copy_ns,
         round(PAGE * PICO / u.h2d_bytes_per_s), round(PAGE * PICO / u.d2h_bytes_per_s),
         round(PAGE * PICO / hw.zero_copy_bytes_per_s), round(1024 * PICO / explicit),
-        int(hw.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, u.burst_pages, threshold,
+        int(u.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, threshold,
     )  # fmt: skip
 
 
