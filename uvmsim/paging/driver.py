@@ -22,7 +22,7 @@ import numpy as np
 from uvmsim.paging.bits import fill
 from uvmsim.paging.faults import fetch, missing_from, next_missing
 from uvmsim.paging.frames import Moved, make_resident, release
-from uvmsim.paging.hooks import MIGRATES, RECORDS
+from uvmsim.paging.hooks import MIGRATES, RECORDS, WORK_OF_ORDER, after_batch, seen_by_hooks
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.regions import prefetch_mask
 from uvmsim.paging.tables import (
@@ -50,7 +50,7 @@ from uvmsim.paging.tables import (
     Time,
 )
 from uvmsim.paging.touches import start_of
-from uvmsim.policies.pages.base import ASKED, BATCH, NOW_NS, PAGES
+from uvmsim.policies.pages.base import ASKED, BATCH, CURRENT, NOW_NS, PAGES
 
 
 def row(time: Time, kind, own_ns, ref):
@@ -135,6 +135,15 @@ def service(t: Tables, s: States, n, counters):
     return last
 
 
+def work_queued(t: Tables, s: States):
+    """What the policy left for after the batch, which may ask for blocks, and may move no chunk."""
+    d = t.driver
+    then = d.n[NOW_NS]
+    d.n[NOW_NS], d.n[CURRENT] = t.time.clock[HANDLER], len(d.block_of)
+    after_batch(s.order if WORK_OF_ORDER else s.prefetch, seen_by_hooks(d))
+    d.n[NOW_NS] = then
+
+
 def migrate_ahead(t: Tables, s: States, counters):
     """Bring in the blocks the policy asked for, of the process that faulted, without anybody
     waiting (bpf_wq)."""
@@ -196,6 +205,7 @@ def run_wave(t: Tables, s: States, k: Kernels, wave, counters):
         clock[HANDLER] = max(clock[HANDLER], end) + costs.replay_ns
         row(t.time, ROW_REPLAY, costs.replay_ns, -1)
         if MIGRATES:
+            work_queued(t, s)
             migrate_ahead(t, s, counters)
         left = 0
         for i in range(waiting):

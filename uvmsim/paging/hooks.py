@@ -15,6 +15,8 @@ HAS_PREFETCH = False
 """A policy has prefetch hooks of its own, and so on."""
 HAS_ORDER = False
 MIGRATES = False
+WORK_OF_ORDER = False
+"""What runs after a batch belongs to the policy that orders evictions."""
 RECORDS = False
 """The program is written, for a readable clock and for export."""
 
@@ -44,6 +46,10 @@ def block_access(s: Any, d: Driver, chunk: Number) -> Number:
 
 
 def evict_prepare(s: Any, d: Driver) -> Number:
+    return 0
+
+
+def after_batch(s: Any, d: Driver) -> Number:
     return 0
 
 
