@@ -28,13 +28,14 @@ class MapSpec:
     value_type: int | None
 
 
-def maps_of(btf: b.Btf) -> list[MapSpec]:
-    """All of them. Raises `InputError` for a type of map that does not run, or a size without end."""
+def maps_of(btf: b.Btf, places: dict[str, int]) -> list[MapSpec]:
+    """All of them. ``places``: where each lies in ``.maps``. Raises `InputError` for a type of map that does not run, or a size without end."""
     found = []
     for section in btf.types:
         if section.kind == b.DATASEC and section.name == ".maps":
             for m in section.members:
-                found.append(_one(btf, btf.type(m.type), m.bit // 8))
+                variable = btf.type(m.type)
+                found.append(_one(btf, variable, places.get(variable.name, -1)))
     return found
 
 

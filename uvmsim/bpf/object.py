@@ -93,8 +93,11 @@ def load(path: str | Path) -> Object:
         for s in sections.values()
         if s.allocated and s.name.startswith(DATA) and s.data
     }
-    variables = _variables(btf, data)
-    made = Object(name, digest, btf, notes, [], maps_of(btf), data, variables)
+    # Offsets in the types of data sections are for libbpf to fill in, from the symbols.
+    places = {(s.section, s.name): s.value for s in file.symbols if s.name}
+    variables = _variables(btf, data, places)
+    maps = maps_of(btf, {name: at for (section, name), at in places.items() if section == ".maps"})
+    made = Object(name, digest, btf, notes, [], maps, data, variables)
     made.license = sections["license"].data.split(b"\0")[0].decode("ascii", "replace") if (
         "license" in sections
     ) else ""  # fmt: skip
@@ -103,13 +106,17 @@ def load(path: str | Path) -> Object:
     return made
 
 
-def _variables(btf: b.Btf, data: dict[str, bytes]) -> list[Variable]:
+def _variables(
+    btf: b.Btf, data: dict[str, bytes], places: dict[tuple[str | None, str], int]
+) -> list[Variable]:
     found = []
     for t in btf.types:
         if t.kind == b.DATASEC and t.name in data:
             for m in t.members:
                 v = btf.type(m.type)
-                found.append(Variable(v.name, t.name, m.bit // 8, v.to))
+                at = places.get((t.name, v.name))
+                if at is not None and at + btf.size(v.to) <= len(data[t.name]):
+                    found.append(Variable(v.name, t.name, at, v.to))
     return found
 
 
@@ -200,7 +207,7 @@ def _hooks(made: Object, file: elf.Elf) -> None:
         operations = made.btf.type(made.btf.plain(variable.to))
         made.operations = operations.name
         members = {m.bit // 8: m.name for m in operations.members}
-        base = where.members[0].bit // 8
+        base = next((s.value for s in file.symbols if s.section == name and s.name), 0)
         for at, symbol in section.relocations.items():
             number = by_place.get((symbol.section or "", symbol.value))
             if number is not None and at - base in members:
