@@ -124,7 +124,7 @@ def atomic(i: Instruction, k: Constants, pc: str) -> str:
         return f"store_u{bits}(s, {address(i.dst, i.off, k)}, r{i.src}, {pc})"
     operation = i.imm if i.imm in (i_.XCHG, i_.CMPXCHG) else i.imm & ~i_.FETCH
     at = address(i.dst, i.off, k)
-    told = f"atomic_u{bits}(s, d, {at}, {operation}, r{i.src}, r0, {pc})"
+    told = f"atomic_u{bits}(s, d, {at}, {k(operation)}, r{i.src}, r0, {pc})"
     if i.imm == i_.CMPXCHG:
         return f"r0 = {told}"
     return f"r{i.src} = {told}" if i.imm & i_.FETCH else told

@@ -33,6 +33,7 @@ from uvmsim.bpf.state import (
 from uvmsim.bpf.words import get_u8, put_u8, put_u64
 
 _0, _1, _8, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(32)
+_BYTE = np.int64(1)
 FAULTED, NO_ROOM, NONE, NOT_VALID = (np.uint64(2**64 - n) for n in (14, 12, 2, 22))
 """-EFAULT, -ENOMEM, -ENOENT, -EINVAL."""
 BOOT_NS = 3_600 * 10**9
@@ -86,7 +87,7 @@ def probe_read_kernel_str(s, d, r1, r2, r3, r4, r5, pc):
     to = writable_at(s, r1, n, pc)
     j = 0
     while j < n:
-        source = maps.readable_or_none(s, d, r3 + np.uint64(j), 1, pc)
+        source = maps.readable_or_none(s, d, r3 + np.uint64(j), _BYTE, pc)
         if source < 0:
             blank(s, to, n)
             return FAULTED

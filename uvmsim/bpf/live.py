@@ -38,7 +38,7 @@ FIELDS = (
     CHUNK_ADDRESS, CHUNK_PAGE, CHUNK_LOG2, CHUNK_STATE, CHUNK_BLOCK, CHUNK_LIST, CHUNK_REFERENCED,
     BLOCK_START, BLOCK_END, BLOCK_MANAGED, BLOCK_RANGE, BLOCK_PID, BLOCK_HMM,
     REGION_FIRST, REGION_OUTER,
-) = range(len(FIELDS))  # fmt: skip
+) = (np.int64(i) for i in range(len(FIELDS)))  # fmt: skip
 OFFSET, SIZE, BIT, BITS = range(4)
 PER_FIELD = 4
 """Columns of a field: bytes from the structure's start (-1: the object has no such field), its size; of
@@ -52,13 +52,15 @@ its range and its VA space begin; numbers of processes, blocks and chunks."""
 ALLOCATED = 4
 """UVM_PMM_GPU_CHUNK_STATE_ALLOCATED."""
 LOG2_BLOCK = 21
+_BLOCKS, _CHUNKS, _LISTS, _OWNERS = (np.uint64(i) for i in (BLOCKS, CHUNKS, LISTS, OWNERS))
+_NONE, _UNUSED = np.int64(0), np.int64(16)
 _32, _1, _0 = np.uint64(32), np.uint64(1), np.uint64(0)
 _BASE = np.uint64(BASE)
 
 
 def address(segment, offset):
     """As `places.address_of`, of registers."""
-    return _BASE + (np.uint64(segment) << _32) + np.uint64(offset)
+    return _BASE + (segment << _32) + np.uint64(offset)
 
 
 def write(s, at, field, value):
@@ -102,9 +104,9 @@ def refresh(s, d, segment, offset):
 def link_address(s, chunk, end):
     """Address of a chunk's place in the used list; of the list's head for its end."""
     if chunk == end:
-        return address(LISTS, 0)
+        return address(_LISTS, _NONE)
     place = max(s.layout[PER_FIELD * CHUNK_LIST + OFFSET], 0)
-    return address(CHUNKS, chunk * s.layout[CHUNK_STEP] + place)
+    return address(_CHUNKS, chunk * s.layout[CHUNK_STEP] + place)
 
 
 def refresh_chunk(s, d, chunk):
@@ -116,7 +118,7 @@ def refresh_chunk(s, d, chunk):
     write(s, at, CHUNK_ADDRESS, np.uint64(chunk * BLOCK_BYTES))
     write(s, at, CHUNK_LOG2, np.uint64(LOG2_BLOCK))
     write(s, at, CHUNK_STATE, np.uint64(ALLOCATED if block >= 0 else 1))
-    held = address(BLOCKS, block * s.layout[BLOCK_STEP]) if block >= 0 else _0
+    held = address(_BLOCKS, block * s.layout[BLOCK_STEP]) if block >= 0 else _0
     write(s, at, CHUNK_BLOCK, held)
     place = s.layout[PER_FIELD * CHUNK_LIST + OFFSET]
     if place >= 0:
@@ -137,9 +139,9 @@ def refresh_block(s, d, block):
     write(s, at, BLOCK_END, np.uint64(start + np.int64(d.n_pages[block]) * PAGE_BYTES - 1))
     process = np.int64(d.tenant_of[block])
     owner = process * s.layout[OWNER_STEP]
-    write(s, at, BLOCK_MANAGED, address(OWNERS, owner + s.layout[RANGE_AT]))
-    write(s, at, BLOCK_RANGE, address(OWNERS, owner + s.layout[RANGE_AT]))
-    write(s, at, BLOCK_HMM, address(OWNERS, owner + s.layout[SPACE_AT]))
+    write(s, at, BLOCK_MANAGED, address(_OWNERS, owner + s.layout[RANGE_AT]))
+    write(s, at, BLOCK_RANGE, address(_OWNERS, owner + s.layout[RANGE_AT]))
+    write(s, at, BLOCK_HMM, address(_OWNERS, owner + s.layout[SPACE_AT]))
     write(s, at, BLOCK_PID, np.uint64(s.layout[PROCESSES] + process))
 
 
@@ -148,8 +150,8 @@ def refresh_list(s, d):
     at, end = s.seg[LISTS, START], np.int64(len(d.next) - 1)
     put_u64(s.mem, at, link_address(s, np.int64(d.next[end]), end))
     put_u64(s.mem, at + 8, link_address(s, np.int64(d.prev[end]), end))
-    put_u64(s.mem, at + 16, address(LISTS, 16))
-    put_u64(s.mem, at + 24, address(LISTS, 16))
+    put_u64(s.mem, at + 16, address(_LISTS, _UNUSED))
+    put_u64(s.mem, at + 24, address(_LISTS, _UNUSED))
 
 
 def refresh_tree(s, d):

@@ -43,6 +43,7 @@ PERCPU_HASH, LRU_PERCPU_HASH, RINGBUF = names.PERCPU_HASH, names.LRU_PERCPU_HASH
 NO_ENTRY, TOO_BIG, INVALID, EXISTS = (np.uint64(2**64 - n) for n in (2, 7, 22, 17))
 """-ENOENT, -E2BIG, -EINVAL, -EEXIST."""
 _0, _32 = np.uint64(0), np.uint64(32)
+_4, _READ = np.int64(4), np.int64(READABLE)
 _SEED, _PRIME = np.uint64(14695981039346656037), np.uint64(1099511628211)
 NO_EXIST, EXIST, LOCK = np.uint64(1), np.uint64(2), np.uint64(4)
 
@@ -57,7 +58,7 @@ def map_of(s, address, pc):
 
 def readable_or_none(s, d, address, size, pc):
     """As `readable`; -1 also beyond the end of the program's own memory, as probe_read has it."""
-    if place(s, address, size, READABLE) < 0:
+    if place(s, address, size, _READ) < 0:
         return np.int64(-1)
     return readable(s, d, address, size, pc)
 
@@ -180,7 +181,7 @@ def insert(s, m, key):
 
 def index_of(s, d, m, address, pc):
     """An array's index, which lies at an address; -1 for one that is too large."""
-    at = readable(s, d, address, 4, pc)
+    at = readable(s, d, address, _4, pc)
     i = np.int64(get_u32(s.mem, at)) if at >= 0 else np.int64(0)
     return i if i < s.maps[m, ENTRIES] else np.int64(-1)
 

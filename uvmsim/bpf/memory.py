@@ -37,6 +37,8 @@ from uvmsim.bpf.words import get_u8, get_u16, get_u32, get_u64, put_u8, put_u16,
 
 _BASE, _LOW, _32 = np.uint64(BASE), np.uint64(0xFFFFFFFF), np.uint64(32)
 _ZERO = np.uint64(0)
+_1, _2, _4, _8 = (np.int64(n) for n in (1, 2, 4, 8))
+_READ, _WRITE = np.int64(READABLE), np.int64(WRITABLE)
 
 
 class BpfFault(Exception):
@@ -45,7 +47,7 @@ class BpfFault(Exception):
 
 def fail(s, kind, address, pc):
     """Stop the run."""
-    s.n[FAULT], s.n[FAULT_AT], s.n[FAULT_ADDRESS] = kind, pc, np.int64(address)
+    s.n[FAULT], s.n[FAULT_AT], s.n[FAULT_ADDRESS] = kind, np.int64(pc), np.int64(address)
     raise BpfFault("a program left its bounds")
 
 
@@ -79,7 +81,7 @@ def place(s, address, size, column):
 
 def readable(s, d, address, size, pc):
     """Where to read; -1: nothing is there, which reads as 0."""
-    at = place(s, address, size, READABLE)
+    at = place(s, address, size, _READ)
     segment = segment_of(address)
     if at >= 0:
         if segment - np.uint64(FIRST_LIVE) <= np.uint64(LAST_LIVE - FIRST_LIVE):
@@ -94,7 +96,7 @@ def readable(s, d, address, size, pc):
 
 def writable_at(s, address, size, pc):
     """Where to write."""
-    at = place(s, address, size, WRITABLE)
+    at = place(s, address, size, _WRITE)
     if at < 0:
         fail(s, BAD_STORE, address, pc)
     return at
@@ -104,39 +106,39 @@ def writable_at(s, address, size, pc):
 
 
 def load_u8(s, d, address, pc):
-    at = readable(s, d, address, 1, pc)
+    at = readable(s, d, address, _1, pc)
     return get_u8(s.mem, at) if at >= 0 else _ZERO
 
 
 def load_u16(s, d, address, pc):
-    at = readable(s, d, address, 2, pc)
+    at = readable(s, d, address, _2, pc)
     return get_u16(s.mem, at) if at >= 0 else _ZERO
 
 
 def load_u32(s, d, address, pc):
-    at = readable(s, d, address, 4, pc)
+    at = readable(s, d, address, _4, pc)
     return get_u32(s.mem, at) if at >= 0 else _ZERO
 
 
 def load_u64(s, d, address, pc):
-    at = readable(s, d, address, 8, pc)
+    at = readable(s, d, address, _8, pc)
     return get_u64(s.mem, at) if at >= 0 else _ZERO
 
 
 def store_u8(s, address, value, pc):
-    put_u8(s.mem, writable_at(s, address, 1, pc), value)
+    put_u8(s.mem, writable_at(s, address, _1, pc), value)
 
 
 def store_u16(s, address, value, pc):
-    put_u16(s.mem, writable_at(s, address, 2, pc), value)
+    put_u16(s.mem, writable_at(s, address, _2, pc), value)
 
 
 def store_u32(s, address, value, pc):
-    put_u32(s.mem, writable_at(s, address, 4, pc), value)
+    put_u32(s.mem, writable_at(s, address, _4, pc), value)
 
 
 def store_u64(s, address, value, pc):
-    put_u64(s.mem, writable_at(s, address, 8, pc), value)
+    put_u64(s.mem, writable_at(s, address, _8, pc), value)
 
 
 # A fixed place below r10, which the translator has checked against the frame.
@@ -181,7 +183,7 @@ def frame_store_u64(s, address, value):
 
 def atomic_u32(s, d, address, operation, value, expected, pc):
     """As `atomic_u64`, of 4 bytes."""
-    at = writable_at(s, address, 4, pc)
+    at = writable_at(s, address, _4, pc)
     old = get_u32(s.mem, at)
     put_u32(s.mem, at, changed(operation, old, value, expected & _LOW))
     return old
@@ -190,7 +192,7 @@ def atomic_u32(s, d, address, operation, value, expected, pc):
 def atomic_u64(s, d, address, operation, value, expected, pc):
     """An atomic operation (`uvmsim.bpf.instructions.ATOMICS` without its fetch bit, or xchg, cmpxchg);
     returns what was there."""
-    at = writable_at(s, address, 8, pc)
+    at = writable_at(s, address, _8, pc)
     old = get_u64(s.mem, at)
     put_u64(s.mem, at, changed(operation, old, value, expected))
     return old
@@ -198,14 +200,14 @@ def atomic_u64(s, d, address, operation, value, expected, pc):
 
 def changed(operation, old, value, expected):
     """What an atomic operation leaves."""
-    if operation == 0x00:
+    if operation == np.uint64(0x00):
         return old + value
-    if operation == 0x40:
+    if operation == np.uint64(0x40):
         return old | value
-    if operation == 0x50:
+    if operation == np.uint64(0x50):
         return old & value
-    if operation == 0xA0:
+    if operation == np.uint64(0xA0):
         return old ^ value
-    if operation == 0xE1:
+    if operation == np.uint64(0xE1):
         return value
     return value if old == expected else old

@@ -19,8 +19,9 @@ fault batch and block that the hint probe has seen; map updates that failed for 
 beyond the room for them; ten registers, kept where a program is translated with ``keep``."""
 NUMBERS = 32
 
-NO_FAULT, BAD_ACCESS, BAD_STORE, NO_BUDGET, BAD_MAP = range(5)
-"""Kinds of faults."""
+NO_FAULT, BAD_ACCESS, BAD_STORE, NO_BUDGET, BAD_MAP = (np.int64(i) for i in range(5))
+"""Kinds of faults. What is passed to compiled functions is no plain int: they would be compiled anew for
+each value."""
 
 KIND, KEY, VALUE, ENTRIES, SEGMENT, STRIDE, VALUE_AT = range(7)
 BUCKETS, N_BUCKETS, CHAIN, OLDER, NEWER, USED, FREE, OLDEST, NEWEST = range(7, 16)

@@ -251,7 +251,7 @@ class _Writer:
             self._write(to, pad, depth)
 
     def _pc(self, at: int) -> str:
-        return str(self._code.number << 20 | at)
+        return self._k(self._code.number << 20 | at)
 
     def _refuse(self, i: Instruction, why: str) -> InputError:
         return InputError(f"{self._made.place(self._code, i.at)}: {why}")

@@ -57,17 +57,21 @@ from uvmsim.policies.pages.base import DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, OUT
 LIMIT = 1 << 23
 """Steps back, and calls of callbacks, in one call of a hook: BPF_MAX_LOOPS. The verifier lets no loop run
 a million instructions but through bpf_loop."""
-MOST, RESULT, SUBREGION = 0, 64, 128
+MOST, RESULT, SUBREGION = (np.int64(n) for n in (0, 64, 128))
 """Places of the regions."""
 REGISTERS_AT = 64
-DI, SI, DX, CX, R8, R9 = 112, 104, 96, 88, 72, 64
+DI, SI, DX, CX, R8, R9 = (np.int64(n) for n in (112, 104, 96, 88, 72, 64))
 """Places in x86-64's struct pt_regs (arch/x86/include/asm/ptrace.h)."""
 FRAME_TOP = np.uint64(address_of(STACK, FRAME_BYTES))
 ARGUMENTS = np.uint64(address_of(CONTEXT))
 REGISTERS = np.uint64(address_of(CONTEXT, REGISTERS_AT))
-PMM, USED_LIST, UNUSED_LIST = 64, 0, 16
+PMM, USED_LIST, UNUSED_LIST = (np.int64(n) for n in (64, 0, 16))
 """Places among the heads of lists."""
-_0 = np.uint64(0)
+_0, HEAD = np.uint64(0), np.int64(0)
+A0, A1, A2, A3, A4 = (np.int64(n) for n in range(5))
+TREES, CHUNK, LIST, BLOCK_SEGMENT, REGION, MAP = (
+    np.uint64(n) for n in (TREE, CHUNKS, LISTS, BLOCKS, REGIONS, MAPS)
+)
 
 NOW, FAULT_BATCH = base.NOW_NS, base.BATCH
 
@@ -136,23 +140,23 @@ def page_prefetch(s, d, block, page, region):
     begin(s, d)
     if s.n[BATCH] != d.n[FAULT_BATCH] or s.n[BLOCK] != block:
         s.n[BATCH], s.n[BLOCK] = d.n[FAULT_BATCH], block
-        register(s, DI, address(BLOCKS, block * s.layout[BLOCK_STEP]))
+        register(s, DI, address(BLOCK_SEGMENT, block * s.layout[BLOCK_STEP]))
         for at in (SI, DX, CX, R8, R9):
             register(s, at, _0)
         hint_probe(s, d, REGISTERS, FRAME_TOP)
     put_region(s, MOST, region[MAX_FIRST], region[MAX_OUTER])
     put_region(s, RESULT, region[FIRST], region[OUTER])
-    index, tree = np.uint64(page), address(TREE, 0)
-    most, result = address(REGIONS, MOST), address(REGIONS, RESULT)
+    index, tree = np.uint64(page), address(TREES, HEAD)
+    most, result = address(REGION, MOST), address(REGION, RESULT)
     register(s, DI, index)
     register(s, SI, tree)
     register(s, DX, most)
     register(s, CX, result)
     probe(s, d, REGISTERS, FRAME_TOP)
-    argument(s, 0, index)
-    argument(s, 1, tree)
-    argument(s, 2, most)
-    argument(s, 3, result)
+    argument(s, A0, index)
+    argument(s, A1, tree)
+    argument(s, A2, most)
+    argument(s, A3, result)
     answer = np.int64(np.int32(program(s, d, ARGUMENTS, FRAME_TOP) & np.uint64(0xFFFFFFFF)))
     take_region(s, region)
     return answer
@@ -163,11 +167,11 @@ def page_prefetch_iter(s, d, block, first, outer, counter, region):
     put_region(s, MOST, region[MAX_FIRST], region[MAX_OUTER])
     put_region(s, RESULT, region[FIRST], region[OUTER])
     put_region(s, SUBREGION, first, outer)
-    argument(s, 0, address(TREE, 0))
-    argument(s, 1, address(REGIONS, MOST))
-    argument(s, 2, address(REGIONS, SUBREGION))
-    argument(s, 3, np.uint64(counter))
-    argument(s, 4, address(REGIONS, RESULT))
+    argument(s, A0, address(TREES, HEAD))
+    argument(s, A1, address(REGION, MOST))
+    argument(s, A2, address(REGION, SUBREGION))
+    argument(s, A3, np.uint64(counter))
+    argument(s, A4, address(REGION, RESULT))
     program(s, d, ARGUMENTS, FRAME_TOP)
     take_region(s, region)
     return 0
@@ -179,30 +183,30 @@ def on_chunk(s, d, first, second, third):
     register(s, DI, first)
     register(s, SI, second)
     register(s, DX, third)
-    argument(s, 0, first)
-    argument(s, 1, second)
-    argument(s, 2, third)
+    argument(s, A0, first)
+    argument(s, A1, second)
+    argument(s, A2, third)
 
 
 def block_activate(s, d, chunk):
-    place = address(CHUNKS, chunk * s.layout[CHUNK_STEP])
-    on_chunk(s, d, address(LISTS, PMM), place, address(LISTS, USED_LIST))
+    place = address(CHUNK, chunk * s.layout[CHUNK_STEP])
+    on_chunk(s, d, address(LIST, PMM), place, address(LIST, USED_LIST))
     probe(s, d, REGISTERS, FRAME_TOP)
     program(s, d, ARGUMENTS, FRAME_TOP)
     return DEFAULT
 
 
 def block_access(s, d, chunk):
-    place = address(CHUNKS, chunk * s.layout[CHUNK_STEP])
-    on_chunk(s, d, address(LISTS, PMM), place, address(LISTS, USED_LIST))
+    place = address(CHUNK, chunk * s.layout[CHUNK_STEP])
+    on_chunk(s, d, address(LIST, PMM), place, address(LIST, USED_LIST))
     probe(s, d, REGISTERS, FRAME_TOP)
     answer = program(s, d, ARGUMENTS, FRAME_TOP)
     return np.int64(np.int32(answer & np.uint64(0xFFFFFFFF)))
 
 
 def evict_prepare(s, d):
-    used, unused = address(LISTS, USED_LIST), address(LISTS, UNUSED_LIST)
-    on_chunk(s, d, address(LISTS, PMM), used, unused)
+    used, unused = address(LIST, USED_LIST), address(LIST, UNUSED_LIST)
+    on_chunk(s, d, address(LIST, PMM), used, unused)
     probe(s, d, REGISTERS, FRAME_TOP)
     program(s, d, ARGUMENTS, FRAME_TOP)
     return 0
@@ -224,7 +228,7 @@ def after_batch(s, d):
                 if m >= 0:
                     begin(s, d)
                     value, key = element_address(s, m, element), key_address(s, m, element)
-                    owner = address(MAPS, 64 * m)
+                    owner = address(MAP, 64 * m)
                     work(s, d, s.work[i, W_CALLBACK], owner, key, value, FRAME_TOP)
     return 0
 
