@@ -115,9 +115,9 @@ class Machine:
             if op == 0x18:
                 what, value = self.references.get((function, pc), ("value", None))
                 if what == "map":
-                    r[dst] = BASE + (0xFFFE << 32) + 64 * value
+                    r[dst] = BASE + (0x7000 << 32) + 64 * value
                 elif what == "function":
-                    r[dst] = BASE + (0xFFFF << 32) + 8 * value
+                    r[dst] = BASE + (0x7001 << 32) + 8 * value
                 elif value is not None:
                     r[dst] = value
                 else:
@@ -127,7 +127,8 @@ class Machine:
             if kind == 7:
                 r[dst] = self.alu(op, r[dst], r[src] if op & 8 else imm & M64, off, imm, 64)
             elif kind == 4:
-                r[dst] = self.alu(op, r[dst] & M32, (r[src] if op & 8 else imm) & M32, off, imm, 32)
+                a = r[dst] if op >> 4 == 13 else r[dst] & M32
+                r[dst] = self.alu(op, a, (r[src] if op & 8 else imm) & M32, off, imm, 32)
             elif kind == 1:
                 size = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}[op & 0x18]
                 value = int.from_bytes(self.read(r[src] + off, size), "little")
@@ -243,7 +244,7 @@ class Machine:
 
     def map(self, address):
         number = ((address - BASE) & M32) // 64
-        if ((address - BASE) & M64) >> 32 != 0xFFFE or number >= len(self.maps):
+        if ((address - BASE) & M64) >> 32 != 0x7000 or number >= len(self.maps):
             raise Fault("no map")
         return self.maps[number]
 

@@ -13,7 +13,7 @@ TREE, CHUNKS, LISTS, BLOCKS, OWNERS, REGIONS = range(5, 11)
 regions."""
 FIRST_LIVE, LAST_LIVE, LAST_OF_KERNEL = TREE, BLOCKS, REGIONS
 """Those up to `BLOCKS` are brought up to date when they are read (`uvmsim.bpf.live`)."""
-MAPS, FUNCTIONS = 0xFFFE, 0xFFFF
+MAPS, FUNCTIONS = 0x7000, 0x7001
 """Segments that hold nothing: their addresses stand for maps (64 bytes apart) and functions (8)."""
 FRAME_BYTES, FRAMES = 512, 8
 """MAX_BPF_STACK, MAX_CALL_FRAMES (include/linux/bpf_verifier.h)."""
