@@ -81,9 +81,9 @@ EXIT = instruction(0x95)
 
 
 class Both:
-    """A program translated, and the same interpreted. ``code``: functions; ``references``: of (function,
-    place), ``("map", n)``, ``("function", n)`` or ``("kernel", name)``; ``maps``: (kind, key, value,
-    entries)."""
+    """A program translated, and the same interpreted. ``code``: functions; ``references``: of
+    (function, place), ``("map", n)``, ``("function", n)`` or ``("kernel", name)``; ``maps``: (kind,
+    key, value, entries)."""
 
     def __init__(self, code, references=None, maps=(), kernel=None, steps=1 << 20):
         self.code, self.references = list(code), references or {}
@@ -92,7 +92,9 @@ class Both:
         self.state = room.new_state(made, [64] * 6, np.zeros(LAYOUT, np.int64))
         self.translated = translate(made, {"main": [0]}, kernel or {}, plan.data, keep=True)
         self.made, self.steps = made, steps
-        self.run = bind(_template, {_program: self.translated.groups["main"]}, states=(self.state,)).run
+        self.run = bind(
+            _template, {_program: self.translated.groups["main"]}, states=(self.state,)
+        ).run
         segments = {
             i: (bytearray(int(row[st.READABLE])), bool(row[st.WRITABLE]))
             for i, row in enumerate(self.state.seg)
@@ -107,7 +109,9 @@ class Both:
 
     def object(self, maps) -> Object:
         types = btf.Btf([btf.Type("void", 0, 0)], b"\0", "test.o")
-        specs = [MapSpec(f"m{i}", i, k, key, v, n, None, None) for i, (k, key, v, n) in enumerate(maps)]
+        specs = [
+            MapSpec(f"m{i}", i, k, key, v, n, None, None) for i, (k, key, v, n) in enumerate(maps)
+        ]
         made = Object("test.o", "", types, btf_ext.Notes(), [], specs, {}, [])
         kinds = {"map": Map, "function": Function, "kernel": Kernel}
         for number, code in enumerate(self.code):
@@ -138,7 +142,8 @@ class Both:
         at = st.REGISTERS
         mine = [int(x) & (1 << 64) - 1 for x in self.state.n[at : at + 10]]
         naive = self.naive.registers
-        parted = {f"r{i}": (hex(a), hex(b)) for i, (a, b) in enumerate(zip(mine, naive, strict=True)) if a != b}
+        both = enumerate(zip(mine, naive, strict=True))
+        parted = {f"r{i}": (hex(a), hex(b)) for i, (a, b) in both if a != b}
         assert not parted, parted
         self.compare_memory()
 

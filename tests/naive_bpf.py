@@ -1,7 +1,8 @@
 """eBPF, instruction by instruction and obvious: what `uvmsim.bpf` must equal in registers and maps.
 
-Written from instruction-set.rst and bpf-helpers(7), with Python's whole numbers, bytes and dictionaries. It
-shares with the product the loader's answer to what a relocation means, and nothing else.
+Written from instruction-set.rst and bpf-helpers(7), with Python's whole numbers, bytes and
+dictionaries. It shares with the product the loader's answer to what a relocation means, and nothing
+else.
 """
 
 from __future__ import annotations

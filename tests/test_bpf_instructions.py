@@ -1,4 +1,5 @@
-"""Translated programs against the interpreter: every instruction, and programs put together at random."""
+"""Translated programs against the interpreter: every instruction, and programs put together at
+random."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ def every_jump() -> list[bytes]:
     codes = (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13)
     found = [instruction(c << 4 | 8 | k, 2, 3, 1) for c in codes for k in (5, 6)]
     return found + [
-        instruction(c << 4 | k, 2, 0, 1, imm) for c in codes for k in (5, 6) for imm in (0, 1, -1, 77)
+        instruction(c << 4 | k, 2, 0, 1, imm)
+        for c in codes
+        for k in (5, 6)
+        for imm in (0, 1, -1, 77)
     ]
 
 
@@ -128,7 +132,11 @@ def a_program(rng: random.Random) -> tuple[list[bytes], dict]:
         pick = rng.random()
         if pick < 0.45:
             op, _, off, imm = struct.unpack("<BBhi", rng.choice(alu))
-            add(instruction(op, a, b if op & 8 and op & 7 in (4, 7) and op >> 4 != 13 else 0, off, imm))
+            add(
+                instruction(
+                    op, a, b if op & 8 and op & 7 in (4, 7) and op >> 4 != 13 else 0, off, imm
+                )
+            )
         elif pick < 0.60:
             at = -rng.randrange(8, 65)
             add(instruction(rng.choice([0x63, 0x6B, 0x73, 0x7B]), 10, a, at))

@@ -1,5 +1,6 @@
-"""Arithmetic that Python's operators do not have, on uint64 registers (instruction-set.rst, "Arithmetic
-instructions"): division by 0 gives 0, the rest of one the dividend; the least number by -1 wraps."""
+"""Arithmetic that Python's operators do not have, on uint64 registers (instruction-set.rst,
+"Arithmetic instructions"): division by 0 gives 0, the rest of one the dividend; the least number by
+-1 wraps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Types of an object: BTF (the kernel's Documentation/bpf/btf.rst), of any file, also of a broken one."""
+"""Types of an object: BTF (the kernel's Documentation/bpf/btf.rst), of any file, also of a broken
+one."""
 
 from __future__ import annotations
 
@@ -160,7 +161,9 @@ def parse(data: bytes, where: str) -> Btf:
     try:
         return _parse(data, where)
     except (struct.error, IndexError, UnicodeDecodeError, RecursionError) as err:
-        raise InputError(f"{where}: broken BTF ({err}); compile it with clang -g -target bpf") from err
+        raise InputError(
+            f"{where}: broken BTF ({err}); compile it with clang -g -target bpf"
+        ) from err
 
 
 def _parse(data: bytes, where: str) -> Btf:

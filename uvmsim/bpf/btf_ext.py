@@ -1,4 +1,5 @@
-"""What an object says beside its types: kernel fields it reads (CO-RE), and source lines (``.BTF.ext``)."""
+"""What an object says beside its types: kernel fields it reads (CO-RE), and source lines
+(``.BTF.ext``)."""
 
 from __future__ import annotations
 

@@ -91,11 +91,11 @@ def _read(elf: ELFFile, n: int, path: str) -> Elf:
         raise InputError(f"{path}: no symbols; do not strip the object")
     names = [s.name for s in elf.iter_sections()]
     symbols = []
-    for s in tables[0].iter_symbols():
-        at = s["st_shndx"]
+    for y in tables[0].iter_symbols():
+        at = y["st_shndx"]
         section = names[at] if isinstance(at, int) and at < len(names) else None
-        is_function = s["st_info"]["type"] == "STT_FUNC"
-        symbols.append(Symbol(s.name, section, s["st_value"], s["st_size"], is_function))
+        is_function = y["st_info"]["type"] == "STT_FUNC"
+        symbols.append(Symbol(y.name, section, y["st_value"], y["st_size"], is_function))
     sections: dict[str, Section] = {}
     for s in elf.iter_sections():
         if s["sh_type"] == "SHT_NOBITS":

@@ -99,10 +99,9 @@ def address(register: int, off: int, k: Constants) -> str:
 def load(i: Instruction, k: Constants, pc: str) -> str:
     """An LDX instruction's line."""
     at, bits = address(i.src, i.off, k), 8 * i.size
+    told = f"load_u{bits}(s, d, {at}, {pc})"
     if i.src == FRAME:
         told = f"frame_load_u{bits}(s, {at})"
-    else:
-        told = f"load_u{bits}(s, d, {at}, {pc})"
     return f"r{i.dst} = sext{bits}({told})" if i.mode == i_.MEMSX else f"r{i.dst} = {told}"
 
 

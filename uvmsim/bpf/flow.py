@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from traces.errors import InputError
 from uvmsim.bpf.instructions import CALL, EXIT, JA, JMP, LDX, MOV, Function, Instruction
-from uvmsim.bpf.places import FRAMES
 from uvmsim.bpf.object import Code, Object
+from uvmsim.bpf.places import FRAMES
 
 LONGEST = 1 << 16
 """Instructions of a function; the kernel's verifier walks a million."""

@@ -13,6 +13,7 @@ from uvmsim.bpf.state import (
     ENTRIES,
     NOW_NS,
     PRINTED,
+    QUEUED,
     READABLE,
     RING_NEXT,
     RING_OPEN,
@@ -27,7 +28,6 @@ from uvmsim.bpf.state import (
     W_CALLBACK,
     W_MAP,
     W_PENDING,
-    QUEUED,
     WORK_ITEMS,
 )
 from uvmsim.bpf.words import get_u8, put_u8, put_u64

@@ -135,6 +135,8 @@ def fields_read(made: Object) -> dict[str, bool]:
             continue
         name = a.structure.partition("___")[0]
         told = f"{short.get(name, '')}.{a.path}"
-        known = any(told == f or told.startswith(f + ".") or f.startswith(told + ".") for f in FILLED)
+        known = any(
+            told == f or told.startswith(f + ".") or f.startswith(told + ".") for f in FILLED
+        )
         found[f"{name}.{a.path}"] = known
     return dict(sorted(found.items()))

@@ -41,14 +41,14 @@ FIELDS = (
 ) = (np.int64(i) for i in range(len(FIELDS)))  # fmt: skip
 OFFSET, SIZE, BIT, BITS = range(4)
 PER_FIELD = 4
-"""Columns of a field: bytes from the structure's start (-1: the object has no such field), its size; of
-a bit field its first bit and its width."""
+"""Columns of a field: bytes from the structure's start (-1: the object has no such field), its size;
+of a bit field its first bit and its width."""
 CHUNK_STEP, BLOCK_STEP, OWNER_STEP, RANGE_AT, SPACE_AT, PROCESSES, N_BLOCKS, N_CHUNKS = range(
     PER_FIELD * len(FIELDS), PER_FIELD * len(FIELDS) + 8
 )
 LAYOUT = PER_FIELD * len(FIELDS) + 8
-"""Places after the fields: bytes from one chunk, block and process to the next; where in a process's part
-its range and its VA space begin; numbers of processes, blocks and chunks."""
+"""Places after the fields: bytes from one chunk, block and process to the next; where in a process's
+part its range and its VA space begin; numbers of processes, blocks and chunks."""
 ALLOCATED = 4
 """UVM_PMM_GPU_CHUNK_STATE_ALLOCATED."""
 LOG2_BLOCK = 21

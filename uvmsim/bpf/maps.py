@@ -65,7 +65,7 @@ def readable_or_none(s, d, address, size, pc):
 
 def is_hash(s, m):
     kind = s.maps[m, KIND]
-    return kind == HASH or kind == LRU_HASH or kind == PERCPU_HASH or kind == LRU_PERCPU_HASH
+    return kind in (HASH, LRU_HASH, PERCPU_HASH, LRU_PERCPU_HASH)
 
 
 def is_lru(s, m):
@@ -258,4 +258,3 @@ def element_within(s, address):
         if s.maps[m, SEGMENT] == segment and offset_of(address) < s.seg[segment, READABLE]:
             return np.int64(m), offset_of(address) // s.maps[m, STRIDE]
     return np.int64(-1), np.int64(-1)
-

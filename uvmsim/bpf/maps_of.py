@@ -29,7 +29,8 @@ class MapSpec:
 
 
 def maps_of(btf: b.Btf, places: dict[str, int]) -> list[MapSpec]:
-    """All of them. ``places``: where each lies in ``.maps``. Raises `InputError` for a type of map that does not run, or a size without end."""
+    """All of them. ``places``: where each lies in ``.maps``. Raises `InputError` for a type of map
+    that does not run, or a size without end."""
     found = []
     for section in btf.types:
         if section.kind == b.DATASEC and section.name == ".maps":
@@ -66,7 +67,7 @@ def _one(btf: b.Btf, variable: b.Type, offset: int) -> MapSpec:
         raise InputError(f"{where}: keys of an array have 4 bytes, not {key}")
     room = n if kind == RINGBUF else n * (key + value + 16)
     if n < 1 or room > LARGEST or key > LONGEST_KEY:
-        raise InputError(f"{where}: {n} entries of {key} + {value} bytes; at most {LARGEST >> 20} MiB")
-    return MapSpec(
-        variable.name, offset, kind, key, value, n, types.get("key"), types.get("value")
-    )
+        raise InputError(
+            f"{where}: {n} entries of {key} + {value} bytes; at most {LARGEST >> 20} MiB"
+        )
+    return MapSpec(variable.name, offset, kind, key, value, n, types.get("key"), types.get("value"))

@@ -2,7 +2,7 @@
 
 An address is ``BASE`` + (segment << 32) + offset, which looks like a kernel pointer. Every access that
 is not a fixed place on the stack goes through `place`, which alone decides what is within bounds.
-Segments before `LIVE` are the program's own; those in `LIVE` are structures of the driver, brought up to
+Segments `FIRST_LIVE` to `LAST_LIVE` are structures of the driver, brought up to
 date by `refresh` when they are read. A load of an address that holds nothing gives 0, as the kernel's
 loads through BTF pointers do (PROBE_MEM, Documentation/bpf/kfuncs.rst); one beyond the end of the
 program's own memory is a fault, and so is every store outside it.
@@ -69,7 +69,7 @@ def offset_of(address):
 
 
 def place(s, address, size, column):
-    """Where ``size`` bytes at an address lie in ``mem``; -1 where they do not all lie in one segment."""
+    """Where ``size`` bytes at an address lie in ``mem``; -1: not all in one segment."""
     segment = segment_of(address)
     if segment >= np.uint64(len(s.seg)):
         return np.int64(-1)

@@ -81,12 +81,10 @@ def load(path: str | Path) -> Object:
         raise InputError(f"{name}: no BTF; compile it with clang -g -O2 -target bpf")
     btf = b.parse(sections[".BTF"].data, name)
     notes = (
-        btf_ext.parse(sections[".BTF.ext"].data, btf)
-        if ".BTF.ext" in sections
-        else btf_ext.Notes()
+        btf_ext.parse(sections[".BTF.ext"].data, btf) if ".BTF.ext" in sections else btf_ext.Notes()
     )
     if "maps" in sections and sections["maps"].data:
-        raise InputError(f"{name}: maps of libbpf before 1.0; declare them in SEC(\".maps\")")
+        raise InputError(f'{name}: maps of libbpf before 1.0; declare them in SEC(".maps")')
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     data = {
         s.name: s.data
@@ -139,9 +137,7 @@ def _functions(made: Object, file: elf.Elf) -> None:
         made.functions.append(make())
 
 
-def _code(
-    made: Object, i: int, s: elf.Symbol, section: str, code: bytes, found: _Resolver
-) -> Code:
+def _code(made: Object, i: int, s: elf.Symbol, section: str, code: bytes, found: _Resolver) -> Code:
     where = Code(i, s.name, section, s.value, ())
     found.where = lambda at: made.place(where, at)
     return Code(i, s.name, section, s.value, decode(code, found.where, found))
@@ -166,6 +162,7 @@ class _Resolver:
             return Kernel(symbol.name)
         if src != 1:
             raise InputError(f"{self.where(at)}: calls a kernel function without its name")
+        key: tuple[str | None, int]
         if symbol is None:
             key = (self._section.name, self._start + at + 1 + imm)
         else:

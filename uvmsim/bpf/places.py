@@ -9,8 +9,8 @@ BASE = 0xFFFF_8880_0000_0000
 NOTHING, STACK, CONTEXT, RECORDS, KEYS = range(5)
 """Of the null pointer, frames, arguments, ring-buffer records, keys given to callbacks."""
 TREE, CHUNKS, LISTS, BLOCKS, OWNERS, REGIONS = range(5, 11)
-"""The driver's structures: the bitmap tree, physical chunks, heads of lists, VA blocks, their processes,
-regions."""
+"""The driver's structures: the bitmap tree, physical chunks, heads of lists, VA blocks, their
+processes, regions."""
 FIRST_LIVE, LAST_LIVE, LAST_OF_KERNEL = TREE, BLOCKS, REGIONS
 """Those up to `BLOCKS` are brought up to date when they are read (`uvmsim.bpf.live`)."""
 MAPS, FUNCTIONS = 0x7000, 0x7001

@@ -9,9 +9,9 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.bpf import state as st
-from uvmsim.bpf.places import CONTEXT, FRAME_BYTES, FRAMES, KEYS, LAST_OF_KERNEL, RECORDS, STACK
 from uvmsim.bpf.names import HASHES, RINGBUF
 from uvmsim.bpf.object import Object
+from uvmsim.bpf.places import CONTEXT, FRAME_BYTES, FRAMES, KEYS, LAST_OF_KERNEL, RECORDS, STACK
 
 CONTEXT_BYTES = 256
 """Arguments of a hook, and pt_regs (168 bytes)."""
@@ -36,9 +36,7 @@ def plan_of(made: Object) -> Plan:
     return Plan(data, [first + len(data) + i for i in range(len(made.maps))])
 
 
-def new_state(
-    made: Object, kernel: Sequence[int], layout: np.ndarray, seed: int = 0
-) -> st.State:
+def new_state(made: Object, kernel: Sequence[int], layout: np.ndarray, seed: int = 0) -> st.State:
     """Memory, maps and numbers at rest. ``kernel``: bytes of the segments of the driver's structures,
     `FIRST_LIVE` and on. Raises `InputError` where it is too much."""
     plan = plan_of(made)
@@ -89,5 +87,3 @@ def new_state(
     numbers[st.SEED], numbers[st.BATCH], numbers[st.BLOCK] = seed, -1, -1
     work = np.zeros((st.WORK_ITEMS, 4), np.int64)
     return st.State(mem, seg, columns, table, numbers, work, layout)
-
-

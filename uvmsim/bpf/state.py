@@ -12,16 +12,17 @@ START, READABLE, WRITABLE = range(3)
 BUDGET, FAULT, FAULT_AT, FAULT_ADDRESS, MISSED, PRINTED, SENT, SENT_BYTES = range(8)
 RING_OPEN, RING_NEXT, SEED, QUEUED, NOW_NS, BATCH, BLOCK, DENIED, UNDONE = range(8, 17)
 REGISTERS = 20
-"""Places in `State.n`: steps left in this call; kind, place (function << 20 | instruction) and address of
-the fault; loads of addresses that hold nothing; lines printed; records sent and their bytes; records
-open, next place in the record memory; the random number generator; work queued; the clock, ns; the
-fault batch and block that the hint probe has seen; map updates that failed for want of room; work items
-beyond the room for them; ten registers, kept where a program is translated with ``keep``."""
+"""Places in `State.n`: steps left in this call; kind, place (function << 20 | instruction) and
+address of the fault; loads of addresses that hold nothing; lines printed; records sent and their
+bytes; records open, next place in the record memory; the random number generator; work queued; the
+clock, ns; the fault batch and block that the hint probe has seen; map updates that failed for want of
+room; work items beyond the room for them; ten registers, kept where a program is translated with
+``keep``."""
 NUMBERS = 32
 
 NO_FAULT, BAD_ACCESS, BAD_STORE, NO_BUDGET, BAD_MAP = (np.int64(i) for i in range(5))
-"""Kinds of faults. What is passed to compiled functions is no plain int: they would be compiled anew for
-each value."""
+"""Kinds of faults. What is passed to compiled functions is no plain int: they would be compiled anew
+for each value."""
 
 KIND, KEY, VALUE, ENTRIES, SEGMENT, STRIDE, VALUE_AT = range(7)
 BUCKETS, N_BUCKETS, CHAIN, OLDER, NEWER, USED, FREE, OLDEST, NEWEST = range(7, 16)

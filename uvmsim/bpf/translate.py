@@ -1,9 +1,9 @@
 """From instructions to Python functions that Numba compiles.
 
 A block with one way into it is written where it is jumped to; the others are arms of a loop over
-``block``, which LLVM turns into jumps. Functions are made from their code objects, with globals of ours
-only: nothing runs while an object is translated, and translated code reaches ``mem`` and maps through
-`uvmsim.bpf.memory`, `maps` and `helpers` alone.
+``block``, which LLVM turns into jumps. Functions are made from their code objects, with globals of
+ours only: nothing runs while an object is translated, and translated code reaches ``mem`` and maps
+through `uvmsim.bpf.memory`, `maps` and `helpers` alone.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from uvmsim.bpf.instructions import (
     Kernel,
     Map,
 )
-from uvmsim.bpf.places import FRAME_BYTES, FUNCTIONS, MAPS, address_of
 from uvmsim.bpf.names import LOOP, helper_name
 from uvmsim.bpf.object import Code, Object
+from uvmsim.bpf.places import FRAME_BYTES, FUNCTIONS, MAPS, address_of
 from uvmsim.bpf.state import REGISTERS
 
 MOST_LOOPS = 1 << 23
@@ -117,9 +117,10 @@ def translate(
 ) -> Translated:  # fmt: skip
     """Functions that the ``groups`` reach, and the callbacks of work items.
 
-    ``groups``: functions that are called together, by a name of the caller's. ``kernel``: kernel functions by name, ``(s, d, r1, .., r5, pc)``. ``segments``: number of each data
-    section's segment. ``keep``: registers are kept in `State.n` when a function returns. Raises
-    `InputError` for what cannot run.
+    ``groups``: functions that are called together, by a name of the caller's. ``kernel``: kernel
+    functions by name, ``(s, d, r1, .., r5, pc)``. ``segments``: number of each data section's
+    segment. ``keep``: registers are kept in `State.n` when a function returns. Raises `InputError`
+    for what cannot run.
     """
     calls = calls_of(made)
     roots = [n for numbers in groups.values() for n in numbers]
@@ -176,8 +177,8 @@ def _make(source: str, constants: e.Constants, names: dict[str, Any]) -> dict[st
             made.__module__ = memory.__name__
             found[code.co_name] = made
     for made in found.values():
-        own = set(made.__code__.co_names)
-        made.__globals__.update({k: v for k, v in found.items() if k in own})
+        called = set(made.__code__.co_names)
+        made.__globals__.update({k: v for k, v in found.items() if k in called})
     return found
 
 

@@ -11,7 +11,6 @@ import click
 
 from traces.errors import InputError
 
-
 SETTING = re.compile(r"\w+(\[\w+\])?(\.\w+)*=")
 """What a setting of an eBPF object begins with."""
 
@@ -77,8 +76,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def only_machine_options(hardware: str) -> _Decorator:
-    """The same where the command decides itself what is kept where. ``hardware``: what the help says of
-    ``--hardware``."""
+    """The same where the command decides itself what is kept where. ``hardware``: what the help says
+    of ``--hardware``."""
     named = click.option("--hardware", metavar="H", multiple=True, help=hardware)
     return lambda command: _with((named, *_WHERE[1:], _KV_TYPE), command)
 

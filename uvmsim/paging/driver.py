@@ -90,8 +90,8 @@ def transfer(time: Time, out_ns, in_ns):
 
 
 def carry(time: Time, kind, own_ns, b, page, moved: Moved, beside):
-    """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: the copy in
-    runs beside another block's way out. Returns when the copies are done, and the row's number."""
+    """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: the copy
+    in runs beside another block's way out. Returns when the copies are done, and the row's number."""
     costs, program = time.costs, time.program
     back = moved.back
     out_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)

@@ -1,5 +1,6 @@
-"""What the driver asks a program, as `uvmsim.policies.pages.base.PagePolicy` has it. These do what the
-driver does without one; `uvmsim.core.bind` puts a policy's own in their place and sets the switches."""
+"""What the driver asks a program, as `uvmsim.policies.pages.base.PagePolicy` has it. These do what
+the driver does without one; `uvmsim.core.bind` puts a policy's own in their place and sets the
+switches."""
 
 from __future__ import annotations
 

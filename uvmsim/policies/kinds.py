@@ -1,5 +1,5 @@
-"""What policies decide about: the experts of a pool, or the driver's pages. A mechanism says which kind
-is for it; what a user names goes to the kind that knows it."""
+"""What policies decide about: the experts of a pool, or the driver's pages. A mechanism says which
+kind is for it; what a user names goes to the kind that knows it."""
 
 from __future__ import annotations
 

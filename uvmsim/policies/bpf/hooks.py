@@ -1,6 +1,7 @@
 """The driver's hooks, which lay out what a program gets, call it, and take what it answers.
 
-These are templates: `bound` puts the functions of an object in the place of ``program`` and the probes.
+These are templates: `bound` puts the functions of an object in the place of ``program`` and the
+probes.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ from uvmsim.policies.pages import base
 from uvmsim.policies.pages.base import DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, OUTER, set_region
 
 LIMIT = 1 << 23
-"""Steps back, and calls of callbacks, in one call of a hook: BPF_MAX_LOOPS. The verifier lets no loop run
-a million instructions but through bpf_loop."""
+"""Steps back, and calls of callbacks, in one call of a hook: BPF_MAX_LOOPS. The verifier lets no loop
+run a million instructions but through bpf_loop."""
 MOST, RESULT, SUBREGION = (np.int64(n) for n in (0, 64, 128))
 """Places of the regions."""
 REGISTERS_AT = 64

@@ -1,19 +1,25 @@
 """Kernel functions that gpu_ext's driver offers to programs, by their names.
 
-Each takes ``(s, d, r1, .., r5, pc)``: registers are uint64. Moves and regions go through the contract of
-page policies, so a program may do what a policy in Python may.
+Each takes ``(s, d, r1, .., r5, pc)``: registers are uint64. Moves and regions go through the contract
+of page policies, so a program may do what a policy in Python may.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.bpf.live import REGION_FIRST, REGION_OUTER, write
+from uvmsim.bpf.live import (
+    CHUNK_STEP,
+    N_BLOCKS,
+    OWNER_STEP,
+    REGION_FIRST,
+    REGION_OUTER,
+    SPACE_AT,
+    write,
+)
 from uvmsim.bpf.maps import readable_or_none
 from uvmsim.bpf.memory import fail, offset_of, segment_of
-from uvmsim.bpf.places import BLOCK_BYTES, BLOCKS, CHUNKS, REGIONS, VA_BASE
-from uvmsim.bpf.live import CHUNK_STEP, N_BLOCKS, SPACE_AT, OWNER_STEP
-from uvmsim.bpf.places import BASE, OWNERS
+from uvmsim.bpf.places import BLOCK_BYTES, CHUNKS, OWNERS, REGIONS, VA_BASE
 from uvmsim.bpf.state import BAD_STORE, START
 from uvmsim.bpf.words import get_u8
 from uvmsim.policies.pages.base import migrate, move_head, move_tail
@@ -25,7 +31,8 @@ REGION_STEP = 64
 
 
 def set_region(s, d, r1, r2, r3, r4, r5, pc):
-    """uvm_va_block_region(first, outer) into a region that a hook was given; page indices have 16 bits."""
+    """uvm_va_block_region(first, outer) into a region that a hook was given; page indices have 16
+    bits."""
     offset = offset_of(r1)
     if segment_of(r1) != np.uint64(REGIONS) or offset % REGION_STEP or offset > 2 * REGION_STEP:
         fail(s, BAD_STORE, r1, pc)

@@ -6,6 +6,8 @@ import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from traces.errors import InputError
 from uvmsim.bpf import live
 from uvmsim.bpf import state as st
@@ -90,7 +92,7 @@ class BpfPolicy(PagePolicy):
             st.BAD_STORE: f"writes outside its memory, at {where}",
             st.NO_BUDGET: f"loops more than {hooks.LIMIT:,} times in one call",
             st.BAD_MAP: f"uses {where} as a map, which it is not",
-        }[kind]
+        }[np.int64(kind)]
         return f"{place}: {told}"
 
 
@@ -178,5 +180,3 @@ def attachments(made: Object) -> tuple[dict[str, list[int]], list[Code]]:
         why = "attaches to " + named + ": not a memory policy"
         raise InputError(f"{made.path}: {why}; it needs struct_ops of struct gpu_mem_ops")
     return dict(sorted(groups.items())), silent
-
-

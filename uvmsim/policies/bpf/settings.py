@@ -1,8 +1,9 @@
 """``NAME=VALUE`` of an object: a global variable, or what a map holds when a run begins.
 
-Forms: ``threshold=3`` (a variable in .rodata, .data or .bss, or element 0 of a map), ``values[2]=7`` (an
-element of an array, the entry of a hash under the key 2, an element of a variable that is an array),
-``config.high=40`` and ``config[1].high=40`` (a field). Values are whole numbers, 0x for hexadecimal.
+Forms: ``threshold=3`` (a variable in .rodata, .data or .bss, or element 0 of a map), ``values[2]=7``
+(an element of an array, the entry of a hash under the key 2, an element of a variable that is an
+array), ``config.high=40`` and ``config[1].high=40`` (a field). Values are whole numbers, 0x for
+hexadecimal.
 """
 
 from __future__ import annotations
