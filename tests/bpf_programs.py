@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from naive_bpf import Machine, NaiveMap
 
+import uvmsim
 from uvmsim.bpf import btf, btf_ext, room
 from uvmsim.bpf import state as st
 from uvmsim.bpf.instructions import Function, Kernel, Map, decode
@@ -24,6 +25,7 @@ from uvmsim.bpf.translate import translate
 from uvmsim.core.bind import bind
 
 SOURCES = Path(__file__).parent / "bpf"
+HEADER = Path(uvmsim.__file__).parent / "policies" / "bpf"
 CLANG = shutil.which("clang")
 WITHOUT = "clang is not here (Debian: apt-get install clang)"
 needs_clang = pytest.mark.skipif(CLANG is None, reason=WITHOUT)
@@ -42,7 +44,7 @@ def compile_c(source: Path, to: Path, *flags: str) -> None:
     """What a user would do."""
     command = [
         CLANG or "clang", "-target", "bpf", "-g", "-O2", "-Wall", "-Werror", "-Wno-unused", *flags,
-        "-I", str(SOURCES), "-c", str(source), "-o", str(to),
+        "-I", str(HEADER), "-c", str(source), "-o", str(to),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, text=True)
 

@@ -26,7 +26,7 @@ def ask(policy: PagePolicy, q: Stream, seed: int = 0, compiled: bool = True) -> 
     """The answers, int64 [N, ANSWER] as `play` has them. Raises `InputError`."""
     n_pages = np.full(N_BLOCKS, PAGES, np.int32)
     n_pages[-1] = LAST_PAGES
-    d = tables.new_driver(n_pages, np.arange(N_BLOCKS) % PROCESSES, N_CHUNKS, REQUESTS)
+    d = tables.new_driver(n_pages, np.arange(N_BLOCKS) * PROCESSES // N_BLOCKS, N_CHUNKS, REQUESTS)
     state = policy.state(PageContext(N_BLOCKS, N_CHUNKS, PROCESSES, BOUNDARIES, seed))
     swaps: dict[Any, Any] = {getattr(hooks, h): getattr(type(policy), h) for h in HOOKS}
     region, answers = np.zeros(4, np.int64), np.zeros((len(q.kind), ANSWER), np.int64)

@@ -125,7 +125,9 @@ def play(s, d, q, region, answers):
             after_batch(s, seen_by_hooks(d))
         row[5] = -1
         if q.kind[i] > SERVE:
-            row[4] = d.n[ASKED]
-            row[5] = d.wanted[0] if d.n[ASKED] > 0 else -1
+            for j in range(d.n[ASKED]):  # the driver brings in blocks of the process that faulted
+                if d.tenant_of[d.wanted[j]] == d.tenant_of[q.block[i]]:
+                    row[5] = d.wanted[j] if row[4] == 0 else row[5]
+                    row[4] += 1
             d.n[BATCH] += 1
             d.n[ASKED] = 0
