@@ -57,3 +57,33 @@ def diff(a: str, b: str, events: int, seed: int, as_json: bool) -> None:
         click.echo(json.dumps(found.to_json(), sort_keys=True))
     else:
         print_parting(found)
+
+
+@bpf.command(cls=Command, short_help="A page policy in Python as C for the kernel.")
+@click.argument("policy", metavar="./mine.py:MyPolicy[:KEY=VALUE..]")
+@click.option("-o", "out", required=True, metavar="FILE", help="Where to write, e.g. mine.bpf.c.")
+@click.option("--chunks", type=int, default=1 << 14, metavar="N", help="Room for chunks; 16384.")
+@click.option("--blocks", type=int, default=1 << 16, metavar="N", help="Room for blocks; 65536.")
+@click.option(
+    "--boundaries", default="", metavar="B,B..",
+    help="First VA block of each layer and the end, for policies that ask for layers.",
+)  # fmt: skip
+def emit(policy: str, out: str, chunks: int, blocks: int, boundaries: str) -> None:
+    """Write a page policy as C, which `clang -O2 -g -target bpf -c mine.bpf.c` compiles.
+
+    What the kernel's verifier would refuse is refused here, with its line.
+    """
+    from pathlib import Path
+
+    from traces.errors import InputError
+    from uvmsim.commands.flags import number_list
+    from uvmsim.policies.bpf.emit import emit as study
+    from uvmsim.policies.pages.registry import parse_pages
+
+    layers = number_list("boundaries", [boundaries]) if boundaries else ()
+    text = study(parse_pages(policy), chunks, blocks, layers)
+    try:
+        Path(out).write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"{out}: cannot be written ({err.strerror or err})", "out") from err
+    click.echo(f"wrote {out}; compile it with: clang -O2 -g -target bpf -c {out}", err=True)

@@ -50,7 +50,7 @@ class Writer:
             )
             self._store(node.target, value, pad)
         elif isinstance(node, ast.If):
-            self._put(pad, f"if ({term(scope, node.test)}) {{")
+            self._put(pad, f"if {grouped(term(scope, node.test))} {{")
             self._block(node.body, pad, steps)
             if node.orelse:
                 self._put(pad, "} else {")
@@ -173,6 +173,16 @@ class Writer:
             scope.needs.block = scope.needs.migrates = True
             return f"ask_for(now, {term(scope, node.args[1])});"
         raise scope.refuse(node, f"calls {ast.unparse(node.func)}, which has no form in C here")
+
+
+def grouped(text: str) -> str:
+    """An expression in one pair of parentheses: two would tell clang that an assignment was meant."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and i < len(text) - 1:
+            return f"({text})"
+    return text if text.startswith("(") else f"({text})"
 
 
 def _is_text(node: ast.stmt) -> bool:
