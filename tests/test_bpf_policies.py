@@ -152,3 +152,11 @@ def test_the_command_line(objects):
     told = json.loads(done.stdout)
     assert told["first"]["event"] == 0
     assert told["equal"]["service"] == told["questions"]["service"]
+
+
+def test_compiled_code_is_kept_on_disk(objects):
+    """Nothing of an object is unknown to the digest that names its entry."""
+    from uvmsim.paging.bind import bind
+
+    kind = type(parse_pages(objects("always_max")).prefetch)
+    assert bind(kind, kind, False).note is None
