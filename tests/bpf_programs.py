@@ -20,7 +20,7 @@ from uvmsim.bpf.live import LAYOUT
 from uvmsim.bpf.maps_of import MapSpec
 from uvmsim.bpf.names import map_type
 from uvmsim.bpf.object import Code, Object
-from uvmsim.bpf.places import CONTEXT, LAST_OF_KERNEL
+from uvmsim.bpf.places import CONTEXT, LAST_OF_KERNEL, STACK, address_of
 from uvmsim.bpf.translate import translate
 from uvmsim.core.bind import bind
 
@@ -133,18 +133,22 @@ class Both:
         self.state.mem[at : at + len(data)] = np.frombuffer(data, np.uint8)
         self.naive.segments[CONTEXT][0][: len(data)] = data
 
-    def call(self) -> None:
-        """Run both; registers, stack and maps are equal."""
-        from uvmsim.bpf.places import STACK, address_of
-
+    def run_translated(self) -> None:
+        """The translated one alone."""
         r1, r10 = address_of(CONTEXT), address_of(STACK, 512)
         self.state.n[st.BUDGET] = self.steps
         self.run(self.state, nobody(), np.uint64(r1), np.uint64(r10))
-        self.naive.run(0, [r1])
-        at = st.REGISTERS
-        mine = [int(x) & (1 << 64) - 1 for x in self.state.n[at : at + 10]]
-        naive = self.naive.registers
-        both = enumerate(zip(mine, naive, strict=True))
+
+    def call(self) -> None:
+        """Run both; registers, stack and maps are equal."""
+        self.run_translated()
+        self.naive.run(0, [address_of(CONTEXT)])
+        self.compare()
+
+    def compare(self) -> None:
+        """Registers and memory."""
+        mine = [int(x) & (1 << 64) - 1 for x in self.state.n[st.REGISTERS : st.REGISTERS + 10]]
+        both = enumerate(zip(mine, self.naive.registers, strict=True))
         parted = {f"r{i}": (hex(a), hex(b)) for i, (a, b) in both if a != b}
         assert not parted, parted
         self.compare_memory()

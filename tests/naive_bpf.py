@@ -243,6 +243,11 @@ class Machine:
                 return i + 1
         return n
 
+    def given(self, address, size):
+        if self.find(address & M64, size, False)[0] is None:
+            raise Fault(f"a helper is given {address & M64:#x}")
+        return self.read(address, size)
+
     def map(self, address):
         number = ((address - BASE) & M32) // 64
         if ((address - BASE) & M64) >> 32 != 0x7000 or number >= len(self.maps):
@@ -251,7 +256,7 @@ class Machine:
 
     def helper_1(self, m, key, *_):
         m = self.map(m)
-        i = m.element(self.read(key, m.key))
+        i = m.element(self.given(key, m.key))
         return m.address(i) if i is not None else 0
 
     def helper_2(self, m, key, value, flags, *_):
@@ -259,8 +264,8 @@ class Machine:
         flags &= ~4
         if flags > 2:
             return -22
-        value = self.read(value, m.value)
-        key = self.read(key, m.key)
+        value = self.given(value, m.value)
+        key = self.given(key, m.key)
         i = m.element(key)
         if not m.hashed and i is None:
             return -7
@@ -287,7 +292,7 @@ class Machine:
         m = self.map(m)
         if not m.hashed:
             return -22
-        key = self.read(key, m.key)
+        key = self.given(key, m.key)
         if m.element(key) is None:
             return -2
         self.drop(m, key)

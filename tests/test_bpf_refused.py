@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import subprocess
 import sys
 
@@ -169,6 +170,59 @@ def test_no_program_leaves_its_memory(name):
     changed = np.flatnonzero(both.state.mem != before)
     stack = both.state.seg[1]
     assert ((changed >= stack[0]) & (changed < stack[0] + stack[1])).all()
+
+
+def hostile(rng: random.Random) -> list[bytes]:
+    """Accesses through any register, helpers with anything as arguments, jumps over parts of it."""
+    rows = [instruction(0xBF, 9, 1), instruction(0xBF, 8, 10)]
+    rows += [instruction(0x79, r, 1, 8 * r) for r in (2, 3, 4, 5)]
+    rows += [lddw(6, 0), instruction(0xBF, 7, 10), instruction(0x07, 7, imm=-16)]
+    for _ in range(16):
+        a, b, pick = rng.randrange(6), rng.choice([7, 7, 8, 8, 10, 2, 3, 0]), rng.random()
+        off = rng.choice([-8, -8, -8, -16, -24, -512, 504, 4088, 32767])
+        if pick < 0.35:
+            frame = min(max(off, -512), -8) if b == 10 else off
+            rows.append(instruction(rng.choice([0x61, 0x69, 0x71, 0x79]), a, b, frame))
+        elif pick < 0.5:
+            frame = min(max(off, -512), -8) if b == 10 else off
+            rows.append(instruction(rng.choice([0x63, 0x6B, 0x73, 0x7B, 0xDB]), b, a, frame))
+        elif pick < 0.7:
+            rows.append(instruction(0xBF, a, b))
+            rows.append(instruction(rng.choice([0x07, 0x67, 0x77, 0x57]), a, imm=rng.randrange(1, 60)))
+        elif pick < 0.85:
+            rows.append(instruction(0xBF, rng.choice([1, 2, 3]), rng.choice([6, 7, 8, 9, 10])))
+        else:
+            rows.append(instruction(0x15, a, 0, 1, 0))
+            rows.append(instruction(0x85, imm=rng.choice([1, 2, 3, 113])))
+    return [b"".join([*rows, EXIT])]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hostile_programs_do_what_the_interpreter_says(seed):
+    """Fault for fault, and nothing changes that is not theirs."""
+    rng = random.Random(seed)
+    both = Both(hostile(rng), {(0, 6): ("map", 0)}, [(1, 8, 8, 4)])
+    own = np.zeros(len(both.state.mem), bool)
+    for start, _, n in both.state.seg:
+        own[start : start + n] = True
+    faults = 0
+    for _ in range(300):
+        pool = [0, 1, 8, 1 << 63, rng.getrandbits(64)]
+        pool += [address_of(rng.randrange(14), rng.randrange(1 << 12)) for _ in range(8)]
+        both.context(struct.pack("<16Q", *(rng.choice(pool) for _ in range(16))))
+        before = both.state.mem.copy()
+        try:
+            both.naive.run(0, [address_of(CONTEXT)])
+        except Fault:
+            faults += 1
+            with pytest.raises(BpfFault):
+                both.run_translated()
+        else:
+            both.run_translated()
+            both.compare()
+        assert (before == both.state.mem)[~own].all()
+        both.compare_memory()
+    assert faults > 0
 
 
 def test_loads_of_nothing_give_zero():

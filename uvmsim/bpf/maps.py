@@ -14,6 +14,7 @@ from uvmsim.bpf import names
 from uvmsim.bpf.memory import fail, offset_of, place, readable, segment_of
 from uvmsim.bpf.places import MAPS, address_of
 from uvmsim.bpf.state import (
+    BAD_ACCESS,
     BAD_MAP,
     BUCKETS,
     CHAIN,
@@ -61,6 +62,14 @@ def readable_or_none(s, d, address, size, pc):
     if place(s, address, size, _READ) < 0:
         return np.int64(-1)
     return readable(s, d, address, size, pc)
+
+
+def given(s, d, address, size, pc):
+    """Where a helper's argument lies, which must be memory."""
+    at = readable(s, d, address, size, pc)
+    if at < 0:
+        fail(s, BAD_ACCESS, address, pc)
+    return at
 
 
 def is_hash(s, m):
@@ -181,8 +190,7 @@ def insert(s, m, key):
 
 def index_of(s, d, m, address, pc):
     """An array's index, which lies at an address; -1 for one that is too large."""
-    at = readable(s, d, address, _4, pc)
-    i = np.int64(get_u32(s.mem, at)) if at >= 0 else np.int64(0)
+    i = np.int64(get_u32(s.mem, given(s, d, address, _4, pc)))
     return i if i < s.maps[m, ENTRIES] else np.int64(-1)
 
 
@@ -192,8 +200,7 @@ def lookup(s, d, m, address, pc):
         return np.int64(-1)
     if not is_hash(s, m):
         return index_of(s, d, m, address, pc)
-    at = readable(s, d, address, s.maps[m, KEY], pc)
-    i = find(s, m, at) if at >= 0 else np.int64(-1)
+    i = find(s, m, given(s, d, address, s.maps[m, KEY], pc))
     if i >= 0 and is_lru(s, m):
         use(s, m, i)
     return i
@@ -214,9 +221,7 @@ def map_update_elem(s, d, r1, r2, r3, r4, r5, pc):
     flags = r4 & ~LOCK
     if flags > EXIST or s.maps[m, KIND] == RINGBUF:
         return INVALID
-    value = readable(s, d, r3, s.maps[m, VALUE], pc)
-    if value < 0:
-        return INVALID
+    value = given(s, d, r3, s.maps[m, VALUE], pc)
     i = lookup(s, d, m, r2, pc)
     if not is_hash(s, m):
         if i < 0:
@@ -229,8 +234,7 @@ def map_update_elem(s, d, r1, r2, r3, r4, r5, pc):
         if i < 0 and flags == EXIST:
             return NO_ENTRY
         if i < 0:
-            key = readable(s, d, r2, s.maps[m, KEY], pc)
-            i = insert(s, m, key) if key >= 0 else np.int64(-1)
+            i = insert(s, m, given(s, d, r2, s.maps[m, KEY], pc))
             if i < 0:
                 s.n[DENIED] += 1
                 return TOO_BIG
