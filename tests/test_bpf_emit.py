@@ -123,7 +123,12 @@ def test_a_million_decisions_are_equal(tmp_path):
 @needs_clang
 @pytest.mark.parametrize(
     "policy",
-    ["prefetch_stride:pages=5", "prefetch_pid_tree", "prefetch_max_mru_expert", "eviction_pid_quota"],
+    [
+        "prefetch_stride:pages=5",
+        "prefetch_pid_tree",
+        "prefetch_max_mru_expert",
+        "eviction_pid_quota",
+    ],
 )
 def test_built_in_ones_are_equal(tmp_path, policy):
     found = part(policy, back(tmp_path, policy), events=50_000)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from bpf_programs import CLANG, SOURCES, compiled, needs_clang
+from bpf_programs import CLANG, SOURCES, compile_c, compiled, needs_clang
 
 from uvmsim.policies.bpf.policy import load
 from uvmsim.policies.pages.registry import parse_pages
@@ -152,6 +152,101 @@ def test_the_command_line(objects):
     told = json.loads(done.stdout)
     assert told["first"]["event"] == 0
     assert told["equal"]["service"] == told["questions"]["service"]
+
+
+FLAVOURS = """
+#include "uvm.h"
+struct uvm_va_block_struct___old {
+	u64 padding[9];
+	u64 end;
+	u64 start;
+} __attribute__((preserve_access_index));
+u64 differs, same;
+
+SEC("kprobe/uvm_perf_prefetch_get_hint_va_block")
+int on_hint(struct pt_regs *regs)
+{
+	struct uvm_va_block_struct___old *old = (void *)regs->di;
+	u64 start = 0;
+
+	READ(start, old->start);
+	if (start == start_of((void *)old) && start >> 40)
+		same += 1;
+	else
+		differs += 1;
+	return 0;
+}
+
+SEC("struct_ops/gpu_page_prefetch")
+int on_fault(u64 *ctx)
+{
+	uvm_va_block_region_t *result = (void *)ctx[3];
+
+	bpf_gpu_set_prefetch_region(result, 0, differs ? 1 : same ? 512 : 2);
+	return BYPASS;
+}
+
+SEC(".struct_ops")
+struct gpu_mem_ops flavours = { .gpu_page_prefetch = (void *)on_fault };
+"""
+
+
+@needs_clang
+def test_flavours_of_a_structure_are_relocated(tmp_path):
+    (tmp_path / "x.c").write_text(FLAVOURS)
+    compile_c(tmp_path / "x.c", tmp_path / "x.bpf.o")
+    assert part(str(tmp_path / "x.bpf.o"), "prefetch_always_max", events=2_000).first is None
+
+
+JANUARY = """
+#include "uvm.h"
+extern void bpf_uvm_set_va_block_region(uvm_va_block_region_t *, u64, u64) __ksym;
+extern void bpf_uvm_pmm_chunk_move_tail(uvm_gpu_chunk_t *, struct list_head *) __ksym;
+extern void bpf_uvm_pmm_chunk_move_head(uvm_gpu_chunk_t *, struct list_head *) __ksym;
+struct uvm_gpu_ext {
+	int (*uvm_bpf_test_trigger_kfunc)(const char *, int);
+	int (*uvm_prefetch_before_compute)(u64 *);
+	int (*uvm_pmm_chunk_activate)(u64 *);
+	int (*uvm_pmm_chunk_used)(u64 *);
+};
+SEC("struct_ops/uvm_bpf_test_trigger_kfunc") int test(u64 *ctx) { return 0; }
+SEC("struct_ops/uvm_prefetch_before_compute") int fault(u64 *ctx)
+{
+	uvm_va_block_region_t *most = (void *)ctx[2];
+	bpf_uvm_set_va_block_region((void *)ctx[3], most->first, most->outer);
+	return 1;
+}
+SEC("struct_ops/uvm_pmm_chunk_activate") int activate(u64 *ctx)
+{
+	bpf_uvm_pmm_chunk_move_tail((void *)ctx[1], (void *)ctx[2]);
+	return 1;
+}
+SEC("struct_ops/uvm_pmm_chunk_used") int used(u64 *ctx)
+{
+	bpf_uvm_pmm_chunk_move_head((void *)ctx[1], (void *)ctx[2]);
+	return 1;
+}
+SEC("uprobe//usr/lib/libcuda.so:cuLaunchKernel") int launched(void *ctx) { return 0; }
+SEC(".struct_ops") struct uvm_gpu_ext old = {
+	.uvm_bpf_test_trigger_kfunc = test, .uvm_prefetch_before_compute = fault,
+	.uvm_pmm_chunk_activate = activate, .uvm_pmm_chunk_used = used,
+};
+"""
+
+
+@needs_clang
+def test_names_of_january(tmp_path):
+    """And what is never called is a note."""
+    (tmp_path / "x.c").write_text(JANUARY)
+    path = tmp_path / "x.bpf.o"
+    compile_c(tmp_path / "x.c", path)
+    policies = (str(path), "prefetch_always_max+eviction_mru")
+    mine, theirs = run(Options(policies=policies, vram="128MiB", ratios=(1.05,))).runs
+    assert (mine["total_ms"], mine["evictions"]) == (theirs["total_ms"], theirs["evictions"])
+    (note,) = mine["notes"]
+    assert (
+        note == f"{path}: never called here: uprobe//usr/lib/libcuda.so:cuLaunchKernel (launched)"
+    )
 
 
 def test_compiled_code_is_kept_on_disk(objects):

@@ -188,7 +188,9 @@ def hostile(rng: random.Random) -> list[bytes]:
             rows.append(instruction(rng.choice([0x63, 0x6B, 0x73, 0x7B, 0xDB]), b, a, frame))
         elif pick < 0.7:
             rows.append(instruction(0xBF, a, b))
-            rows.append(instruction(rng.choice([0x07, 0x67, 0x77, 0x57]), a, imm=rng.randrange(1, 60)))
+            rows.append(
+                instruction(rng.choice([0x07, 0x67, 0x77, 0x57]), a, imm=rng.randrange(1, 60))
+            )
         elif pick < 0.85:
             rows.append(instruction(0xBF, rng.choice([1, 2, 3]), rng.choice([6, 7, 8, 9, 10])))
         else:

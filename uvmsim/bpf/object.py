@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,18 @@ from typing import Any
 from traces.errors import InputError
 from uvmsim.bpf import btf as b
 from uvmsim.bpf import btf_ext, elf
-from uvmsim.bpf.instructions import WIDE, Data, Function, Instruction, Kernel, Map, decode
+from uvmsim.bpf.instructions import (
+    LDX,
+    ST,
+    STX,
+    WIDE,
+    Data,
+    Function,
+    Instruction,
+    Kernel,
+    Map,
+    decode,
+)
 from uvmsim.bpf.maps_of import MapSpec, maps_of
 
 STRUCT_OPS = (".struct_ops", ".struct_ops.link")
@@ -134,13 +145,39 @@ def _functions(made: Object, file: elf.Elf) -> None:
         found = _Resolver(made, at, section, s.value // 8)
         todo.append(partial(_code, made, i, s, section.name, code, found))
     for make in todo:
-        made.functions.append(make())
+        made.functions.append(relocated(made, make()))
 
 
 def _code(made: Object, i: int, s: elf.Symbol, section: str, code: bytes, found: _Resolver) -> Code:
     where = Code(i, s.name, section, s.value, ())
     found.where = lambda at: made.place(where, at)
     return Code(i, s.name, section, s.value, decode(code, found.where, found))
+
+
+def relocated(made: Object, code: Code) -> Code:
+    """A function whose reads of flavours (``uvm_va_block_struct___v2``) go to where the structure
+    itself has the field: structures are laid out once. Raises `InputError` where it has none."""
+    moved: dict[int, int] = {}
+    for a in made.notes.accesses:
+        at = a.instruction - code.start // 8
+        if a.section != code.section or a.kind != btf_ext.FIELD_OFFSET or "___" not in a.structure:
+            continue
+        name = a.structure.partition("___")[0]
+        number = made.btf.structure(name)
+        place = made.btf.place(number, a.path) if number is not None and a.path else None
+        if place is None:
+            raise InputError(f"{made.place(code, at)}: struct {name} has no field {a.path!r}")
+        moved[at] = place.offset
+    if not moved:
+        return code
+    told = tuple(_moved(i, moved[i.at]) if i.at in moved else i for i in code.instructions)
+    return replace(code, instructions=told)
+
+
+def _moved(i: Instruction, offset: int) -> Instruction:
+    """An instruction with another field's offset: in a load or store its own, else its constant."""
+    accesses = i.kind in (LDX, ST, STX)
+    return replace(i, off=offset) if accesses else replace(i, imm=offset)
 
 
 class _Resolver:

@@ -24,7 +24,9 @@ from numba.core.extending import _Intrinsic
 
 from uvmsim.core.globals_of import GlobalPath, global_paths, plain
 
-STABLE = frozenset({"numpy", "numba", "llvmlite", "math", "cmath", "operator", "builtins", "typing"})
+STABLE = frozenset(
+    {"numpy", "numba", "llvmlite", "math", "cmath", "operator", "builtins", "typing"}
+)
 """Packages that change with their version, which is part of the digest, and not otherwise."""
 
 Resolve = Callable[[FunctionType, GlobalPath], Any]

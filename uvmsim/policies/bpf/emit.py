@@ -1,7 +1,7 @@
 """A page policy in Python as C that clang compiles for the kernel.
 
-The subset (docs/bpf.md): state of whole numbers in fixed arrays, bounded loops, the five actions. Arrays
-become global variables, chunks and VA blocks get numbers from their addresses.
+The subset (docs/bpf.md): state of whole numbers in fixed arrays, bounded loops, the five actions.
+Arrays become global variables, chunks and VA blocks get numbers from their addresses.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HEADER = Path(__file__).parent / "uvm.h"
 def emit(
     spec: PagePolicySpec, chunks: int = CHUNKS, blocks: int = BLOCKS, boundaries: Sequence[int] = ()
 ) -> str:
-    """The C text of a policy. ``chunks``, ``blocks``: powers of two; ``boundaries``: as `PageContext` has
-    them. Raises `InputError`, with file and line, for what is outside the subset."""
+    """The C text of a policy. ``chunks``, ``blocks``: powers of two; ``boundaries``: as `PageContext`
+    has them. Raises `InputError`, with file and line, for what is outside the subset."""
     if spec.prefetch is not spec.order:
         raise InputError(f"policy {spec.name}: give one program, not two joined by +")
     for what, n in (("chunks", chunks), ("blocks", blocks)):
@@ -80,7 +80,9 @@ def _state(name: str, policy: PagePolicy, ctx: PageContext) -> dict[str, np.ndar
             )
         found[key] = value
     if sum(v.nbytes for v in found.values()) > LARGEST:
-        raise InputError(f"policy {name}, state(): more than {LARGEST >> 20} MiB; give less `chunks`")
+        raise InputError(
+            f"policy {name}, state(): more than {LARGEST >> 20} MiB; give less `chunks`"
+        )
     return found
 
 
@@ -121,7 +123,9 @@ def _whole(
     parts: list[str], wanted: tuple[str, ...], sizes: tuple[int, int],
 ) -> str:  # fmt: skip
     """The file."""
-    summary = (type(policy).__doc__ or "A page policy.").strip().splitlines()[0].replace("*/", "* /")
+    summary = (
+        (type(policy).__doc__ or "A page policy.").strip().splitlines()[0].replace("*/", "* /")
+    )
     name = spec.name.rpartition("/")[2].replace("*/", "* /")
     text = [f"/* {name}: {summary}\n * Written by `uvmsim bpf emit`; see docs/bpf.md. */"]
     text.append(HEADER.read_text(encoding="utf-8").rstrip())

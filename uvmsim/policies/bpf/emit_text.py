@@ -73,8 +73,8 @@ static __always_inline s64 process_number(uvm_va_block_t *block)
 	return PROCESSES - 1;
 }
 
-static __always_inline void set_region(uvm_va_block_region_t *result, uvm_va_block_region_t *most,
-				       s64 first, s64 outer)
+static __always_inline void set_region(uvm_va_block_region_t *result,
+	uvm_va_block_region_t *most, s64 first, s64 outer)
 {
 	s64 least = most->first, last = most->outer;
 

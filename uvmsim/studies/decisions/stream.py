@@ -28,8 +28,9 @@ class Stream(NamedTuple):
 
 
 def stream(n: int, n_blocks: int, seed: int = 0) -> Stream:
-    """``n`` questions or a few more, each batch of one process, whose blocks are a third of all: batches of faults that run on, stride, jump and come back, in
-    runs of blocks and across them, with pauses from none to tens of milliseconds."""
+    """``n`` questions or a few more, each batch of one process, whose blocks are a third of all:
+    batches of faults that run on, stride, jump and come back, in runs of blocks and across them, with
+    pauses from none to tens of milliseconds."""
     rng = np.random.Generator(np.random.PCG64(seed))
     rows: list[tuple[int, int, int, int]] = []
     process, block, page, stride, hop = 0, 0, 0, 1, 1
