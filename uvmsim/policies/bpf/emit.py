@@ -33,7 +33,7 @@ from uvmsim.policies.pages.registry import HOOKS as ALL_HOOKS
 from uvmsim.policies.pages.registry import PagePolicySpec, hooks_of
 
 CHUNKS, BLOCKS, PROCESSES = 1 << 14, 1 << 16, 8
-"""Numbers of chunks (32 GiB), of VA blocks (128 GiB) and processes that emitted tables have room for."""
+"""Numbers of chunks (32 GiB), VA blocks (128 GiB) and processes that emitted tables have room for."""
 LARGEST = 32 << 20
 """Bytes of state; the kernel keeps global variables in one map."""
 HEADER = Path(__file__).parent / "uvm.h"

@@ -219,4 +219,4 @@ HOOKS = {
     ),
     "block_access": Hook("gpu_block_access", ("s", "d", "chunk"), _CHUNK, "", "block_access"),
 }  # fmt: skip
-"""Hooks that have a form in C; evict_prepare walks the driver's list, which the subset does not have."""
+"""Hooks that have a form in C; evict_prepare walks the list, which the subset does not have."""
