@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uvmsim.policies.pages.base import (
-    BYPASS, DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, NOW_NS, OUTER, PagePolicy, layer_of, migrate,
+    BYPASS, DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, NOW_NS, OUTER, PagePolicy, drop_pending, layer_of, migrate,
     move_head, move_tail, set_region,
 )
 
@@ -76,6 +76,8 @@ class Mine(PagePolicy):
         if layer_of(s.boundaries, block) == layer_of(s.boundaries, block + 1):
             s.told[2] = s.told[2] + 1 if s.told[2] < 2_000_000_000 else 0
             if s.told[2] % 5 == 0:
+                if s.told[2] % 10 == 0:
+                    drop_pending(d)
                 migrate(d, block + 1)
         return BYPASS
 

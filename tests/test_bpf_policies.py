@@ -85,7 +85,7 @@ def test_same_run_of_the_driver(objects, tenants, name, settings, builtin):
 def test_one_work_item_is_overwritten(objects):
     """With a single item a batch asks for one block: what it works on is what its map holds when it
     runs."""
-    found = part(objects("cross_block") + ":ring=1", objects("cross_block"), events=20_000)
+    found = part(objects("cross_block"), objects("cross_block") + ":ring=256", events=20_000)
     assert found.equal["fault"] == found.questions["fault"]
     assert found.first["kind"] == "end of a batch"
     one, all_of_them = found.first["answers"]

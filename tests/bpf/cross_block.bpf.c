@@ -1,5 +1,5 @@
-/* The whole block, and the next one from a work queue; in the order of loading. One work item a request,
- * in a ring, so that none is overwritten before it has run (`ring` = 1: all but the last of a batch are). */
+/* The whole block, and the next one from a work queue; in the order of loading. With one work item the
+ * requests of a batch overwrite one another; with a ring of them (`ring` = 256) none is lost. */
 #include "uvm.h"
 
 struct request {
@@ -28,7 +28,7 @@ struct {
 	__type(value, struct now);
 } current_block SEC(".maps");
 
-const volatile u32 ring = 256;
+const volatile u32 ring = 1;
 u64 asked, failed;
 
 SEC("kprobe/uvm_perf_prefetch_get_hint_va_block")

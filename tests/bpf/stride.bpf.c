@@ -58,19 +58,22 @@ int on_fault(u64 *ctx)
 		return BYPASS;
 	}
 	s32 now = page - s->last, size = now < 0 ? -now : now;
+	if (now == 0)
+		return BYPASS;
 	s->last = page;
-	if (now == s->stride && size <= options.max_stride) {
+	if (now == s->stride) {
 		s->confidence += 1;
 	} else {
 		if (s->confidence > 0)
 			s->confidence -= 1;
-		if (size <= options.max_stride)
-			s->stride = now;
+		if (size > options.max_stride)
+			return BYPASS;
+		s->stride = now;
 	}
 	if (s->confidence >= options.threshold) {
 		s32 at = page + s->stride;
-		s32 first = s->stride >= 0 ? at : at + 1 - options.pages;
-		s32 outer = s->stride >= 0 ? at + options.pages : at + 1;
+		s32 first = s->stride > 0 ? at : at + 1 - options.pages;
+		s32 outer = s->stride > 0 ? at + options.pages : at + 1;
 		if (first < most->first)
 			first = most->first;
 		if (outer > most->outer)

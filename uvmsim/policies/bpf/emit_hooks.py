@@ -172,6 +172,9 @@ class Writer:
                 raise scope.refuse(node, "migrate is for hooks of prefetching")
             scope.needs.block = scope.needs.migrates = True
             return f"ask_for(now, {term(scope, node.args[1])});"
+        if name == "drop_pending" and len(node.args) == 1 and scope.means(node.args[0], "d"):
+            scope.needs.migrates = scope.needs.block = True
+            return "forgotten += 1;"
         raise scope.refuse(node, f"calls {ast.unparse(node.func)}, which has no form in C here")
 
 

@@ -129,6 +129,7 @@ REQUESTS = """\
 struct request {
 	u64 space;
 	u64 address;
+	u64 asked;
 	struct bpf_wq work;
 };
 struct {
@@ -138,12 +139,15 @@ struct {
 	__type(value, struct request);
 } requests SEC(".maps");
 u32 next_request;
+/* How often the policy forgot what it had asked for. */
+volatile u64 forgotten;
 
 static int bring(void *map, int *key, void *value)
 {
 	struct request *r = value;
 
-	bpf_gpu_migrate_range(r->space, r->address, 2 << 20);
+	if (r->asked == forgotten)
+		bpf_gpu_migrate_range(r->space, r->address, 2 << 20);
 	return 0;
 }
 
@@ -154,6 +158,7 @@ static __always_inline void ask_for(struct now *now, s64 block)
 
 	if (!r)
 		return;
+	r->asked = forgotten;
 	r->space = (u64)space_of(now->block);
 	r->address = now->start + ((block - block_number(now->block)) << 21);
 	bpf_wq_init(&r->work, &requests, 0);
