@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from uvmsim.policies.pages.base import (
-    BYPASS, DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, NOW_NS, OUTER, PagePolicy, drop_pending, layer_of, migrate,
-    move_head, move_tail, set_region,
+    BYPASS, DEFAULT, FIRST, MAX_FIRST, MAX_OUTER, NOW_NS, OUTER, PagePolicy, drop_pending, layer_of,
+    migrate, move_head, move_tail, set_region,
 )
 
 WAYS = 4

@@ -114,7 +114,10 @@ def test_loads_stores_and_atomics_of_every_size():
 
 def a_program(rng: random.Random) -> tuple[list[bytes], dict]:
     """Straight and forward-jumping code with loops, stack, maps, helpers and a call."""
+    middle = rng.random() < 0.5  # the only exit stands before what leads to it
     rows: list[bytes] = [instruction(0xBF, 9, 1)]
+    if middle:
+        rows += [instruction(0x05, off=2), instruction(0x0F, 0, 6), EXIT]
     rows += [instruction(0x79, r, 1, 8 * r) for r in range(2, 8)]
     rows += [instruction(0x7B, 10, 3, -8 * k) for k in range(1, 9)]
     references: dict = {}
@@ -166,9 +169,13 @@ def a_program(rng: random.Random) -> tuple[list[bytes], dict]:
         else:
             references[(0, places[-1])] = ("function", 1)
             add(instruction(0x85, src=1, imm=0))
+    if middle:
+        add(instruction(0x05, off=2 - (places[-1] + 1)))
+    else:
+        add(EXIT)
     second = instruction(0xBF, 0, 1) + instruction(0x0F, 0, 2) + instruction(0x7B, 10, 0, -8)
     second += instruction(0x79, 0, 10, -8) + EXIT
-    return [b"".join([*rows, EXIT]), second], references
+    return [b"".join(rows), second], references
 
 
 @settings(

@@ -39,7 +39,7 @@ from uvmsim.bpf.instructions import (
 from uvmsim.bpf.names import LOOP, helper_name
 from uvmsim.bpf.object import Code, Object
 from uvmsim.bpf.places import FRAME_BYTES, FUNCTIONS, MAPS, address_of
-from uvmsim.bpf.state import REGISTERS
+from uvmsim.bpf.state import BUDGET, REGISTERS
 
 MOST_LOOPS = 1 << 23
 """BPF_MAX_LOOPS (kernel/bpf/bpf_iter.c)."""
@@ -167,6 +167,7 @@ def _make(source: str, constants: e.Constants, names: dict[str, Any]) -> dict[st
     scope |= names
     scope |= {"zero": np.uint64(0), "one": np.uint64(1), "MOST_LOOPS": np.uint64(MOST_LOOPS)}
     scope |= {"TOO_BIG": TOO_BIG, "INVALID": INVALID, "REGISTERS": REGISTERS}
+    scope["BUDGET"] = BUDGET
     whole = compile(source, "<bpf>", "exec", dont_inherit=True)
     found = {}
     for code in whole.co_consts:
@@ -214,6 +215,9 @@ class _Writer:
             todo += [a for a in self._arms if a in self._wanted and a not in seen]
         head = [f"def f{self._code.number}({ARGUMENTS}):"]
         head += [f"    r{n} = zero" for n in (0, 6, 7, 8, 9)]
+        # A way out that every path passes by: a block that all paths lead through would get names of
+        # its own from Numba, which blocks before it in time but after it in the text would then read.
+        head += ["    if s.n[BUDGET] < 0:", "        return r0"]
         head += ["    block = 0", "    while True:"]
         body = []
         for at in sorted(written):
