@@ -128,7 +128,7 @@ def test_a_million_decisions_are_equal(tmp_path):
     [
         "prefetch_stride:pages=5",
         "prefetch_pid_tree",
-        "prefetch_max_mru_expert",
+        "prefetch_reuse_dist",
         "eviction_pid_quota",
     ],
 )
@@ -169,7 +169,7 @@ def test_what_the_verifier_would_refuse_is_refused_with_its_line(tmp_path, body,
     "policy, told",
     [
         ("eviction_fifo_chance", "eviction_fifo_chance.py, line"),
-        ("prefetch_none+eviction_fifo", "give one program"), ("prefetch_proactive_layer", "range(min("),
+        ("prefetch_none+eviction_fifo", "give one program"), ("prefetch_moe_expert", "65,536 steps"),
     ],
 )  # fmt: skip
 def test_policies_outside_the_subset(policy, told):
