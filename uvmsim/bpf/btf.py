@@ -145,15 +145,17 @@ class Btf:
             raise InputError(f"{self.where}: BTF puts field {path!r} outside its structure")
         return Place(base, size, bit if bits else 0, bits, number)
 
-    def _named(self, number: int, name: str, base: int) -> Iterator[tuple[Member, int]]:
+    def _named(
+        self, number: int, name: str, base: int, depth: int = 0
+    ) -> Iterator[tuple[Member, int]]:
         """Members of a name, those of unnamed structures within included."""
-        if base > 1 << 24:
-            return
+        if depth > DEEPEST:
+            raise InputError(f"{self.where}: BTF type {number} contains itself")
         for m in self.type(self.plain(number)).members:
             if m.name == name:
                 yield m, base
             elif not m.name and self.type(self.plain(m.type)).kind in (STRUCT, UNION):
-                yield from self._named(m.type, name, base + m.bit)
+                yield from self._named(m.type, name, base + m.bit, depth + 1)
 
 
 def parse(data: bytes, where: str) -> Btf:
@@ -213,4 +215,7 @@ def _one(body: bytes, at: int, strings: bytes, where: str) -> tuple[Type, int]:
 def _text(strings: bytes, offset: int, where: str) -> str:
     if offset >= len(strings):
         raise InputError(f"{where}: BTF names a string at {offset} of {len(strings)} bytes")
-    return strings[offset : strings.index(b"\0", offset)].decode("utf-8", "replace")
+    end = strings.find(b"\0", offset)
+    if end < 0:
+        raise InputError(f"{where}: BTF has a string without an end")
+    return strings[offset:end].decode("utf-8", "replace")

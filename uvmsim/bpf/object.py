@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -85,6 +86,14 @@ class Object:
 
 def load(path: str | Path) -> Object:
     """Read an object. Raises `InputError`, one line."""
+    try:
+        return _load(path)
+    except (ArithmeticError, LookupError, ValueError, RecursionError, struct.error) as err:
+        # A file that contradicts itself in a way that nothing above has looked for.
+        raise InputError(f"{path}: broken object ({type(err).__name__}: {err})") from err
+
+
+def _load(path: str | Path) -> Object:
     name = str(path)
     file = elf.read(path)
     sections = file.sections
