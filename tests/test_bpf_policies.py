@@ -221,15 +221,15 @@ SEC("struct_ops/uvm_pmm_chunk_activate") int activate(u64 *ctx)
 	bpf_uvm_pmm_chunk_move_tail((void *)ctx[1], (void *)ctx[2]);
 	return 1;
 }
-SEC("struct_ops/uvm_pmm_chunk_used") int used(u64 *ctx)
+SEC("struct_ops/uvm_pmm_chunk_used") int access(u64 *ctx)
 {
 	bpf_uvm_pmm_chunk_move_head((void *)ctx[1], (void *)ctx[2]);
 	return 1;
 }
 SEC("uprobe//usr/lib/libcuda.so:cuLaunchKernel") int launched(void *ctx) { return 0; }
 SEC(".struct_ops") struct uvm_gpu_ext old = {
-	.uvm_bpf_test_trigger_kfunc = test, .uvm_prefetch_before_compute = fault,
-	.uvm_pmm_chunk_activate = activate, .uvm_pmm_chunk_used = used,
+	.uvm_bpf_test_trigger_kfunc = (void *)test, .uvm_prefetch_before_compute = (void *)fault,
+	.uvm_pmm_chunk_activate = (void *)activate, .uvm_pmm_chunk_used = (void *)access,
 };
 """
 

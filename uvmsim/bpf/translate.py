@@ -215,13 +215,14 @@ class _Writer:
             todo += [a for a in self._arms if a in self._wanted and a not in seen]
         head = [f"def f{self._code.number}({ARGUMENTS}):"]
         head += [f"    r{n} = zero" for n in (0, 6, 7, 8, 9)]
-        # A way out that every path passes by: a block that all paths lead through would get names of
-        # its own from Numba, which blocks before it in time but after it in the text would then read.
-        head += ["    if s.n[BUDGET] < 0:", "        return r0"]
-        head += ["    block = 0", "    while True:"]
+        # A way out that every path passes by and none takes. Without it, a block that all paths lead
+        # through would get names of its own from Numba, which blocks before it in time but after it in
+        # the text would then read; and of an endless loop Numba cannot tell what is alive.
+        head += ["    block = 0", "    while s.n[BUDGET] >= 0:"]
         body = []
         for at in sorted(written):
             body += [f"        if block == {at}:", *written[at]]
+        body.append("    return r0")
         return "\n\n".join([*self._loops, "\n".join(head + body)])
 
     @property
