@@ -26,7 +26,7 @@ from uvmsim.commands.flags import (
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
-    help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy; "
+    help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy, ./x.bpf.o; "
     "expert-cache: lru, ...; repeatable.",
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1), metavar="N", help="expert-cache: expert slots.")

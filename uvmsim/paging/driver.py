@@ -23,7 +23,7 @@ import numpy as np
 from uvmsim.paging.bits import fill
 from uvmsim.paging.faults import fetch, missing_from, next_missing
 from uvmsim.paging.frames import Moved, make_resident, release
-from uvmsim.paging.hooks import MIGRATES, RECORDS
+from uvmsim.paging.hooks import MIGRATES, RECORDS, WORK_OF_ORDER, after_batch, seen_by_hooks
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.regions import prefetch_mask
 from uvmsim.paging.tables import (
@@ -52,7 +52,7 @@ from uvmsim.paging.tables import (
     Time,
 )
 from uvmsim.paging.touches import start_of
-from uvmsim.policies.pages.base import ASKED, BATCH, NOW_NS, PAGES
+from uvmsim.policies.pages.base import ASKED, BATCH, CURRENT, NOW_NS, PAGES
 
 
 def row(time: Time, kind, own_ns, ref):
@@ -129,6 +129,15 @@ def service(t: Tables, s: States, n, counters):
         done, _ = carry(t.time, ROW_SERVICE, cpu, b, first, moved, i > 0)
         last = max(last, done)
     return last
+
+
+def work_queued(t: Tables, s: States):
+    """What the policy left for after the batch, which may ask for blocks, and may move no chunk."""
+    d = t.driver
+    then = d.n[NOW_NS]
+    d.n[NOW_NS], d.n[CURRENT] = t.time.clock[HANDLER], len(d.block_of)
+    after_batch(s.order if WORK_OF_ORDER else s.prefetch, seen_by_hooks(d))
+    d.n[NOW_NS] = then
 
 
 def migrate_ahead(t: Tables, s: States, counters):
@@ -214,6 +223,7 @@ def settle(t: Tables, s: States, k: Kernels, wave, waiting, counters):
         # Blocks of a batch that take each other's frames help nobody: then one warp at a time gets on.
         stuck = x.moved[0] == 0
         if MIGRATES:
+            work_queued(t, s)
             migrate_ahead(t, s, counters)
             waiting = advance(t, k, waiting)
 
