@@ -31,6 +31,19 @@ def start() -> int:
     return count.value
 
 
+def retain() -> None:
+    """Make the first GPU's context current, as the runtime does at its first call."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    context, device = ctypes.c_void_p(), ctypes.c_int(0)
+    code = (
+        driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or driver.cuCtxSetCurrent(context)
+    )
+    if code != SUCCESS:
+        raise InputError(f"the GPU's context cannot be made ({_name(driver, code)})")
+
+
 def names() -> list[str]:
     """What the driver calls each GPU; empty where it does not say."""
     try:

@@ -129,6 +129,21 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     default=0,
     help="Take all GPU memory but this beforehand: with --faults, a card too small for the model.",
 )
+@click.option(
+    "--tracer",
+    type=click.Choice(["cupti", "driver"]),
+    default="cupti",
+    show_default=True,
+    help="What records --faults: CUPTI, or the driver's own event queue (each entry and batch).",
+)
+@click.option(
+    "--cold",
+    is_flag=True,
+    help="Send all managed memory to the host before the first step.",
+)
+@click.option(
+    "--warm-up", is_flag=True, help="Run the first prompt before, unrecorded. [with --cold: always]"
+)
 @click.option("--times", is_flag=True, help="Store when each step ran. [with --faults: always]")
 @click.option(
     "--stops",
@@ -162,7 +177,7 @@ def llama_cpp(**given: Any) -> None:
 
     from traces.capture.llama_cpp import capture as run
 
-    _run(run, given, library=given["lib"], faults=given["faults"])
+    _run(run, given, library=given["lib"], faults=given["faults"], tracer=given["tracer"])
 
 
 @capture.command()
