@@ -53,6 +53,8 @@ class FakePaging(PagingDevice):
 
     def _run(self, t: Touches) -> tuple[float, Seen]:
         resident = np.zeros((-(-self.pages // PAGES), PAGES), bool)
+        for first, last in t.placed.tolist() if t.placed is not None else ():
+            resident.reshape(-1)[first:last] = True
         waiting = [[int(p) for p in w if p != NOTHING] for w in t.pages]
         depth = 1 if t.chained else IN_FLIGHT
         raw: list[np.ndarray] = []

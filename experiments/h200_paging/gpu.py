@@ -7,8 +7,8 @@
 
 The first of the halves takes some 5 minutes, the second some 7. Needs CuPy, what `uvmsim` needs, and
 for llama.cpp a CUDA build of it. Each stage is a process with a time limit of its own, and what it
-wrote is there when a later one fails. OUT gets at most 8 files: run.json (what ran, how long, the end of
-what it said), recording.json, machine.toml and machine.measurements.json, details.json, events.npz,
+wrote is there when a later one fails. OUT gets at most 8 files: run.json (what ran, how long, the end
+of what it said), recording.json, machine.toml and machine.measurements.json, details.json, events.npz,
 validation.tar.gz (predictions, measurements, reports, routing and fault traces), sample.faults.arrow.
 """
 

@@ -170,17 +170,23 @@ class CudaPaging(PagingDevice):
         last.synchronize()
         return float(self.cp.cuda.get_elapsed_time(first, last)) * 1e6
 
-    def time(self, touches: Touches) -> float:
-        self._list(touches)
+    def _set_out(self, t: Touches) -> None:
+        """Everything to the host, but for what the touches find on the GPU."""
+        self._list(t)
         self.away()
+        for first, last in t.placed.tolist() if t.placed is not None else ():
+            self._move(DEVICE_0, first * PAGE, (last - first) * PAGE)
+        self.rt.deviceSynchronize()
+
+    def time(self, touches: Touches) -> float:
+        self._set_out(touches)
         return self._run(touches)
 
     def again(self, touches: Touches) -> float:
         return self._run(touches)
 
     def record(self, touches: Touches) -> tuple[float, Seen]:
-        self._list(touches)
-        self.away()
+        self._set_out(touches)
         return self.noted(lambda: self._run(touches))
 
     def noted(self, work: Any) -> tuple[float, Seen]:

@@ -21,7 +21,7 @@ from replay.paging.counts import (
 )
 from replay.paging.device import HOSTS, PagingDevice, Seen
 from replay.paging.touches import PAGE, Touches, patterns
-from replay.paging.tree_check import given_faults, observed
+from replay.paging.tree_check import Blocks, Brought, given_faults, observed
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,18 +62,26 @@ def one(device: PagingDevice, touches: Touches, host: str, repetitions: int = 7)
         "turns": touches.pages.shape[1], "distinct": len(touches.distinct),
         "blocks": touches.blocks, "chained": touches.chained, **touches.about,
         **row(taken),
+        "placed_bytes": _placed_bytes(touches),
         "there_ns": round(float(np.median(there)), 1), "recorded_ns": round(recorded_ns, 1),
-        **described(seen),
+        **described(seen, touches.placed),
     }  # fmt: skip
 
 
-def described(seen: Seen) -> dict[str, Any]:
-    """What a run's events say, in short."""
+def _placed_bytes(touches: Touches) -> int:
+    runs = touches.placed
+    return 0 if runs is None else int((runs[:, 1] - runs[:, 0]).sum()) * PAGE
+
+
+def described(seen: Seen, placed: np.ndarray | None = None) -> dict[str, Any]:
+    """What a run's events say, in short; ``placed`` as in `Touches`."""
+    made = _modelled(seen, placed)
     b = batch_rows(seen)
     handler = b["replay_ns"] - b["first_ns"]
     return {
-        "counts": counts(seen).to_json() | _modelled(seen),
-        "tree": _tree(seen),
+        "counts": counts(seen).to_json()
+        | {"operations": made.operations, "mappings": made.mappings},
+        "tree": {"model": made.to_json(), "driver": _came(seen).to_json()},
         "whole": wholeness(seen),
         "others": seen.others or {},
         "pieces": piece_histogram(seen),
@@ -88,22 +96,18 @@ def described(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _modelled(seen: Seen) -> dict[str, int]:
-    """Copies and page table entries as the model counts them, given the recorded faults."""
-    made, _, _ = given_faults(
-        seen.faults["batch"].astype(np.int64), page_of(seen.faults["address"])
-    )
-    return {"operations": made.operations, "mappings": made.mappings}
+def _modelled(seen: Seen, placed: np.ndarray | None) -> Brought:
+    """What the model's tree brings, given the recorded faults."""
+    blocks, base = Blocks(), seen.base // PAGE
+    for first, last in placed.tolist() if placed is not None else ():
+        blocks.place(base + first, base + last)
+    batch = seen.faults["batch"].astype(np.int64)
+    return given_faults(batch, page_of(seen.faults["address"]), blocks=blocks)[0]
 
 
-def _tree(seen: Seen) -> dict[str, Any]:
-    """What the model's tree brings given the recorded faults, beside what came."""
-    made, _, _ = given_faults(
-        seen.faults["batch"].astype(np.int64), page_of(seen.faults["address"])
-    )
+def _came(seen: Seen) -> Brought:
     m = inward(seen)
-    came = observed(m["address"], m["bytes"].astype(np.int64), m["cause"] == PREFETCH)
-    return {"model": made.to_json(), "driver": came.to_json()}
+    return observed(m["address"], m["bytes"].astype(np.int64), m["cause"] == PREFETCH)
 
 
 def piece_times(seen: Seen) -> dict[str, dict[str, float]]:

@@ -25,6 +25,8 @@ class Touches:
     chained: bool = True
     """A warp waits for its page before it asks for the next one; else several are asked for at once."""
     about: dict[str, int | str] = field(default_factory=dict)
+    placed: np.ndarray | None = None
+    """int64 [n, 2]: runs of pages (first, one past the last) that are on the GPU before."""
 
     @property
     def distinct(self) -> np.ndarray:
@@ -56,6 +58,8 @@ def patterns(pages: int, sms: int, seed: int = 0) -> list[Touches]:
     for n in (2, 4, 8, 16, 32):
         at = first[3] + 16 * rng.permutation(32)[:n]
         made.append(_crowd(f"crowd, {n} pages of a block", at[:, None]))
+    for n in (1, 2, 4, 8):
+        made.append(_holes(min(32, blocks), n))
     for n in (2, 8, 32, sms, 4 * sms):
         made.append(_crowd(f"{n} SMs on one page", np.full((n, 1), first[4] + 3)))
     made.append(_crowd(f"{sms} SMs on one block", _shares(first[5] + np.arange(PAGES), sms)))
@@ -85,6 +89,17 @@ def _chain(name: str, at: np.ndarray) -> Touches:
 
 def _crowd(name: str, at: np.ndarray) -> Touches:
     return Touches(name, np.asarray(at, np.uint32), about={"kind": "crowd"})
+
+
+def _holes(blocks: int, n: int) -> Touches:
+    """A page a block, where all but the first ``n`` pages of each 64 KiB are there: the tree brings
+    what is missing, in copies of ``n`` pages."""
+    big = np.arange(blocks * PAGES // 16, dtype=np.int64) * 16
+    return Touches(
+        f"holes of {4 * n} KiB, {blocks} blocks",
+        (np.arange(blocks, dtype=np.uint32) * PAGES)[:, None], about={"kind": "holes"},
+        placed=np.column_stack((big + n, big + 16)),
+    )  # fmt: skip
 
 
 def _shares(at: np.ndarray, warps: int) -> np.ndarray:

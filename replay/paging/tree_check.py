@@ -69,9 +69,12 @@ class Blocks:
     def n_pages(self, block: int) -> int:
         return self._n.get(block, PAGES)
 
-    def clear(self, block: int, mask: np.ndarray) -> None:
-        """Pages that left."""
-        self.of(block)[:] &= ~mask
+    def place(self, first: int, last: int) -> None:
+        """Pages [first, last), numbered through all blocks, are resident."""
+        while first < last:
+            block, end = first // PAGES, min(last, (first // PAGES + 1) * PAGES)
+            self.of(block)[:] |= bits(np.arange(first % PAGES, first % PAGES + end - first))
+            first = end
 
 
 def bits(pages: np.ndarray) -> np.ndarray:
@@ -133,11 +136,12 @@ def add_runs(came: np.ndarray, faulted: np.ndarray, out: Brought) -> None:
 
 def given_faults(
     batch: np.ndarray, page: np.ndarray, threshold: int = 51,
-    n_pages: dict[int, int] | None = None,
+    blocks: Blocks | None = None,
 ) -> tuple[Brought, Blocks, int]:  # fmt: skip
-    """What the faults bring, all away at first. ``batch`` and ``page`` (numbers of 4 KiB pages) of
-    every entry, int64 [n], batches in order; also the pages resident after it and the services."""
-    out, blocks, services = Brought(), Blocks(n_pages), 0
+    """What the faults bring, the blocks after it, and how many services that took. ``batch`` and
+    ``page`` (numbers of 4 KiB pages) of every entry, int64 [n], batches in order; ``blocks``: what is
+    resident before (default: nothing)."""
+    out, blocks, services = Brought(), blocks or Blocks(), 0
     key = np.unique(np.column_stack((batch, page // PAGES, page % PAGES)), axis=0)
     if not len(key):
         return out, blocks, 0

@@ -10,7 +10,7 @@ from replay.paging.counts import batch_rows, counts, inward, page_of, piece_hist
 from replay.paging.device import Seen
 from replay.paging.microbench import piece_times
 from replay.paging.touches import PAGES
-from replay.paging.tree_check import given_faults, observed
+from replay.paging.tree_check import Blocks, given_faults, observed
 
 COHERENCE, PREFETCH = 2, 3
 
@@ -24,7 +24,7 @@ def observed_run(
     size, cause = m["bytes"].astype(np.int64), m["cause"]
     batch = seen.faults["batch"].astype(np.int64)
     page = page_of(seen.faults["address"])
-    made, _, services = given_faults(batch, page, threshold, n_pages)
+    made, _, services = given_faults(batch, page, threshold, Blocks(n_pages))
     came = observed(m["address"], size, cause == PREFETCH)
     b = batch_rows(seen)
     handler = (b["replay_ns"] - b["first_ns"])[b["replay_ns"] > 0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from traces.errors import InputError
 from uvmsim.machine.descriptions import read
@@ -42,14 +43,40 @@ class LlamaRun(BaseModel):
     """The engine profile whose kernels' times are taken."""
 
 
+def _tables(kind: type[BaseModel]) -> BeforeValidator:
+    """A list of tables, each fault said with the number of its table."""
+
+    def checked(raw: Any) -> list[BaseModel]:
+        if not isinstance(raw, list) or not all(isinstance(x, dict | kind) for x in raw):
+            raise ValueError("must be tables, each under its name in double brackets")
+        made = []
+        for i, table in enumerate(raw, 1):
+            for key in table if isinstance(table, dict) else ():
+                if key not in kind.model_fields:
+                    near = difflib.get_close_matches(key, kind.model_fields, 1)
+                    known = f"known keys: {', '.join(kind.model_fields)}"
+                    hint = f"did you mean {near[0]!r}?" if near else known
+                    raise ValueError(f"table {i}: unknown key {key!r}; {hint}")
+            try:
+                made.append(kind.model_validate(table))
+            except ValidationError as err:
+                fault = err.errors()[0]
+                where = ".".join(str(x) for x in fault["loc"])
+                what = fault["msg"].removeprefix("Value error, ")
+                raise ValueError(f"table {i}: {where}: {what}") from None
+        return made
+
+    return BeforeValidator(checked)
+
+
 class PagingConfig(BaseModel):
     """What is run."""
 
     model_config = ConfigDict(extra="forbid")
     mode: Literal["paging"]
     hardware: str | None = None
-    engine: list[EngineRun] = []
-    llama: list[LlamaRun] = []
+    engine: Annotated[list[EngineRun], _tables(EngineRun)] = []
+    llama: Annotated[list[LlamaRun], _tables(LlamaRun)] = []
     repetitions: Some = 3
     """Cold runs without the driver's events; one more has them."""
     target_bytes: float = 0.02
