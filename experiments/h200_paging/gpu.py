@@ -30,7 +30,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-MAIN = "from uvmsim.cli import main; main()"
+MAIN = "from replay.commands.{0} import {0}; {0}()"
+"""A command of uvmsim, which need not be installed for it."""
 STAGES = {
     "recording": 110, "calibrate": 240, "details": 110, "models": 100, "engine": 150, "llama": 330,
     "sample": 60,
@@ -75,7 +76,9 @@ class Stages:
         return code
 
     def uvmsim(self, stage: str, *command: object, seconds: float) -> int:
-        return self.run(stage, sys.executable, "-c", MAIN, *command, seconds=seconds)
+        name, *options = command
+        words = (sys.executable, "-c", MAIN.format(name), *options)
+        return self.run(stage, *words, seconds=seconds)
 
     # ---- stages ------------------------------------------------------------------------------
 
@@ -166,7 +169,7 @@ def main() -> None:
         "--profile", type=Path, help="calibration to predict from; OUT/machine.toml"
     )
     parser.add_argument("--only", help=f"of {','.join(STAGES)}")
-    parser.add_argument("--seconds", type=float, default=560, help="of all stages together; 560")
+    parser.add_argument("--seconds", type=float, default=520, help="of all stages together; 520")
     parser.add_argument("--work", type=Path, help="folder for models and logs; a temporary one")
     given = parser.parse_args()
     wanted = given.only.split(",") if given.only else list(STAGES)
