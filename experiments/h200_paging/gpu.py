@@ -64,7 +64,13 @@ class Stages:
             f.flush()
             process = subprocess.Popen(
                 words, stdout=f, stderr=f, cwd=ROOT, start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                env=os.environ
+                | {
+                    "PYTHONPATH": os.pathsep.join(
+                        p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p
+                    ),
+                    "PYTHONUNBUFFERED": "1",
+                },
             )  # fmt: skip
             try:
                 code = process.wait(seconds)

@@ -37,8 +37,9 @@ ENTRY_BYTES = 72
 """sizeof(UvmEventEntry_V2)"""
 VERSION = 2
 """UvmToolsEventQueueVersion_V2, drivers from 550 on"""
-INIT_TRACKER, ENABLE, DISABLE, FLUSH = 56, 58, 59, 67
-"""UVM_TOOLS_INIT_EVENT_TRACKER, _EVENT_QUEUE_ENABLE_EVENTS, _DISABLE_EVENTS, _FLUSH_EVENTS"""
+INIT_TRACKER, ENABLE, DISABLE, FLUSH, INIT_TRACKER_V2 = 56, 58, 59, 67, 76
+"""UVM_TOOLS_INIT_EVENT_TRACKER, _EVENT_QUEUE_ENABLE_EVENTS, _DISABLE_EVENTS, _FLUSH_EVENTS, and
+_INIT_EVENT_TRACKER_V2 of drivers whose first one gives version 1 alone (580)"""
 KINDS = {
     "cpu_fault": 1, "migration": 2, "gpu_fault": 3, "replay": 4, "overflow": 5, "fatal_fault": 6,
     "thrashing": 10, "throttling": 11, "remote_map": 13, "eviction": 14,
@@ -165,26 +166,31 @@ class EventQueue:
     def __init__(self, count: int = 1 << 20) -> None:
         self.ring = Ring(count)
         self._file = _open()
-        try:
-            self._start()
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    def _start(self) -> None:
+        self.close()  # it is there
         spaces = uvm_files()
         if not spaces:
             raise InputError("this process has no address space with the paging driver: start CUDA")
+        why: list[str] = []
+        # A file takes one tracker, and one of version 1 too where the request knows no other.
+        for request in (INIT_TRACKER_V2, INIT_TRACKER):
+            for space in spaces:  # the one that is an address space: others are refused
+                self._file = _open()
+                try:
+                    why.append(self._start(request, space))
+                except InputError as e:
+                    why.append(str(e))
+                if not why[-1]:
+                    return
+                self.close()
+        raise InputError(f"the paging driver gives no event queue ({why[-1]}); take CUPTI")
+
+    def _start(self, request: int, space: int) -> str:
+        """Why it cannot; empty where it can."""
         queue, control = self.ring.addresses
-        code = 0
-        for fd in spaces:  # the one that is an address space: others are refused
-            asked = _Tracker(queue, self.ring.count, control, uvm_fd=fd, asked=VERSION)
-            code = self._call(INIT_TRACKER, asked)
-            if code == 0:
-                if asked.granted != VERSION:
-                    raise InputError("the driver's event queue is of before driver 550; take CUPTI")
-                return
-        raise InputError(f"the paging driver gives no event queue (status {code:#x}); take CUPTI")
+        asked = _Tracker(queue, self.ring.count, control, uvm_fd=space, asked=VERSION)
+        if code := self._call(request, asked):
+            return f"status {code:#x}"
+        return "" if asked.granted == VERSION else "its events are of before driver 550"
 
     def _call(self, request: int, params: ctypes.Structure) -> int:
         """The driver's status, 0 where all is well."""
