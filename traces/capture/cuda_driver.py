@@ -66,6 +66,25 @@ def synchronize() -> None:
     ctypes.CDLL("libcuda.so.1").cuCtxSynchronize()
 
 
+def managed(size: int) -> int:
+    """Address of fresh managed memory, freed with the process; 0 where the driver gives none."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    address = ctypes.c_uint64(0)
+    attach_global = 1
+    code = driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), attach_global)
+    return address.value if code == SUCCESS else 0
+
+
+def there_and_back(address: int, size: int) -> None:
+    """Have managed memory moved to the first GPU and to the host again, and wait for it."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    for device in (0, -1):
+        driver.cuMemPrefetchAsync(
+            ctypes.c_uint64(address), ctypes.c_size_t(size), ctypes.c_int(device), None
+        )
+        driver.cuCtxSynchronize()
+
+
 def occupy(leave_bytes: int) -> int:
     """Take GPU memory until ``leave_bytes`` are free, and keep it until the process ends: the first
     GPU is as good as a smaller one. Returns the bytes taken.
