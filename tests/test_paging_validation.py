@@ -83,7 +83,7 @@ def run_llama(cell, library, out, *, managed, cold, faults=None, seconds=0.0):
     out.unlink(missing_ok=True)
     result = capture(cell.model, [Prompt(tokens=tokens)], out, options)
     if faults is not None:
-        looks = [{"from_ns": 0, "came": 1, "came_unrecorded": 0}]
+        looks = [{"from_ns": 0, "came": 24 * BIG, "came_unrecorded": 0}]
         write_trace(faults, entries(), {"looks": looks, "managed": [[BASE, 49 * BIG + 1]]})
     return {"notes": [], "rows": result.rows, "faults": None}
 

@@ -44,6 +44,14 @@ class Brought:
         self.pieces[cause] += 1
         self.sizes[cause, np.searchsorted(EDGES, pages * PAGE)] += 1
 
+    def include(self, other: Brought) -> None:
+        """All of another's."""
+        self.pages += other.pages
+        self.pieces += other.pieces
+        self.sizes += other.sizes
+        self.operations += other.operations
+        self.mappings += other.mappings
+
     def to_json(self) -> dict[str, Any]:
         return {
             name: {
@@ -109,9 +117,14 @@ def _bring(accessed, fault, faulted, n_pages, threshold, region, brought):  # ty
 
 def serve(blocks: Blocks, block: int, faulted: np.ndarray, threshold: int, out: Brought) -> int:
     """A block's service with its faulted pages (int64, within the block): what comes in is resident
-    afterwards, and added to ``out``. Returns how many pages came."""
+    afterwards, and added to ``out``. Returns how many pages came.
+
+    A fault on a page that is there does not count (uvm_gpu_replayable_faults.c,
+    `service_fault_batch_block_locked`): the GPU wrote it before the page's mapping reached it, and the
+    tree is not asked for it."""
     resident, n_pages = blocks.of(block), blocks.n_pages(block)
-    fault = bits(faulted)
+    fault = bits(faulted) & ~resident
+    faulted = np.flatnonzero(flags(fault))
     accessed, brought = resident | fault, np.zeros(WORDS, np.uint64)
     _bring(accessed, fault, faulted, n_pages, threshold, np.zeros(4, np.int64), brought)
     mask, copies = (brought | fault) & ~resident, np.zeros(2, np.int64)

@@ -56,7 +56,8 @@ class DriverRecording:
         self.busy_ns = 0
         self.lost: dict[str, int] = {}
         self.remarks: dict[str, Any] = {}
-        self.unwanted = False
+        self.unwanted, self.flushed = False, True
+        """``flushed``: the driver noted all that was done when it was asked at the end."""
         self.looks = Looks()
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -118,7 +119,8 @@ class DriverRecording:
             return
         try:
             cuda_driver.synchronize()
-            self._queue.flush()
+            self.flushed = self._queue.flush()
+            self._take()
             self._queue.disable()
         except InputError as error:
             self.notes.append(str(error))
@@ -126,6 +128,10 @@ class DriverRecording:
         self.dropped = sum(self.lost.values())
         self.clock.compare()
         self.rows = self._writer.rows
+        if not self.flushed:
+            self.notes.append(
+                "the driver was not made to note what its channels have done: copies may be missing"
+            )
         if self.dropped:
             what = ", ".join(f"{n:,} {k}" for k, n in self.lost.items())
             self.notes.append(f"the driver found no room for {what}: counts are too low")
@@ -149,7 +155,7 @@ class DriverRecording:
     def _closing_remarks(self) -> dict[str, Any]:
         return {
             "delivered": self.delivered, "dropped": self.dropped, "ignored": self.ignored,
-            "lost": self.lost, "buffers": self.buffers, "handover_ns": self.busy_ns,
+            "lost": self.lost, "flushed": self.flushed, "buffers": self.buffers, "handover_ns": self.busy_ns,
             "clock_drift_ns": self.clock.drift_ns, "looks": self.looks.compared(),
             "managed": [list(r) for r in self.looks.ranges],
             "notes": list(self.notes),

@@ -171,7 +171,7 @@ class EventQueue:
 
     def __init__(self, count: int = 1 << 20) -> None:
         self.ring = Ring(count)
-        self._flushes, self._scratch = True, 0
+        self._flushes, self._scratch, self._space = True, 0, -1
         self._file = _open()
         self.close()  # it is there
         spaces = uvm_files()
@@ -187,6 +187,7 @@ class EventQueue:
                 except InputError as e:
                     why.append(str(e))
                 if not why[-1]:
+                    self._space = space
                     return
                 self.close()
         raise InputError(f"the paging driver gives no event queue ({why[-1]}); take CUPTI")
@@ -195,17 +196,20 @@ class EventQueue:
         """Why it cannot; empty where it can."""
         queue, control = self.ring.addresses
         asked = _Tracker(queue, self.ring.count, control, uvm_fd=space, asked=VERSION)
-        if code := self._call(request, asked):
+        if code := self._call(self._file, request, asked):
             return f"status {code:#x}"
         if request == INIT_TRACKER_V2:
             self.ring.dropped_at(DROPPED_580)
             return ""
         return "" if asked.granted == VERSION else "its events are of before driver 550"
 
-    def _call(self, request: int, params: ctypes.Structure) -> int:
+    @staticmethod
+    def _call(file: int, request: int, params: ctypes.Structure) -> int:
         """The driver's status, 0 where all is well."""
+        if file < 0:
+            raise InputError("this event queue is closed")
         try:
-            fcntl.ioctl(self._file, request, params)  # type: ignore[call-overload]
+            fcntl.ioctl(file, request, params)  # type: ignore[call-overload]
         except OSError as e:
             raise InputError(
                 f"the paging driver refuses an event queue ({e.strerror or e}); take CUPTI"
@@ -222,22 +226,30 @@ class EventQueue:
 
     def _flags(self, request: int, kinds: tuple[str, ...]) -> None:
         flags = sum(1 << KINDS[k] for k in kinds or KINDS)
-        if code := self._call(request, _Flags(flags)):
+        if code := self._call(self._file, request, _Flags(flags)):
             raise InputError(f"the paging driver does not note events (status {code:#x})")
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """Wait until the driver has noted all that is done. (Migrations and replays are noted when
-        the copy engine is seen to have done them.)"""
+        their channel is seen to have done them, and a channel that is not used again is not looked at:
+        up to 1,023 services' copies each.) False where the driver would not, and some may be missing.
+        """
+        if self._file < 0:
+            raise InputError("this event queue is closed")
         if self._flushes:
             try:
-                self._call(FLUSH, _Status())
-                return
-            except InputError:  # no such request in 580: have it look at its copies some other way
-                self._flushes = False
+                # A request to the address space's file (uvm.c, `uvm_ioctl`), not to the tools'.
+                if not self._call(self._space, FLUSH, _Status()):
+                    return True
+            except InputError:
+                pass
+            self._flushes = False
+        # Have it look at its copies some other way: the channels that it uses for these, at least.
         if not self._scratch:
             self._scratch = cuda_driver.managed(SCRATCH_BYTES)
         if self._scratch:
             cuda_driver.there_and_back(self._scratch, SCRATCH_BYTES)
+        return False
 
     def read(self) -> np.ndarray:
         """See `Ring.read`; what a `flush` moved is left out."""

@@ -9,35 +9,42 @@ import numpy as np
 from replay.paging.counts import batch_rows, counts, inward, page_of, piece_histogram, summary
 from replay.paging.device import Seen
 from replay.paging.microbench import piece_times
-from replay.paging.touches import PAGES
-from replay.paging.tree_check import Blocks, given_faults, observed
+from replay.paging.service_check import check
+from replay.paging.touches import PAGE, PAGES
+from replay.paging.tree_check import Blocks
 
 COHERENCE, PREFETCH = 2, 3
 
 
 def observed_run(
-    seen: Seen, n_pages: dict[int, int] | None = None, threshold: int = 51
-) -> dict[str, Any]:
+    seen: Seen, n_pages: dict[int, int] | None = None, threshold: int = 51,
+    came: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The driver's side, in the words of `replay.paging.validation.predict.described`, and more.
-    ``n_pages``: of blocks (by number) that are not whole."""
+    ``n_pages``: of blocks (by number) that are not whole; ``came``: bytes that are on the GPU now and
+    were not before, by the page table.
+
+    Bytes by cause are those of the record, and for services of which the record has nothing those that
+    the tree brings for their faults; ``recorded_bytes_in`` has the record's alone."""
     c, m = counts(seen), inward(seen)
     size, cause = m["bytes"].astype(np.int64), m["cause"]
-    batch = seen.faults["batch"].astype(np.int64)
+    checked = check(seen, Blocks(n_pages), threshold)
+    demand, tree = checked.missing.pages.tolist()
+    recorded = int(size.sum())
     page = page_of(seen.faults["address"])
-    made, _, services = given_faults(batch, page, threshold, Blocks(n_pages))
-    came = observed(m["address"], size, cause == PREFETCH)
     b = batch_rows(seen)
     handler = (b["replay_ns"] - b["first_ns"])[b["replay_ns"] > 0]
     return {
-        "bytes_in": int(size.sum()),
-        "demand_bytes": int(size[cause == COHERENCE].sum()),
-        "tree_bytes": int(size[cause == PREFETCH].sum()),
+        "bytes_in": recorded + (demand + tree) * PAGE if came is None else came,
+        "demand_bytes": int(size[cause == COHERENCE].sum()) + demand * PAGE,
+        "tree_bytes": int(size[cause == PREFETCH].sum()) + tree * PAGE,
         "other_bytes": int(size[(cause != COHERENCE) & (cause != PREFETCH)].sum()),
+        "recorded_bytes_in": recorded, "unrecorded_bytes": (demand + tree) * PAGE,
         "batches": c.batches, "services": c.services, "entries": c.entries,
-        "faulted_pages": c.pages, "pieces": c.pieces, "operations": made.operations,
+        "faulted_pages": c.pages, "pieces": c.pieces, "operations": checked.operations,
         "blocks": len(np.unique(page // PAGES)),
         "histogram": piece_histogram(seen), "piece_ns": piece_times(seen),
-        "given_faults": {"model": made.to_json(), "driver": came.to_json(), "services": services},
+        "given_faults": checked.to_json(),
         "entries_of_batch": summary(b["entries"]), "services_of_batch": summary(b["services"]),
         "batch_gpu_ns": summary(b["gpu_ns"][b["gpu_ns"] > 0]), "handler_ns": summary(handler),
         "handler_total_ns": int(handler.sum()), "lost": seen.dropped, "others": seen.others,
@@ -75,11 +82,15 @@ def errors(
 
 def exact(driver: dict[str, Any]) -> dict[str, Any]:
     """Whether the tree brings, given the order of the faults, what the driver moved: relative error of
-    bytes by cause and of pieces."""
-    model, real = driver["given_faults"]["model"], driver["given_faults"]["driver"]
+    bytes by cause and of pieces over the services that were recorded, and the share of those that are
+    not the same page by page."""
+    given = driver["given_faults"]
+    model, real = given["model"], given["driver"]
     made = {}
     for cause in ("demand", "prefetch"):
         for key in ("bytes", "pieces"):
             want = real[cause][key]
             made[f"{cause} {key}"] = model[cause][key] / want - 1 if want else None
+    if given["recorded"]:
+        made["services that differ"] = 1 - given["equal"] / given["recorded"]
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +80,7 @@ def measure(run: EngineRun, repetitions: int) -> dict[str, Any]:
             session.around = noted
             recorded = session.run(made, "managed", how)
         finally:
+            session.around = nullcontext  # the run below is not noted: the queue is closed
             events.close()
         memory = next(iter(session._banks.values())).memory
         seen = Seen.of(events.entries(), memory.ptr, events.lost)

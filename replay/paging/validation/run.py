@@ -140,7 +140,7 @@ def _measure(cell: Cell, config: PagingConfig, library: str | None, target: Path
     return {
         "step_ns": times, "recorded_step_ns": llama_runs.step_ns(trace).tolist(),
         "problems": problems, "notes": notes + made["notes"], "looks": looks,
-        "driver": observed_run(seen, partial_blocks(t))
+        "driver": observed_run(seen, partial_blocks(t), came=sum(x["came"] for x in looks) or None)
         | {"step_bytes_in": by_step(seen, starts)},
     }  # fmt: skip
 
