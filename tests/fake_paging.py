@@ -69,10 +69,11 @@ class FakePaging(PagingDevice):
                 raw.append(_entry(GPU_FAULT, "gpu_fault", batch=batch, address=BASE + p * PAGE,
                                   client=warp % 64, gpc=warp // 64 % 8, time=int(ns),
                                   time_gpu=int(ns)))  # fmt: skip
+            pushed = int(ns) + 1  # after the service looked at its faults, before the next one does
             ns += spent
             for first, n, cause in moves:
                 raw.append(_entry(MIGRATION, "migration", cause=cause, dst=1,
-                                  address=BASE + first * PAGE, bytes=n * PAGE, begin=int(ns),
+                                  address=BASE + first * PAGE, bytes=n * PAGE, begin=pushed,
                                   end=int(ns), begin_gpu=int(ns),
                                   end_gpu=int(ns) + 500 * n))  # fmt: skip
             raw.append(_entry(REPLAY, "replay", batch=batch, time=int(ns), time_gpu=int(ns)))

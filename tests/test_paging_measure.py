@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_paging import FakePaging, brought, pieces
@@ -22,6 +24,7 @@ from replay.paging.counts import (
 )
 from replay.paging.fit import fit
 from replay.paging.microbench import measure, one
+from replay.paging.service_check import check
 from replay.paging.stage import paging_tables
 from replay.paging.touches import PAGE, PAGES, Touches, patterns
 from replay.paging.tree_check import Blocks, Brought, given_faults, observed, serve
@@ -145,6 +148,7 @@ def test_the_tree_against_its_definition(batches, threshold):
     for pages in batches:
         faulted = np.zeros(PAGES, bool)
         faulted[pages] = True
+        faulted &= ~resident  # uvm_va_block_page_is_gpu_authorized: passed over
         come = (brought(resident, faulted, threshold) | faulted) & ~resident
         want += [(n, own) for _, n, own in pieces(come, faulted)]
         resident |= come
@@ -168,6 +172,43 @@ def test_given_the_faults_all_comes_out_exactly():
         assert services == counts(seen).services
 
 
+def test_services_are_held_against_their_own_copies_and_missing_ones_are_counted():
+    d = device()
+    for touches in patterns(d.pages, d.sms):
+        _, seen = d.record(touches)
+        base, placed = seen.base // PAGE, touches.placed
+        blocks = Blocks()
+        for first, last in placed.tolist() if placed is not None else ():
+            blocks.place(base + first, base + last)
+        found = check(seen, blocks)
+        assert found.recorded == found.equal == found.services == counts(seen).services
+        assert found.model.to_json() == found.driver.to_json()
+
+
+def test_a_channels_worth_of_copies_without_record_is_known_to_the_page():
+    d = device()
+    _, whole = d.record(next(t for t in patterns(d.pages, d.sms) if t.name.startswith("stride")))
+    begins = np.unique(whole.moves["begin"])
+    kept = whole.moves[~np.isin(whole.moves["begin"], begins[1:3])]
+    found = check(replace(whole, moves=kept))
+    lost = int(whole.moves["bytes"].sum() - kept["bytes"].sum())
+    assert lost and int(found.missing.pages.sum()) * PAGE == lost
+    assert found.equal == found.recorded < found.services
+    found = check(replace(whole, moves=whole.moves[:0]))
+    assert found.recorded == 0 and found.missing.to_json() == check(whole).model.to_json()
+
+
+def test_a_fault_on_a_page_that_is_there_is_passed_over():
+    blocks, out = Blocks(), Brought()
+    serve(blocks, 0, np.array([0]), 25, out)
+    assert serve(blocks, 0, np.array([0]), 25, out) == 0
+
+
+def test_costs_do_not_fall_below_what_they_are_at_least(rows):
+    found = fit(rows, floor={"moved": 500.0})
+    assert min(x["moved"] for x in found.own.values()) >= 500
+
+
 def test_a_block_that_is_not_whole():
     made, blocks, _ = given_faults(np.array([0]), np.array([3]), 51, Blocks({0: 8}))
     assert made.pages.tolist() == [1, 7] and blocks.n_pages(0) == 8
@@ -180,8 +221,8 @@ class Priced(FakePaging):
         ns, seen = super()._run(t)
         c = counts(seen).to_json()
         made, _, _ = given(seen, t)
-        c |= {"operations": made.operations}
-        costs = {"batches": 9000, "entries": 700, "pages": 650, "services": 4000}
+        c |= {"operations": made.operations, "mappings": made.mappings}
+        costs = {"batches": 9000, "entries": 700, "pages": 650, "services": 4000, "mappings": 60}
         known = {name for key, name in SHARED.items() if key in UvmSpec.model_fields}
         ns = 2000.0 + sum(costs[k] * c[k] for k in known)
         return ns + 800 * c["operations"] + 75 * c["moved"], seen
@@ -194,7 +235,7 @@ def test_the_table_has_every_key_of_the_page_model_and_its_costs():
     assert set(found) == set(UvmSpec.model_fields)
     assert found["copy_ns"][0] == 800
     assert found["h2d_bytes_per_s"][0] == pytest.approx(4096 / 75 * 1e9, rel=1e-4)
-    want = {"batch_ns": 9000, "entry_ns": 700, "page_ns": 650, "service_ns": 4000}
+    want = {"batch_ns": 9000, "entry_ns": 700, "page_ns": 650, "service_ns": 4000, "map_ns": 60}
     replay = found["replay_ns"][0] if "replay_ns" in found else 0
     for key in want.keys() & found.keys():
         got = found[key][0] + (replay if key == "batch_ns" else 0)

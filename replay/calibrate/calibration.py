@@ -166,8 +166,11 @@ def _fit_paging(found: Measurements) -> None:
         return
     try:
         rate, _ = FINDERS["d2h_bytes_per_s"](found)
+        inward, _ = FINDERS["h2d_bytes_per_s"](found)
         device = found.tables[DEVICE][0]
-        made = table(found.tables[PAGING], found.tables[OUT], device, float(rate))
+        made = table(
+            found.tables[PAGING], found.tables[OUT], device, float(rate), inward and float(inward)
+        )
         found.fitted.update({f"uvm.{k}": v for k, v in made.items()})
     except (KeyError, ValueError, np.linalg.LinAlgError) as err:
         found.errors[f"{PAGING} fit"] = f"{type(err).__name__}: {err}"

@@ -60,9 +60,11 @@ def usable(rows: Sequence[Row]) -> list[Row]:
 
 
 def fit(
-    rows: Sequence[Row], shared: Sequence[str] = SHARED, own: Sequence[str] = OWN, seed: int = 0
-) -> Constants:
-    """Constants of the counts named. Raises `ValueError` where there are too few rows for them."""
+    rows: Sequence[Row], shared: Sequence[str] = SHARED, own: Sequence[str] = OWN, seed: int = 0,
+    floor: dict[str, float] | None = None,
+) -> Constants:  # fmt: skip
+    """Constants of the counts named; ``floor``: what one costs at least, by count, ns. Raises
+    `ValueError` where there are too few rows for them."""
     rows = usable(rows)
     hosts = sorted({r["host"] for r in rows})
     n = len(shared) + len(own) * len(hosts)
@@ -71,12 +73,13 @@ def fit(
     a = np.array([_terms(r, shared, own, hosts) for r in rows], np.float64)
     there = np.array([r["there_ns"] for r in rows], np.float64)
     whole = np.array([r["median_ns"] for r in rows], np.float64)
+    least = np.array([(floor or {}).get(k, 0.0) for k in (*shared, *(k for _ in hosts for k in own))])
     scaled = a / whole[:, None]
-    target = (whole - there) / whole
-    found = non_negative_least_squares(scaled, target)
+    target = (whole - there - a @ least) / whole
+    found = non_negative_least_squares(scaled, target) + least
     rng = np.random.default_rng(seed)
     draws = [rng.integers(0, len(rows), len(rows)) for _ in range(TRIES)]
-    tries = [non_negative_least_squares(scaled[d], target[d]) for d in draws]
+    tries = [non_negative_least_squares(scaled[d], target[d]) + least for d in draws]
     low, high = np.percentile(tries, (10, 90), axis=0)
     names = [*shared, *(f"{k}, {h}" for h in hosts for k in own)]
     ratio = (a @ found + there) / whole

@@ -39,6 +39,7 @@ def measure(
     todo = patterns(device.pages, device.sms)
     for i, host in enumerate(hosts):
         arena = device.renew(host)
+        arena |= first_touches(device, todo)
         for j, touches in enumerate(todo):
             if time.monotonic() - begin > seconds:
                 return rows
@@ -57,15 +58,29 @@ def one(device: PagingDevice, touches: Touches, host: str, repetitions: int = 7)
     taken = repeat(lambda: device.time(touches), repetitions, 0.5)
     there = [device.again(touches) for _ in range(3)]
     recorded_ns, seen = device.record(touches)
+    placed = _placed_bytes(touches)
+    found = described(seen, touches.placed)
+    found["counts"]["runs"] = 1
+    if seen.arrived is not None:  # what came, whether or not the driver noted all of it
+        found["counts"]["moved"] = int(seen.arrived.sum()) - placed // PAGE
     return {
         "pattern": touches.name, "host": host, "warps": len(touches.pages),
         "turns": touches.pages.shape[1], "distinct": len(touches.distinct),
         "blocks": touches.blocks, "chained": touches.chained, **touches.about,
         **row(taken),
-        "placed_bytes": _placed_bytes(touches),
+        "placed_bytes": placed,
         "there_ns": round(float(np.median(there)), 1), "recorded_ns": round(recorded_ns, 1),
-        **described(seen, touches.placed),
+        **found,
     }  # fmt: skip
+
+
+def first_touches(device: PagingDevice, todo: list[Touches], repetitions: int = 3) -> dict[str, Any]:
+    """All blocks touched right after the arena was made, and again: frames, page tables and the host
+    pages' mappings for the copy engines are made once."""
+    t = next(t for t in todo if t.about.get("kind") == "wide")
+    first = device.time(t)
+    again = float(np.median([device.time(t) for _ in range(repetitions)]))
+    return {"first_ns": first, "again_ns": again, "first_blocks": t.blocks}
 
 
 def _placed_bytes(touches: Touches) -> int:

@@ -1,8 +1,8 @@
 """All of it on a GPU: is a recording whole, the card's constants, what they predict and what is so.
 
-    python experiments/h200_paging/gpu.py --lib BUILD/bin --out OUT
-    python experiments/h200_paging/gpu.py --out OUT --only recording,calibrate,details
-    python experiments/h200_paging/gpu.py --lib BUILD/bin --out OUT --profile OUT/machine.toml \\
+    python experiments/paging_driver/gpu.py --lib BUILD/bin --out OUT
+    python experiments/paging_driver/gpu.py --out OUT --only recording,calibrate,details
+    python experiments/paging_driver/gpu.py --lib BUILD/bin --out OUT --profile OUT/machine.toml \\
         --only models,engine,llama,sample
 
 The first of the halves takes some 5 minutes, the second some 7. Needs CuPy, what `uvmsim` needs, and

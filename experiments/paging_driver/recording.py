@@ -1,6 +1,6 @@
 """Is a recording whole? Known pages moved to and fro under every tracer and setting.
 
-    python experiments/h200_paging/recording.py --out recording.json
+    python experiments/paging_driver/recording.py --out recording.json
 
 A managed allocation is written by the CPU and sent to the host; a kernel then reads every page in a
 scattered order, or one in 16, and all is sent to the host again in pieces of 2 MiB; three times. What

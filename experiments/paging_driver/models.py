@@ -1,6 +1,6 @@
 """The models of the paging validation, random weights.
 
-python experiments/h200_paging/models.py FOLDER
+python experiments/paging_driver/models.py FOLDER
 """
 
 from __future__ import annotations

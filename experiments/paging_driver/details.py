@@ -2,7 +2,7 @@
 thrashing hints, first touch against later ones, prefetches in, memory that CUDA did not allocate; raw
 events.
 
-    python experiments/h200_paging/details.py --out details.json --events events.npz
+    python experiments/paging_driver/details.py --out details.json --events events.npz
 """
 
 from __future__ import annotations
