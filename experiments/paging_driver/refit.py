@@ -2,8 +2,8 @@
 
     python experiments/paging_driver/refit.py machine.measurements.json machine.toml -o refitted.toml
 
-For rows measured when pages that moved were counted by an incomplete record: what moved is taken from the
-page table, which each row has too. Everything else of the profile stays.
+For rows measured when pages that moved were counted by an incomplete record: what moved is taken from
+the page table, which each row has too. Everything else of the profile stays.
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ def main() -> None:
     lines = [text[: text.index("[uvm.")].rstrip(), ""]
     for key, (value, how) in found.items():
         value = str(value).lower() if isinstance(value, bool) else value
-        lines += [f"[uvm.{key}]", f"value = {value}", f"source = {json.dumps(f'{stamp}: {how}')}", ""]
+        lines += [
+            f"[uvm.{key}]",
+            f"value = {value}",
+            f"source = {json.dumps(f'{stamp}: {how}')}",
+            "",
+        ]
         print(f"{key} = {value}: {how}")
     given.out.write_text("\n".join(lines), encoding="utf-8")
 

@@ -73,7 +73,9 @@ def fit(
     a = np.array([_terms(r, shared, own, hosts) for r in rows], np.float64)
     there = np.array([r["there_ns"] for r in rows], np.float64)
     whole = np.array([r["median_ns"] for r in rows], np.float64)
-    least = np.array([(floor or {}).get(k, 0.0) for k in (*shared, *(k for _ in hosts for k in own))])
+    least = np.array(
+        [(floor or {}).get(k, 0.0) for k in (*shared, *(k for _ in hosts for k in own))]
+    )
     scaled = a / whole[:, None]
     target = (whole - there - a @ least) / whole
     found = non_negative_least_squares(scaled, target) + least

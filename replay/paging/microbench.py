@@ -74,7 +74,9 @@ def one(device: PagingDevice, touches: Touches, host: str, repetitions: int = 7)
     }  # fmt: skip
 
 
-def first_touches(device: PagingDevice, todo: list[Touches], repetitions: int = 3) -> dict[str, Any]:
+def first_touches(
+    device: PagingDevice, todo: list[Touches], repetitions: int = 3
+) -> dict[str, Any]:
     """All blocks touched right after the arena was made, and again: frames, page tables and the host
     pages' mappings for the copy engines are made once."""
     t = next(t for t in todo if t.about.get("kind") == "wide")

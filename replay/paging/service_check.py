@@ -91,7 +91,9 @@ def _noted(seen: Seen, block: np.ndarray, time: np.ndarray) -> dict[int, np.ndar
     at = np.searchsorted(known, block[order]) * span + (time[order] - low)
     mine = np.searchsorted(known, blocks) * span + (moved - low)
     place = np.searchsorted(at, mine, side="right") - 1
-    good = (place >= 0) & (block[order][np.maximum(place, 0)] == blocks) if len(order) else place > 0
+    good = (
+        (place >= 0) & (block[order][np.maximum(place, 0)] == blocks) if len(order) else place > 0
+    )
     found: dict[int, list[int]] = {}
     for row in np.flatnonzero(good).tolist():
         found.setdefault(int(order[place[row]]), []).append(row)

@@ -21,8 +21,8 @@ SHARED = {
 }  # fmt: skip
 """Costs of the handler, whatever host memory is like."""
 WAKE = "runs"
-"""Once a kernel, beside all counts: the first fault finds an idle driver. Fitted, so that nothing else has
-to explain it; the page model has no such key."""
+"""Once a kernel, beside all counts: the first fault finds an idle driver. Fitted, so that nothing else
+has to explain it; the page model has no such key."""
 OWN = {"copy_ns": "operations", "h2d_bytes_per_s": "moved"}
 """Costs of copies in."""
 HOST = "huge"

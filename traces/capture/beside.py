@@ -12,6 +12,7 @@ from typing import Any
 from traces.capture import cuda_driver
 from traces.capture.find_library import LibraryFile
 from traces.capture.options import CaptureOptions, CaptureResult
+from traces.capture.tracers import recording_by
 from traces.errors import InputError
 from traces.files.ipc import check_free
 
@@ -56,21 +57,6 @@ def check_beside(
         raise InputError(f"--faults {faults}: also the name of --out; give each a name of its own")
 
 
-TRACERS = ("cupti", "driver")
-"""What page faults can be recorded by: CUPTI, or the driver's own event queue below it."""
-
-
-def recording_by(tracer: str, path: Path, meta: dict[str, Any]) -> Any:
-    """A recording to ``path``, not yet begun: `FaultRecording` or `DriverRecording`."""
-    if tracer == "driver":
-        from traces.capture.driver_recording import DriverRecording
-
-        return DriverRecording(path, meta=meta)
-    from traces.capture.cupti import FaultRecording
-
-    return FaultRecording(path, meta=meta)
-
-
 def send_away(beside: Any, result: CaptureResult) -> None:
     """All managed memory of this process to the host (`CaptureOptions.cold`)."""
     from traces.capture.residency import HOST, managed_ranges, map_on_host, on_gpu_bytes, prefetch
@@ -113,8 +99,8 @@ def managed_memory(wanted: bool) -> Iterator[None]:
 def recorded_faults(
     path: Path | None, out: Path, command: str, result: CaptureResult, tracer: str = "cupti"
 ) -> Iterator[Any]:
-    """A recording by ``tracer`` (one of `TRACERS`) to ``path`` around the whole run, or None without
-    one. Nothing is left of it where the run fails before its first step."""
+    """A recording by ``tracer`` (see `traces.capture.tracers`) to ``path`` around the whole run, or
+    None without one. Nothing is left of it where the run fails before its first step."""
     if path is None:
         yield None
         return

@@ -21,6 +21,7 @@ from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.capture.steps import StepWriter
+from traces.capture.tracers import CUPTI, chosen
 from traces.errors import InputError
 from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta
 from traces.models.gguf import describe
@@ -53,10 +54,10 @@ def capture(
     ``progress`` is called with (phase, done, total) in tokens. A run that is broken off leaves
     ``out`` + ``.partial``, readable, with what was recorded until then.
 
-    ``faults``: where to write the page faults and migrations of the same run, through CUPTI; the
+    ``faults``: where to write the page faults and migrations of the same run, by ``tracer``; the
     model is in managed memory then, and both traces have one time axis: steps get times, counted
     from the same moment. No CUDA call may have been made in this process before. ``tracer``: one of
-    `traces.capture.beside.TRACERS`.
+    `traces.capture.tracers.TRACERS`.
 
     Raises `InputError` where the model, the prompt, the library or an option cannot be used.
     """
@@ -75,6 +76,8 @@ def capture(
     with ExitStack() as stack:
         managed = options.unified_memory or fault_path is not None
         stack.enter_context(managed_memory(managed))
+        if fault_path is not None:
+            tracer = chosen(tracer)
         beside = stack.enter_context(recorded_faults(fault_path, out, command, result, tracer))
         # The recording of faults is the outermost: loading the model is in it.
         if options.vram_left_mib:
@@ -119,7 +122,7 @@ def capture(
         if beside is not None and fault_path is not None:
             origin_ns = beside.clock.origin_monotonic_ns
             shared = {
-                "clock": "CUPTI" if tracer == "cupti" else "driver",
+                "clock": "CUPTI" if tracer == CUPTI else "driver",
                 "origin_ns": beside.origin_ns,
                 "faults": fault_path.name,
             }

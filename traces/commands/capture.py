@@ -117,7 +117,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "--faults",
     type=click.Path(path_type=Path),
     help="Write the page faults and migrations of the same run there, on the same time axis "
-    "(CUPTI; a CUDA build, in managed memory).",
+    "(a CUDA build, in managed memory).",
 )
 @click.option(
     "--unified-memory",
@@ -131,10 +131,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 )
 @click.option(
     "--tracer",
-    type=click.Choice(["cupti", "driver"]),
-    default="cupti",
+    type=click.Choice(["auto", "cupti", "driver"]),
+    default="auto",
     show_default=True,
-    help="What records --faults: CUPTI, or the driver's own event queue (each entry and batch).",
+    help="What records --faults: CUPTI, or the driver's own event queue (each entry and batch). "
+    "auto: the queue, where the driver gives one that can be made whole.",
 )
 @click.option(
     "--cold",
