@@ -156,7 +156,8 @@ class DriverRecording:
         return {
             "delivered": self.delivered, "dropped": self.dropped, "ignored": self.ignored,
             "lost": self.lost, "flushed": self.flushed, "buffers": self.buffers,
-            "handover_ns": self.busy_ns, "clock_drift_ns": self.clock.drift_ns, "looks": self.looks.compared(),
+            "handover_ns": self.busy_ns, "clock_drift_ns": self.clock.drift_ns,
+            "looks": self.looks.compared(),
             "managed": [list(r) for r in self.looks.ranges],
             "notes": list(self.notes),
         } | self.remarks  # fmt: skip
