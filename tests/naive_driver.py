@@ -193,6 +193,7 @@ class Driver:
                         used += wave.entries
         pages = sorted(set(faults))
         self.count["batches"] += 1
+        self.world.batch += 1
         self.count["faults"] += len(pages)
         self.handler += self.m.batch + len(pages) * self.m.page
         self.world.now = self.handler

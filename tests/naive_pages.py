@@ -21,6 +21,8 @@ class World:
         self.wanted: list[int] = []
         self.room = 0
         self.now = 0
+        self.batch = 0
+        self.decode = False
         self.activates = 0
 
     def head(self, chunk):
@@ -111,7 +113,7 @@ class Direction(Twin):
         return {
             "forward": (page + 1, page + 1 + self.n),
             "backward": (page - self.n, page),
-            "around": (page - self.n, page + 1 + self.n),
+            "around": (page - self.n, page + self.n),
         }[self.direction]
 
 
@@ -159,9 +161,12 @@ class Stride(Twin):
             return (0, 0)
         e = self.map[block]
         stride, e["last"] = page - e["last"], page
+        if stride == 0:
+            return (0, 0)
         if abs(stride) > self.max_stride:
             e["confidence"] = max(0, e["confidence"] - 1)
-        elif stride == e["stride"]:
+            return (0, 0)
+        if stride == e["stride"]:
             e["confidence"] += 1
         else:
             e["confidence"] = max(0, e["confidence"] - 1)
@@ -281,6 +286,9 @@ class FreqPidDecay(Twin):
             self.w.tail(chunk)
         return False
 
+    def prepare(self):
+        del self.accesses[self.w.used[0]]
+
 
 class PidQuota(Twin):
     def setup(self, high=0, low=100, other=0):
@@ -319,12 +327,20 @@ class TwoQ(Twin):
 
 
 class CycleMoe(Twin):
-    def setup(self, t1=3):
-        self.t1, self.count = t1, Counter()
+    """Frames counted often; each CPU of the fault handler has counts of its own."""
+
+    def setup(self, t1=3, cpus=1):
+        self.t1 = t1
+        self.counts = [Counter() for _ in range(cpus)]
+
+    def often(self, chunk):
+        """Count it on the CPU that serves this batch; whether it has been there often."""
+        here = self.counts[self.w.batch % len(self.counts)]
+        here[chunk] += 1
+        return here[chunk] >= self.t1
 
     def activate(self, chunk):
-        self.count[chunk] += 1
-        if self.count[chunk] >= self.t1:
+        if self.often(chunk):
             self.w.tail(chunk)
 
 
@@ -332,22 +348,10 @@ class MaxCycleMoe(Max, CycleMoe):
     pass
 
 
-class PassiveMru(Max):
-    def setup(self, t1=3):
-        self.t1, self.count = t1, Counter()
-
-    def access(self, chunk):
-        self.count[chunk] += 1
-        if self.count[chunk] >= self.t1:
-            self.w.tail(chunk)
-        else:
-            self.cold(chunk)
-        return False
-
-    def cold(self, chunk):
-        pass
+class PassiveMru(Max, CycleMoe):
+    """What an activation returns is ignored, so those that keep their place are at the tail."""
 
 
 class MruExpert(PassiveMru):
-    def cold(self, chunk):
-        self.w.head(chunk)
+    def activate(self, chunk):
+        self.w.tail(chunk) if self.often(chunk) else self.w.head(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 
 from naive_pages import (
     CycleMoe,
@@ -30,24 +31,19 @@ from naive_pages import (
 )  # fmt: skip
 
 
-class TemplateBelady(Max):
-    def setup(self, near=3):
-        self.near, self.current = near, 0
+class TemplateBelady(Max, CycleMoe):
+    def setup(self, t1=3, cpus=1):
+        super().setup(t1, cpus)
+        self.current = 0
 
     def activate(self, chunk):
-        layer = self.w.layer(self.w.block_of[chunk])
+        layer, layers = self.w.layer(self.w.block_of[chunk]), len(self.w.boundaries) - 1
+        if self.often(chunk):
+            self.w.tail(chunk)
+        elif layer is not None and (layer - self.current) % layers > layers / 2:
+            self.w.head(chunk)
         if layer is not None:
             self.current = layer
-
-    def access(self, chunk):
-        layer = self.w.layer(self.w.block_of[chunk])
-        if layer is None:
-            return True
-        if (layer - self.current) % (len(self.w.boundaries) - 1) <= self.near:
-            self.w.tail(chunk)
-        else:
-            self.w.head(chunk)
-        return False
 
 
 class ReuseDist(Max):
@@ -65,94 +61,189 @@ class ReuseDist(Max):
         self.last[chunk] = self.w.now
 
 
-class CrossBlock(Twin):
-    def setup(self, mode="2-step", evict="passive_mru", gap_us=0):
-        self.mode, self.gap = mode, gap_us * 1000
-        self.visits: list[int] = []
-        self.asked = None
-        kinds = {"passive_mru": PassiveMru, "cycle_moe": CycleMoe, "lru": Twin, "fifo": Fifo}
-        self.order = kinds[evict](self.w)
-        self.activate, self.access = self.order.activate, self.order.access
+class Walk:
+    """Blocks in the order of their faults, each once until another one faults."""
 
-    def target(self):
-        steps = [b - a for a, b in zip(self.visits, self.visits[1:], strict=False)]
-        if self.mode == "blind":
-            return self.visits[-1] + 1
-        need = 2 if self.mode == "2-step" else 3
-        last = steps[-need:]
-        if self.mode == "adjacent" and any(abs(x) != 1 for x in last):
-            return None
-        if len(last) == need and (all(x > 0 for x in last) or all(x < 0 for x in last)):
-            return self.visits[-1] + (1 if last[0] > 0 else -1)
+    def __init__(self):
+        self.visits: list[int] = []
+
+    def moved(self, block):
+        if self.visits and self.visits[-1] == block:
+            return False
+        self.visits.append(block)
+        return True
+
+    def steps(self, n):
+        """The last n moves; fewer where there were not so many."""
+        last = self.visits[-n - 1 :]
+        return [b - a for a, b in pairwise(last)]
+
+    def way(self, n):
+        """+1 or -1 where the last n moves went that way, else None."""
+        steps = self.steps(n)
+        if len(steps) == n and all(x > 0 for x in steps):
+            return 1
+        if len(steps) == n and all(x < 0 for x in steps):
+            return -1
         return None
 
+
+class CrossBlock(CycleMoe):
+    """One work item a CPU: a request that nobody has begun is overwritten by the next."""
+
+    def setup(self, mode="2-step", evict="passive_mru", t1=3, cpus=1):
+        super().setup(t1, cpus)
+        self.mode, self.evict, self.walk = mode, evict, Walk()
+
+    def target(self, block):
+        if self.mode == "blind":
+            return block + 1
+        way = self.walk.way(2 if self.mode == "2-step" else 3)
+        if self.mode == "adjacent" and any(abs(x) != 1 for x in self.walk.steps(3)):
+            return None
+        return None if way is None else block + way
+
     def prefetch(self, block, page, lo, hi):
-        if not self.visits or self.visits[-1] != block:
-            self.visits.append(block)
-            target = self.target()
-            late = self.asked is None or self.w.now - self.asked >= self.gap
-            if target is not None and late:
-                self.asked = self.w.now
+        if self.walk.moved(block):
+            target = self.target(block)
+            if target is not None:
                 self.request(target)
         return (lo, hi)
 
     def request(self, block):
+        self.w.wanted = []
         self.w.migrate(block)
 
+    def activate(self, chunk):
+        if self.evict in ("passive_mru", "cycle_moe"):
+            super().activate(chunk)
 
-class Throttled(CrossBlock):
-    def setup(self, mode="2-step", evict="lru", gap_us=1000):
-        super().setup(mode, evict, gap_us)
+    def access(self, chunk):
+        return self.evict != "fifo"
+
+
+class Throttled(CycleMoe):
+    def setup(self, max_faults=50, window_us=1000, t1=3, cpus=1):
+        super().setup(t1, cpus)
+        self.most, self.window = max_faults, 1000 * window_us
+        self.walk, self.began, self.faults = Walk(), 0, []
+
+    def prefetch(self, block, page, lo, hi):
+        if self.w.now >= self.began + self.window:
+            self.began, self.faults = self.w.now, []
+        self.faults.append(page)
+        if self.walk.moved(block) and len(self.faults) <= self.most:
+            way = self.walk.way(2)
+            if way is not None:
+                self.w.wanted = []
+                self.w.migrate(block + way)
+        return (lo, hi)
 
 
 class Cooperative(CrossBlock):
-    def setup(self, ring=64):
-        super().setup("2-step", "lru")
-        self.ring = deque(maxlen=ring)
+    def setup(self, ring=8, radius=2, t1=3, cpus=1):
+        super().setup("2-step", "lru", t1, cpus)
+        self.ring, self.radius = deque(maxlen=ring), radius
 
     def request(self, block):
         super().request(block)
         self.ring.append(block)
 
-    def prepare(self):
-        for _ in range(8):
-            if not self.w.used or self.w.block_of[self.w.used[0]] not in self.ring:
-                return
-            self.w.tail(self.w.used[0])
+    def access(self, chunk):
+        block = self.w.block_of[chunk]
+        near = any(t >= 0 and t - self.radius <= block <= t + self.radius for t in self.ring)
+        if near or self.often(chunk):
+            self.w.tail(chunk)
+            return False
+        return True
 
 
-class StrideMultiblock(Max):
-    def setup(self, blocks=1, threshold=2):
-        self.blocks, self.threshold = blocks, threshold
-        self.last, self.stride, self.sure = None, 0, 0
+class StrideMultiblock(Max, CycleMoe):
+    def setup(self, blocks=6, strides=4, t1=3, cpus=1):
+        super().setup(t1, cpus)
+        self.blocks, self.strides = blocks, strides
+        self.walk, self.expected, self.sure = Walk(), None, 0
 
     def prefetch(self, block, page, lo, hi):
-        if block != self.last:
-            if self.last is not None:
-                if block - self.last == self.stride:
-                    self.sure += 1
-                else:
-                    self.sure, self.stride = max(0, self.sure - 1), block - self.last
-            self.last = block
-            if self.sure >= self.threshold:
-                for k in range(self.blocks):
-                    self.w.migrate(block + (k + 1) * self.stride)
+        if not self.walk.moved(block):
+            return (lo, hi)
+        last = self.walk.steps(self.strides)
+        found = len(last) == self.strides and len(set(last)) == 1
+        self.sure += (1 if found else -2) + (2 if block == self.expected else 0)
+        self.sure = sorted((0, self.sure, 10))[1]
+        self.expected = None
+        if found:
+            self.expected = block + last[0]
+            self.w.wanted = []
+            for k in range(min(1 + self.sure // 2, 6, self.blocks)):
+                self.w.migrate(block + (k + 1) * last[0])
         return (lo, hi)
 
 
-class ProactiveLayer(Max):
-    def setup(self, blocks=16):
-        self.blocks, self.current = blocks, None
+class ProactiveLayer(Max, CycleMoe):
+    def setup(self, prefetch_bytes=4 << 20, ahead=1, t1=3, cpus=1):
+        super().setup(t1, cpus)
+        self.blocks, self.ahead = -(-prefetch_bytes // (2 << 20)), ahead
+        self.token, self.entered = [], set()
 
     def prefetch(self, block, page, lo, hi):
+        if len(self.token) > 10 and block < self.token[-1]:
+            self.token, self.entered = [], set()
+        self.token.append(block)
         layer = self.w.layer(block)
-        if layer is not None and layer != self.current:
-            self.current = layer
+        if layer is not None and layer > max(self.entered, default=-1):
+            self.entered.add(layer)
             starts = self.w.boundaries
-            i = (layer + 1) % (len(starts) - 1)
+            i = (layer + self.ahead) % (len(starts) - 1)
+            self.w.wanted = []
             for b in list(range(starts[i], starts[i + 1]))[: self.blocks]:
                 self.w.migrate(b)
         return (lo, hi)
+
+
+class ServingAdaptive(Throttled):
+    def setup(self, max_faults=50, window_ms=10):
+        super().setup(max_faults, 1000 * window_ms)
+
+    def prefetch(self, block, page, lo, hi):
+        super().prefetch(block, page, lo, hi)
+        self.w.wanted = []
+        return (lo, hi) if len(self.faults) > self.most else "default"
+
+    def activate(self, chunk):
+        pass
+
+
+class Qos(Twin):
+    def setup(self, target=200, ki=10, decay=2, period_ms=100):
+        self.target, self.ki, self.decay = target, ki, decay
+        self.period, self.began, self.faults, self.integral = period_ms * 1_000_000, 0, 0, 0
+
+    def prefetch(self, block, page, lo, hi):
+        past = self.w.now - self.began
+        if past >= self.period:
+            error = self.faults * 10**9 // past - self.target
+            self.integral -= self.integral // 2**self.decay
+            self.integral = max(0, self.integral + self.ki * error)
+            self.began, self.faults = self.w.now, 0
+        if self.w.tenant[block] == 0:
+            self.faults += 1
+            return (lo, hi)
+        return "default" if self.integral else (lo, hi)
+
+
+class LlamaPhase(Twin):
+    def setup(self, decode="around", radius=32):
+        self.mode, self.radius = decode, radius
+
+    def prefetch(self, block, page, lo, hi):
+        if not self.w.decode or self.mode == "max":
+            return (lo, hi)
+        if self.mode == "default":
+            return "default"
+        return (
+            (page + 1, hi) if self.mode == "forward" else (page - self.radius, page + self.radius)
+        )
 
 
 class MoeExpert(Max):
@@ -221,5 +312,9 @@ TWINS = {
     "prefetch_stride_multiblock": StrideMultiblock,
     "prefetch_proactive_layer": ProactiveLayer,
     "prefetch_moe_expert": MoeExpert,
+    "prefetch_serving_adaptive": ServingAdaptive,
+    "prefetch_always_max_qos": Qos,
+    "prefetch_always_max_xcoord": Max,
+    "prefetch_llama_phase": LlamaPhase,
     "expert_buffering_policy": ExpertBuffering,
 }

@@ -11,10 +11,11 @@ FIXED = {
     "step": 40e3, "batch": 300e3, "embed": 0.02, "mask": 0.05, "kernel": 2e3, "batch_kernel": 3e3,
     "launch": 3e3, "attend": 1e9 / (1.5 * TB), "tiles": 20.0, "sorted": 1e9 / 300e12,
     "sorted_call": 15e3, "activations": 1e9 / (1.5 * TB), "scores": 1e9 / (4 * TB), "split": 30e3,
-    "batch_split": 60e3, "copy": 8e3, "upload": 9e3, "pinned": 1e9 / (50 * GB),
+    "flash": 1e9 / 300e12, "batch_split": 60e3, "copy": 8e3, "upload": 9e3, "pinned": 1e9 / (50 * GB),
     "pageable": 1e9 / (12 * GB), "remote_kernel": 4e3, "managed_kernel": 1e3, "cpu.step": 30e3,
     "cpu.batch": 200e3, "cpu.node": 4e3, "cpu.attend": 1e9 / (40 * GB), "cpu.batch_node": 10e3,
-    "row_depth": 0.2, "depth": 1.0, "sort": 5.0,
+    "row_depth": 0.2, "depth": 1.0, "sort": 5.0, "output": 0.5, "row_tile": 4e3, "row_tiles": 0.4,
+    "argsort": 3e3, "mask_window": 0.1, "flash_call": 12e3, "tile_output": 2e-3, "fixup": 9e3,
     "cpu.activations": 1e9 / (30 * GB), "cpu.scores": 0.5,
 }  # fmt: skip
 TYPED = {

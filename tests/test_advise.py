@@ -577,3 +577,15 @@ source = "a test"
         assert intervals.row_for(HW, CACHE, "decode").coverage == 0
     finally:
         intervals.rows.cache_clear()
+
+
+def test_a_machine_with_a_measured_llama_cpp_is_advised_with_it():
+    """The preset's own engine is another program's; llama.cpp's on it ships."""
+    found = json.loads(
+        CliRunner().invoke(command, ["gpt-oss-20b", "--hardware", "h100", "--json"]).output
+    )
+    assert "llama.cpp-h100" in json.dumps(found)
+    other = CliRunner().invoke(
+        command, ["gpt-oss-20b", "--hardware", "h100", "--program", "estimated-python", "--json"]
+    )
+    assert "llama.cpp-h100" not in other.output

@@ -105,7 +105,9 @@ def test_what_the_search_goes_by_is_nearly_what_is_told():
         for made in (
             *(c.experts_away(n) for n in (1, 4, 12)), *(cached(c, n, 200) for n in (3, 8, 12))
         ):  # fmt: skip
-            assert predict.seconds(made) == pytest.approx(predict(made).seconds, rel=0.01)
+            # A bank's slots decide, too, which products are put together by a kernel more.
+            near = 0.03 if made.config.moe_cache_mib else 0.001
+            assert predict.seconds(made) == pytest.approx(predict(made).seconds, rel=near)
 
 
 def test_flags_that_mean_the_same_take_the_same():

@@ -214,6 +214,64 @@ def test_validate_predicts_before_it_measures(calibrated: Path, tmp_path: Path) 
     assert (out / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.llama
+def test_a_model_sharpens_a_calibration_that_is_there(calibrated: Path, tmp_path: Path) -> None:
+    """Its constants stay, the model alone is run, and both predict the same runs."""
+    for i, layers in enumerate((2, 4)):
+        write(tmp_path / f"m{i}.gguf", replace(SHAPE, n_layers=layers))
+    base, factors = calibrated, {}
+    for i in range(2):
+        target = tmp_path / f"sharp{i}.toml"
+        done = CliRunner().invoke(
+            calibrate,
+            ["--engine", "llama.cpp", "--threads", "1", "--base", str(base), "--quick",
+             "--model", str(tmp_path / f"m{i}.gguf"), "-o", str(target)],
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        runs = json.loads(target.with_suffix(".measurements.json").read_text())["runs"]
+        assert {r["name"] for r in runs} == {"model"}
+        old, new = Hardware.load(str(base)).engine.terms, Hardware.load(str(target)).engine.terms
+        assert old is not None and new is not None
+        assert new.ns == pytest.approx(dict(old.ns), rel=1e-5) and new.source == old.source
+        assert len(new.sharpened) == i + 1 and old.sharpened.items() <= new.sharpened.items()
+        factors, base = new.sharpened, target
+    config = tmp_path / "v.toml"
+    config.write_text(
+        'engine = "llama.cpp"\nmodel = ["m1.gguf"]\ntests = ["pp64", "tg8"]\nrepetitions = 2\n'
+        "threads = 1\npassive = true\n"
+    )
+    out = tmp_path / "out"
+    given = [str(config), "-o", str(out), "--hardware", str(calibrated), "--also", str(base)]
+    done = CliRunner().invoke(validate, given)
+    assert done.exit_code == 0, done.output
+    plain, sharp = (json.loads((p / "report.json").read_text()) for p in (out, out / base.stem))
+    assert [r["measured"] for r in plain["rows"]] == [r["measured"] for r in sharp["rows"]]
+    assert not (out / base.stem / "measurements.json").exists()
+    assert (out / base.stem / "report.png").exists()
+    own = list(factors.values())[1]
+    for a, b in zip(plain["rows"], sharp["rows"], strict=True):
+        ratio = a["predicted"] / b["predicted"]  # a prompt's terms are of both groups
+        assert min(own.values()) - 1e-3 <= ratio <= max(own.values()) + 1e-3
+        if a["test"].startswith("tg"):
+            assert ratio == pytest.approx(own["cpu_row"], rel=1e-3)
+    twice = CliRunner().invoke(validate, [*given, "--also", str(base)])
+    assert twice.exit_code == 2 or "another calibration has that name" in str(twice.exception)
+
+
+@pytest.mark.llama
+def test_a_calibration_of_another_build_is_not_sharpened(calibrated: Path, tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", SHAPE)
+    old = tmp_path / "old.toml"
+    old.write_text(calibrated.read_text().replace("ggml version 0", "ggml version 9"))
+    done = CliRunner().invoke(
+        calibrate,
+        ["--engine", "llama.cpp", "--threads", "1", "--quick", "--base", str(old), "--model",
+         str(tmp_path / "m.gguf"), "-o", str(tmp_path / "x.toml")],
+    )  # fmt: skip
+    assert "was calibrated with another build" in str(done.exception)
+    assert not (tmp_path / "x.toml").exists()
+
+
 BAD = {
     "no-terms": ("hardware = 'rtx5090'", "has no terms of llama.cpp; make one with"),
     "mode": ("[modes.resident]\n[modes.gpu]", "modes.gpu: must be one of resident, ncmoe"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import ARCHITECTURES, write_tiny
 
+from replay.llama_cpp import design
 from replay.llama_cpp.census import NO_KERNEL
 from replay.llama_cpp.count import chunks, micro_batch, runs
 from replay.llama_cpp.request import Context, Request
@@ -85,6 +86,28 @@ def test_kernels_are_those_cupti_recorded(shape, row, batch, folder: Path) -> No
     config = LlamaConfig(n_ctx=2048, flash_kernels=False)
     assert work(model, config, 1).kernels == pytest.approx(row, rel=0.015)
     assert work(model, config, 512).kernels == pytest.approx(batch, rel=0.14)
+
+
+FLASH = {
+    "f16-large": 101, "f16-deep": 243, "f16-wide": 77, "q4k-large": 121, "q4k-deep": 374,
+    "q4k-wide": 90, "mxfp4-large": 113, "mxfp4-deep": 329, "q8-large": 75, "q8-deep": 157,
+    "q6k-deep": 190,
+}  # fmt: skip
+"""Kernels a token of the calibration's models, likewise, with flash attention."""
+
+
+@pytest.mark.parametrize("name", FLASH)
+def test_kernels_with_flash_attention_are_those_cupti_recorded(name: str, folder: Path) -> None:
+    model = model_of(folder, design.GPU_SHAPES[name])
+    assert work(model, LlamaConfig(n_ctx=512), 1).kernels - FLASH[name] == 2
+
+
+def test_products_of_quantised_weights_share_tiles_where_few(folder: Path) -> None:
+    """With 132 multiprocessors: 40 x 3 x 8 tiles fill 7.3 waves (98 %), 20 x 4 x 1 less than one."""
+    model = model_of(folder, design.GPU_SHAPES["q8-large"])
+    blocks = work(model, LlamaConfig(), 384).blocks
+    assert "fixup" not in blocks[0].call and blocks[0].dense["fixup"] == 4
+    assert work(model, LlamaConfig(), 96).blocks[0].call["fixup"] == 3  # 320 tiles: 81 % of 3 waves
 
 
 def weight_bytes(model: LlamaModel, expert: bool) -> int:

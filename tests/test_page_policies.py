@@ -40,13 +40,23 @@ OPTIONS = [
     "prefetch_delta_markov:threshold=1:pages=3:max_delta=6",
     "eviction_pid_quota:high=80:low=20:other=40",
     "eviction_2q_approx:generation=1",
-    "prefetch_template_belady:near=1",
+    "prefetch_template_belady:t1=2:cpus=2",
+    "prefetch_max_mru_expert:cpus=3",
     "prefetch_cross_block_v2:mode=blind:evict=fifo",
     "prefetch_cross_block_v2:mode=3-step:evict=cycle_moe",
     "prefetch_cross_block_v2:mode=adjacent:evict=lru",
-    "prefetch_stride_multiblock:blocks=6:threshold=1",
-    "prefetch_proactive_layer:blocks=2",
-    "prefetch_cooperative:ring=2",
+    "prefetch_cross_block_v2:mode=2-step:evict=passive_mru:cpus=2",
+    "prefetch_throttled_xb:max_faults=3:window_us=90000",
+    "prefetch_stride_multiblock:blocks=2:strides=2",
+    "prefetch_stride_multiblock:strides=1",
+    "prefetch_proactive_layer:prefetch_bytes=8388608:ahead=2",
+    "prefetch_cooperative:ring=2:radius=1:cpus=2",
+    "prefetch_serving_adaptive:max_faults=2:window_ms=100",
+    "prefetch_always_max_qos:target=20:ki=3:decay=1:period_ms=30",
+    "prefetch_llama_phase:decode=max",
+    "prefetch_llama_phase:decode=around:radius=5",
+    "prefetch_llama_phase:decode=default",
+    "prefetch_llama_phase:decode=forward",
 ]
 
 
@@ -58,6 +68,8 @@ class Op:
     faults: bool
     serves: bool
     seed: int
+    decode: bool = False
+    same_batch: bool = False
 
 
 def walk(data) -> list[Op]:
@@ -75,7 +87,8 @@ def walk(data) -> list[Op]:
         page = rng.randrange(room) if rng.random() < jump / 2 else (page + stride) % room
         wait = rng.choice([0, 1000, 400_000, 20_000_000, 90_000_000])
         faults, serves = rng.choice([(True, True), (True, False), (True, True), (False, True)])
-        ops.append(Op(block, page, wait, faults, serves, rng.randrange(2**32)))
+        decode, same = rng.random() < 0.5, rng.random() < 0.3
+        ops.append(Op(block, page, wait, faults, serves, rng.randrange(2**32), decode, same))
     return ops
 
 
@@ -87,7 +100,7 @@ def driver() -> Driver:
         np.zeros((N_BLOCKS, 8), np.uint64), np.zeros(N_BLOCKS, np.int32), n_pages,
         np.full(N_BLOCKS, -1, np.int32), np.full(N_CHUNKS, -1, np.int32),
         np.full(N_CHUNKS + 1, N_CHUNKS, np.int32), np.full(N_CHUNKS + 1, N_CHUNKS, np.int32),
-        tenants, np.zeros(8, np.uint64), np.zeros(ROOM, np.int64), np.zeros(6, np.int64),
+        tenants, np.zeros(8, np.uint64), np.zeros(ROOM, np.int64), np.zeros(8, np.int64),
     )  # fmt: skip
 
 
@@ -130,8 +143,11 @@ class Subject:
     def run(self, op: Op) -> list:
         """What the hooks answered and where that leaves the driver."""
         d, out = self.d, []
-        d.n[base.NOW_NS] += op.wait
-        d.n[base.ASKED] = 0
+        d.n[base.PHASE] = int(op.decode)
+        if not op.same_batch:
+            d.n[base.NOW_NS] += op.wait
+            d.n[base.BATCH] += 1
+            d.n[base.ASKED] = 0
         if op.faults:
             region = np.array([0, 0, 0, d.n_pages[op.block]], np.int64)
             action = self.call("page_prefetch", op.block, op.page, region)
@@ -190,8 +206,11 @@ class Expected:
 
     def run(self, op: Op) -> list:
         w, t, out = self.w, self.twin, []
-        w.now += op.wait
-        w.wanted = []
+        w.decode = op.decode
+        if not op.same_batch:
+            w.now += op.wait
+            w.batch += 1
+            w.wanted = []
         hi = LAST_PAGES if op.block == N_BLOCKS - 1 else PAGES
         if op.faults:
             answer = t.prefetch(op.block, op.page, 0, hi)

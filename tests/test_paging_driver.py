@@ -24,11 +24,11 @@ from uvmsim.policies.pages.registry import parse_pages
 
 POLICIES = (
     "default",
-    "prefetch_always_max",
+    "prefetch_always_max+eviction_mru",
     "prefetch_none",
     "prefetch_pid_tree+eviction_fifo_chance",
     "prefetch_stride:threshold=1:pages=3+eviction_lfu",
-    "prefetch_stride_multiblock:blocks=3:threshold=1+eviction_mru",
+    "prefetch_stride_multiblock:blocks=3:strides=1:cpus=2",
 )
 """Few: each pair of classes compiles for some seconds when its cache is cold."""
 COUNTERS = {

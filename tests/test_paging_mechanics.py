@@ -29,7 +29,7 @@ from uvmsim.studies.simulate import simulate
 MACHINE = Machine(5000, 300, 700, 100, 900, 4000, 600, *[2 * 10**10] * 4, True, 800, 24, 51)
 CPU, READ_MOSTLY, GPU, ACCESSED_BY = 1, 2, 4, 8
 USER = Path(__file__).parent / "user_page_policies.py"
-AHEAD = "prefetch_stride_multiblock:blocks=3:threshold=1+eviction_mru"
+AHEAD = "prefetch_stride_multiblock:blocks=3:strides=1"
 WIDTHS = ("default", "prefetch_always_max", "prefetch_none")
 
 

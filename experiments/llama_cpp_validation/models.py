@@ -22,8 +22,12 @@ MODELS = {
     "qwen3-q4k-20x64": Shape(n_layers=20, n_embd=1536, n_heads=24, n_kv_heads=8, head_dim=64,
                              n_experts=64, top_k=6, n_ff_expert=1024, n_vocab=49152, experts="Q4_K",
                              dense="Q8_0"),
+    "mixtral-q8-8x8": Shape(n_layers=8, n_embd=2048, n_heads=32, n_kv_heads=8, head_dim=64,
+                            n_experts=8, top_k=2, n_ff_expert=6144, n_vocab=40960, experts="Q8_0",
+                            dense="Q8_0"),
 }  # fmt: skip
-"""4.6 GiB in float16; gpt-oss-20b's blocks, half as many; Qwen3's architecture in Q4_K."""
+"""4.6 GiB in float16; gpt-oss-20b's blocks, half as many; Qwen3's architecture in Q4_K; Mixtral's few
+large experts in Q8_0."""
 
 
 CPU_MODELS = {

@@ -1,4 +1,4 @@
-"""All of it in one go: models, calibration, validation, one model sharpened, a sample of faults.
+"""All of it in one go: models, calibration, with runs of the models too, validation, faults.
 
 python experiments/llama_cpp_validation/run.py --lib BUILD/bin --out DIR    # a GPU, some 20 minutes
 python experiments/llama_cpp_validation/run.py --cpu --out DIR              # two cores, some 12
@@ -20,7 +20,7 @@ from pathlib import Path
 from traces.capture.find_library import find_library
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("models", "calibrate", "validate", "sharpen", "sample")
+STAGES = ("models", "calibrate", "sharpen", "validate", "sample")
 MAIN = "from uvmsim.cli import main; main()"
 PROMPT = "The list object has a method that takes an index and gives the item which stands there. "
 
@@ -31,6 +31,7 @@ class Stages:
         self.lib = ["--lib", str(Path(lib).resolve())] if lib else []
         self.models = out / "models"
         self.profile = out / "machine.toml"
+        self.sharpened = out / "sharpened.toml"
         self.log = out / "log.txt"
 
     def run(self, *command: object, timeout: int = 900) -> int:
@@ -46,11 +47,11 @@ class Stages:
     def uvmsim(self, *command: object) -> int:
         return self.run(sys.executable, "-c", MAIN, *command)
 
-    def config(self, name: str, models: list[str], extra: str = "") -> Path:
-        """The validation's config with these models, and other tests or modes if given."""
+    def config(self, name: str, models: list[str]) -> Path:
+        """The validation's config with these models."""
         text = (HERE / ("cpu.toml" if self.cpu else "validation.toml")).read_text()
         kept = [line for line in text.splitlines() if not line.startswith("model = ")]
-        body = extra or "\n".join(x for x in kept if not x.startswith(("#", "engine = ")))
+        body = "\n".join(x for x in kept if not x.startswith(("#", "engine = ")))
         listed = ", ".join(f'"{self.models / m}.gguf"' for m in models)
         path = self.out / f"{name}.toml"
         path.write_text(f'engine = "llama.cpp"\nmodel = [{listed}]\n{body}\n')
@@ -71,26 +72,25 @@ class Stages:
             "calibrate", "--engine", "llama.cpp", *self.lib, "-o", self.profile, "--force"
         )
 
-    def do_validate(self) -> int:
-        config = self.config("validation", self.names())
-        return self.uvmsim(
-            "validate", config, "--hardware", self.profile, *self.lib, "-o", self.out / "results"
-        )
-
     def do_sharpen(self) -> int:
-        """The first model, with some runs of itself in the calibration."""
-        name = self.names()[0]
-        profile = self.out / f"sharpened-{name}.toml"
-        code = self.uvmsim(
-            "calibrate", "--engine", "llama.cpp", *self.lib, "--base", self.profile, "--model",
-            self.models / f"{name}.gguf", "-o", profile, "--force",
+        """The calibration, with some runs of each model added to it."""
+        base, code = self.profile, 0
+        for name in self.names():
+            code = code or self.uvmsim(
+                "calibrate", "--engine", "llama.cpp", *self.lib, "--base", base, "--model",
+                self.models / f"{name}.gguf", "-o", self.sharpened, "--force",
+            )  # fmt: skip
+            base = self.sharpened
+        return code
+
+    def do_validate(self) -> int:
+        """Both calibrations against the same runs."""
+        config = self.config("validation", self.names())
+        also = ["--also", self.sharpened] if self.sharpened.exists() else []
+        return self.uvmsim(
+            "validate", config, "--hardware", self.profile, *also, *self.lib, "-o",
+            self.out / "results",
         )  # fmt: skip
-        modes = "" if self.cpu else '\n[modes.resident]\n[modes.ncmoe]\nat = ["50%", "100%"]'
-        tests = 'tests = ["pp512", "pp512@ub128", "tg32", "tg16@d1024"]\nrepetitions = 5'
-        config = self.config("sharpened", [name], tests + modes)
-        return code or self.uvmsim(
-            "validate", config, "--hardware", profile, *self.lib, "-o", self.out / "sharpened"
-        )
 
     def do_sample(self) -> int:
         """Routing and faults of one run under unified memory that has room for half the model."""

@@ -25,12 +25,19 @@ from uvmsim.commands.flags import Command
 )  # fmt: skip
 @click.option("--lib", metavar="PATH", help="llama.cpp: a libllama or its folder, instead of the "
               "config's.")  # fmt: skip
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="FILE",
+    help="llama.cpp: another calibration, held "
+    "against the same runs; its report is in a folder of its name. May be repeated.",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="TOKENS", help="Only the first tokens.")
 @click.option("--no-plot", is_flag=True, help="Leave out report.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def validate(
     config: str, output: str | None, hardware: str | None, backend: str, lib: str | None,
-    limit: int | None, no_plot: bool, as_json: bool,
+    also: tuple[str, ...], limit: int | None, no_plot: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the grid of CONFIG (traces x modes x pool sizes x policies) on simulator and machine.
 
@@ -66,10 +73,11 @@ def validate(
     if engine_of(config) == LLAMA_CPP:
         if limit or backend != "cuda":
             raise InputError("--limit and --backend are for the replay engine; leave them out")
-        _of_llama_cpp(config, folder, hardware, lib, no_plot, as_json)
+        _of_llama_cpp(config, folder, hardware, lib, also, no_plot, as_json)
         return
-    if lib:
-        raise InputError(f'--lib: is for engine = "{LLAMA_CPP}" in {config}')
+    for option, value in (("--lib", lib), ("--also", also)):
+        if value:
+            raise InputError(f'{option}: is for engine = "{LLAMA_CPP}" in {config}')
     loaded = load(config)
     if limit:
         loaded.limit = limit
@@ -122,8 +130,9 @@ def _of_paging(
 
 
 def _of_llama_cpp(
-    config: str, folder: Path, hardware: str | None, lib: str | None, no_plot: bool, as_json: bool
-) -> None:
+    config: str, folder: Path, hardware: str | None, lib: str | None, also: tuple[str, ...],
+    no_plot: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Predict, run llama.cpp, print; exit code 1 where a cell failed or a counter differs."""
     from replay.llama_cpp.validation.report import draw, print_report
     from replay.llama_cpp.validation.run import validate as run
@@ -134,10 +143,12 @@ def _of_llama_cpp(
     if not no_plot:
         check_target(str(folder.absolute().parent / "report.png"))
     with bar("validating") as progress:
-        report = run(config, folder, hardware=hardware, library=lib, progress=progress)
+        reports = run(config, folder, hardware=hardware, library=lib, also=also, progress=progress)
     if not no_plot:
-        draw(report, str(folder / "report.png"))
-        report["plot"] = "report.png"
-        write_report(folder, report)
+        for place, one in reports.items():
+            draw(one, str(place / "report.png"))
+            one["plot"] = "report.png"
+            write_report(place, one)
+    report = reports[folder]
     passed = not report["overall"]["failed"] and all(c["equal"] for c in report["counters"])
     _tell(report, folder, None if as_json else print_report, passed)

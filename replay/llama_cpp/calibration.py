@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from replay.calibrate.calibration import calibrate as measure_machine
 from replay.calibrate.profile import Measurements, machine_toml, restated, to_toml
 from replay.llama_cpp.collect import Collected, collect
+from replay.llama_cpp.expected import expected
 from replay.llama_cpp.fit import Fit, fit
 from replay.llama_cpp.profile import engine_table, floors
 from replay.llama_cpp.sharpen import sharpen
@@ -24,7 +25,8 @@ from uvmsim.machine.hardware import Hardware
 Progress = Callable[[int, int, str], None]
 NOT_MEASURED = "none"
 """The "backend" of a machine whose numbers were given."""
-SECONDS = 150.0
+_SIDES = {True: "was calibrated with CUDA", False: "was calibrated on the CPU alone"}
+SECONDS = 190.0
 """After which no further synthetic model is begun."""
 
 
@@ -36,7 +38,9 @@ class LlamaCalibration:
     collected: Collected
     fit: Fit
     base: str
-    sharpened: dict[str, dict[str, float]] = field(default_factory=dict)
+    sharpened: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str = ""
+    """Where the constants are from, if not from these runs."""
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +57,8 @@ class LlamaCalibration:
             "not_run": self.collected.errors,
             "seconds": self.collected.seconds,
             "ns": self.fit.ns,
-            "sharpened": self.sharpened,
+            "sharpened": {k: dict(v) for k, v in self.sharpened.items()},
+            "source": self.source,
         }
 
 
@@ -68,8 +73,9 @@ def calibrate(
 ) -> LlamaCalibration:
     """Measure the machine and run llama.cpp's synthetic models on it (and ``model``, a GGUF).
 
-    ``base``: the machine's numbers, instead of measuring them. A library without CUDA calibrates the
-    CPU, whose memory is then what the model must fit in. Raises `InputError`.
+    ``base``: the machine's numbers, instead of measuring them. Where it is a calibration of this build
+    and there is a ``model``, its constants are kept too, and only the model is run. A library without
+    CUDA calibrates the CPU, whose memory is then what the model must fit in. Raises `InputError`.
     """
     from replay.calibrate.report import closest_preset
 
@@ -78,17 +84,32 @@ def calibrate(
     gpu = file.uses_cuda
     name = describe(model).name if model else ""
     machine, hw, base_name = _machine(file, gpu, base, quick, closest_preset)
+    kept = hw.engine.terms if base is not None and model is not None else None
+    if kept is not None and kept.gpu != gpu:
+        raise InputError(
+            f"{base}: {_SIDES[kept.gpu]}, and {file.path.name} is not; leave out --base"
+        )
     found = collect(
-        library, gpu=gpu, threads=threads, quick=quick, model=model, deadline_s=SECONDS,
-        progress=progress,
+        library, gpu=gpu, threads=threads, quick=quick, model=model, synthetic=kept is None,
+        deadline_s=SECONDS, progress=progress,
     )  # fmt: skip
-    found_fit = fit([e for e in found.equations if e.name != "model"], floors(hw))
+    if kept is None:
+        synthetic = [e for e in found.equations if e.name != "model"]
+        found_fit = fit(synthetic, floors(hw), expected(hw))
+    elif kept.build != found.build:
+        raise InputError(
+            f"{base}: was calibrated with another build ({kept.build}); leave out --base to calibrate "
+            f"this one ({found.build})"
+        )
+    else:
+        found_fit = Fit(dict(kept.ns))
     for e in found.equations:
         found_fit.errors[e.key] = found_fit.predict(e) / e.ns - 1
     factors = sharpen(found_fit, found.equations)
+    sharpened = dict(kept.sharpened) if kept else {}
     return LlamaCalibration(
-        machine, found, found_fit, base_name, {name: factors} if name and factors else {},
-        time.monotonic() - begin,
+        machine, found, found_fit, base_name, sharpened | ({name: factors} if factors else {}),
+        kept.source if kept else "", time.monotonic() - begin,
     )  # fmt: skip
 
 
@@ -134,6 +155,6 @@ def write(found: LlamaCalibration, path: str | Path) -> tuple[Path, Path]:
     words = [found.machine.date, str(found.machine.machine.get("gpu", ""))]
     words += [f"driver {d}" for d in [found.machine.machine.get("driver")] if d]
     stamp = "measured " + ", ".join(words)
-    engine = engine_table(found.collected, found.fit, machine, stamp, found.sharpened)
+    engine = engine_table(found.collected, found.fit, machine, stamp, found.sharpened, found.source)
     text = head + "\n".join(engine) + "\n"
     return write_profile(target, text, found.to_json())

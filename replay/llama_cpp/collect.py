@@ -72,13 +72,19 @@ def collect(
     threads: int | None,
     quick: bool = False,
     model: str | None = None,
+    synthetic: bool = True,
     deadline_s: float = 200.0,
     progress: Progress | None = None,
 ) -> Collected:
-    """Write each model, run it in all its modes, count it. ``model``: a GGUF of the user's, run
-    last. A run that fails is named in ``errors`` and the others go on; none begins after
-    ``deadline_s``. Raises `InputError` where nothing could be run."""
+    """Write each model, run it in all its modes, count it.
+
+    ``model``: a GGUF of the user's, run last; without ``synthetic`` the only one. A run that fails is
+    named in ``errors`` and the others go on; none begins after ``deadline_s``. Raises `InputError`
+    where nothing could be run.
+    """
     shapes = design.GPU_SHAPES if gpu else design.QUICK_SHAPES if quick else design.CPU_SHAPES
+    if not synthetic:
+        shapes = {}
     found = Collected(gpu=gpu)
     begin = time.monotonic()
     names = [*shapes, *(["model"] if model else [])]
@@ -97,7 +103,7 @@ def collect(
             one = _One(found, name, path, library, gpu, threads, Path(folder), quick)
             runs = design.gpu_runs(name) if gpu else design.cpu_runs(quick)
             one.run(runs if name != "model" else design.model_runs(gpu), shapes.get(name))
-            if i == 0 and not quick:  # a machine is slow at first: once more
+            if i == 0 and name != "model" and not quick:  # a machine is slow at first: once more
                 found.equations.clear()
                 one.run(runs, shapes.get(name))
             if name != "model":

@@ -29,30 +29,34 @@ class Run:
 _SMALL = Shape(n_embd=1024, n_ff_expert=512)
 GPU_SHAPES: dict[str, Shape] = {
     "f16-short": replace(_SMALL, n_layers=2, n_experts=16),
-    "f16-deep": replace(_SMALL, n_layers=14, n_experts=16),
     "f16-large": Shape(n_layers=4, n_embd=2048, n_heads=16, n_kv_heads=4, head_dim=128,
                        n_experts=24, top_k=6, n_ff_expert=1024, n_vocab=16384),
-    "q4k-short": replace(_SMALL, n_layers=2, experts="Q4_K", dense="Q8_0"),
-    "q4k-deep": replace(_SMALL, n_layers=16, experts="Q4_K", dense="Q8_0"),
     "q4k-large": Shape(n_layers=5, n_embd=2560, n_heads=32, n_kv_heads=8, head_dim=128,
                        n_experts=64, top_k=8, n_ff_expert=1280, n_vocab=16384, experts="Q4_K",
                        dense="Q8_0"),
-    "mxfp4-short": Shape("gpt-oss", n_layers=2, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
-                         dense="Q8_0"),
-    "mxfp4-deep": Shape("gpt-oss", n_layers=12, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
-                        dense="Q8_0"),
     "mxfp4-large": Shape("gpt-oss", n_layers=4, n_embd=2560, n_heads=48, n_kv_heads=8,
                          head_dim=64, n_experts=32, top_k=4, n_ff_expert=2560, n_vocab=16384,
                          experts="MXFP4", dense="Q8_0"),
-    "q8-deep": Shape(n_layers=8, n_embd=1024, n_heads=8, head_dim=128, n_experts=16, top_k=2,
-                     n_ff_expert=2048, experts="Q8_0", dense="F16"),
     "q8-large": Shape(n_layers=3, n_embd=2560, n_heads=20, n_kv_heads=4, head_dim=128, n_experts=8,
                       top_k=2, n_ff_expert=5120, n_vocab=32768, experts="Q8_0", dense="Q8_0"),
     "q6k-deep": Shape(n_layers=8, n_embd=1536, n_heads=24, n_kv_heads=4, head_dim=64, n_experts=32,
                       top_k=4, n_ff_expert=1024, n_vocab=8192, experts="Q6_K", dense="Q4_K"),
+    "f16-deep": replace(_SMALL, n_layers=14, n_experts=16),
+    "q4k-deep": replace(_SMALL, n_layers=16, experts="Q4_K", dense="Q8_0"),
+    "mxfp4-deep": Shape("gpt-oss", n_layers=12, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
+                        dense="Q8_0"),
+    "q8-deep": Shape(n_layers=8, n_embd=1024, n_heads=8, head_dim=128, n_experts=16, top_k=2,
+                     n_ff_expert=2048, experts="Q8_0", dense="F16"),
+    "f16-wide": Shape(n_layers=3, n_embd=1024, n_experts=96, top_k=4, n_ff_expert=896),
+    "q4k-wide": Shape(n_layers=3, n_embd=1792, n_heads=28, n_kv_heads=4, head_dim=64, n_experts=112,
+                      top_k=6, n_ff_expert=1024, experts="Q4_K", dense="Q8_0"),
+    "q4k-short": replace(_SMALL, n_layers=2, experts="Q4_K", dense="Q8_0"),
+    "mxfp4-short": Shape("gpt-oss", n_layers=2, n_embd=1024, n_ff_expert=1024, experts="MXFP4",
+                         dense="Q8_0"),
 }  # fmt: skip
 """``short`` and ``deep`` tell what a micro-batch costs once from what a block costs, ``large`` what
-bytes and operations cost from what kernels do."""
+bytes and operations cost from what kernels do, ``wide`` (few tokens an expert) bytes from operations.
+In the order of what is missed least where time runs out."""
 
 _NARROW = Shape(n_embd=512, n_heads=8, n_kv_heads=4, n_ff_expert=512)
 CPU_SHAPES: dict[str, Shape] = {
@@ -105,7 +109,7 @@ def gpu_runs(name: str) -> list[Run]:
     runs = [Run(resident)]
     if not name.endswith("short"):
         runs.append(Run((mapped,), offload=True))
-    if name.endswith("large") or name == "mxfp4-deep":
+    if name.endswith("large") or name in ("mxfp4-deep", "q4k-deep"):
         runs += [
             Run((pinned, *cache), offload=True, no_mmap=True),
             Run((

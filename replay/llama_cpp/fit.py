@@ -15,6 +15,7 @@ import numpy as np
 from replay.calibrate.stats import non_negative_least_squares
 from replay.llama_cpp import design
 from replay.llama_cpp.collect import Equation
+from replay.llama_cpp.expected import WEIGHT
 from uvmsim.machine.llama_terms import stem_of
 
 
@@ -31,9 +32,14 @@ class Fit:
         return total + e.kernels * self.ns.get("launch", 0.0)
 
 
-def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> Fit:
+def fit(
+    equations: list[Equation],
+    least: Mapping[str, float] | None = None,
+    expected: Mapping[str, float] | None = None,
+) -> Fit:
     """All stages. Terms that no equation has stay out. ``least``: what a unit costs at least, by stem
-    of a term (a byte cannot be read faster than memory gives it, whatever the fit would like)."""
+    of a term (a byte cannot be read faster than memory gives it, whatever the fit would like).
+    ``expected``: what it costs about, by term or stem, where runs leave it open."""
     out = Fit()
     for e in equations:  # too small a part to be found, and too easily taken for something else
         out.ns |= {k: (least or {}).get(stem_of(k), 0.0) for k in e.counts if _plain(k)}
@@ -53,7 +59,7 @@ def fit(equations: list[Equation], least: Mapping[str, float] | None = None) -> 
         [e for e in remote if not e.row],
     ]
     for i, stage in enumerate(stages):
-        _stage(out, stage, least or {})
+        _stage(out, stage, least or {}, expected or {})
         if i == 1:
             _launches(out, [e for e in resident if e.kernels])
     for e in equations:
@@ -81,7 +87,9 @@ def _small(e: Equation) -> bool:
     return not e.row and not any(k in e.counts for k in ("pageable", "pinned"))
 
 
-def _stage(out: Fit, equations: list[Equation], least: Mapping[str, float]) -> None:
+def _stage(
+    out: Fit, equations: list[Equation], least: Mapping[str, float], expected: Mapping[str, float]
+) -> None:
     """Solve for the terms of ``equations`` that have no constant yet."""
     seen = {k for e in equations for k, n in e.counts.items() if n} - out.ns.keys()
     new = sorted({_joined(k) for k in seen})
@@ -97,8 +105,13 @@ def _stage(out: Fit, equations: list[Equation], least: Mapping[str, float]) -> N
         sum(n * out.ns.get(k, 0.0) for k, n in e.counts.items()) for e in equations
     ]
     largest = counts.max(axis=0)
-    scaled = counts / largest / took[:, None]
-    found = non_negative_least_squares(scaled, (took - known) / took) / largest + floor
+    scaled, wanted = counts / largest / took[:, None], (took - known) / took
+    about = np.array([expected.get(k, expected.get(stem_of(k), 0.0)) for k in new])
+    pulled = about > 0
+    pull = np.diag(WEIGHT / np.where(pulled, about, 1.0) / largest)[pulled]
+    scaled = np.vstack([scaled, pull])
+    wanted = np.concatenate([wanted, WEIGHT * (1 - floor / np.where(pulled, about, 1.0))[pulled]])
+    found = non_negative_least_squares(scaled, wanted) / largest + floor
     ns = {k: float(x) for k, x in zip(new, found, strict=True)}
     out.ns |= {k: ns[_joined(k)] for k in seen}
 

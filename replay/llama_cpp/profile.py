@@ -42,11 +42,11 @@ def floors(machine: Hardware) -> dict[str, float]:
 
 def engine_table(
     found: Collected, fit: Fit, machine: Hardware, stamp: str,
-    sharpened: Mapping[str, Mapping[str, float]],
+    sharpened: Mapping[str, Mapping[str, float]], source: str = "",
 ) -> list[str]:  # fmt: skip
-    """Lines of ``[engine]`` and ``[engine.terms]``."""
+    """Lines of ``[engine]`` and ``[engine.terms]``. ``source``: of constants that were there before."""
     errors = [v for k, v in fit.errors.items() if not k.startswith("model ")]
-    how = (
+    how = source or (
         f"{stamp}: fitted with the other terms to {len(errors)} runs of synthetic models "
         f"(mean error {mean_error(errors):.1%}, worst {max(map(abs, errors), default=0):.0%})"
     )

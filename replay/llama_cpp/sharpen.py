@@ -7,7 +7,7 @@ import numpy as np
 from replay.llama_cpp import design
 from replay.llama_cpp.collect import Equation
 from replay.llama_cpp.fit import Fit
-from uvmsim.machine.llama_terms import BATCH, CPU_BATCH, CPU_ROW, LINK, ROW, term_of
+from uvmsim.machine.llama_terms import BATCH, CPU_BATCH, CPU_ROW, LINK, MAPPED, ROW, term_of
 
 OWN = "model"
 """The name under which `collect` runs the user's model."""
@@ -28,7 +28,8 @@ def sharpen(fit: Fit, equations: list[Equation]) -> dict[str, float]:
     _set(factors, fit, CPU_ROW if on_cpu else ROW, [e for e in resident if e.row])
     _set(factors, fit, CPU_BATCH if on_cpu else BATCH, [e for e in resident if not e.row])
     _set(factors, fit, CPU_ROW, [e for e in offload if e.row])
-    _set(factors, fit, LINK, [e for e in offload if not e.row])
+    for group, mode in ((LINK, design.PINNED), (MAPPED, design.MAPPED)):
+        _set(factors, fit, group, [e for e in offload if e.mode == mode and not e.row])
     return factors
 
 

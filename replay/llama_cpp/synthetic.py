@@ -195,7 +195,9 @@ def _tensors(s: Shape) -> Any:
 
 
 def _describe(w: Any, s: Shape) -> None:
-    w.add_name(f"synthetic {s.architecture} {s.experts}")
+    w.add_name(
+        f"synthetic {s.architecture} {s.experts} {s.n_layers}x{s.n_experts}, {s.n_embd} wide"
+    )
     w.add_context_length(s.n_ctx)
     w.add_embedding_length(s.n_embd)
     w.add_block_count(s.n_layers)

@@ -19,9 +19,11 @@ MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE, FIXED = (
 )  # fmt: skip
 """The quantity of a machine that a constant is inversely proportional to; FIXED: to none."""
 QUANTITIES = (MEMORY, COMPUTE, CPU, PINNED, PAGEABLE, REMOTE)
-ROW, BATCH, CPU_ROW, CPU_BATCH, LINK = "row", "batch", "cpu_row", "cpu_batch", "link"
+ROW, BATCH, CPU_ROW, CPU_BATCH = "row", "batch", "cpu_row", "cpu_batch"
+LINK, MAPPED, ALONE = "link", "mapped", "alone"
 """Groups of terms that one factor can sharpen for a model: a token on the GPU, a prompt there, the same
-on the CPU, copies."""
+on the CPU, copies from page-locked memory and from a mapped file; no run of a model's own tells of
+those that stand alone."""
 _ROWS = (
     "step",
     "kernel",
@@ -29,8 +31,11 @@ _ROWS = (
     "row_experts",
     "attend",
     "managed_kernel",
-    "remote_kernel",
-    "remote",
+    "row_depth",
+    "output",
+    "row_tile",
+    "row_tiles",
+    "argsort",
 )
 
 
@@ -47,8 +52,12 @@ class Term(NamedTuple):
         stem = key.removeprefix("cpu.").partition(".")[0]
         if key.startswith("cpu.") or stem in ("split", "batch_split"):
             return CPU_ROW if stem in (*_ROWS, "node", "split") else CPU_BATCH
-        if stem in ("copy", "upload", "pinned", "pageable"):
+        if stem == "pageable":
+            return MAPPED
+        if stem in ("copy", "upload", "pinned"):
             return LINK
+        if stem.startswith("remote"):
+            return ALONE
         return ROW if stem in _ROWS else BATCH
 
 
@@ -57,9 +66,14 @@ TERMS: dict[str, Term] = {
     "batch": Term("micro-batch", "one of many tokens: the same, and its graph is built anew"),
     "embed": Term("element", "rows of the embedding table looked up by the CPU and copied", CPU),
     "mask": Term("cell", "the attention mask of many tokens, filled on the host", CPU),
+    "mask_window": Term("cell", "the same of blocks with a sliding window", CPU),
     "kernel": Term("kernel", "a kernel of few tokens inside a CUDA graph"),
+    "argsort": Term("kernel", "more for a router's sort that is a kernel by itself, few tokens"),
     "batch_kernel": Term("kernel", "a kernel of many tokens"),
     "row_depth": Term("element", "a matrix-vector product by itself: its inner dimension, in turn"),
+    "output": Term("output", "an output of a matrix-vector product: what is beside its bytes"),
+    "row_tile": Term("kernel", "more for a product of float experts in tiles, few tokens"),
+    "row_tiles": Term("tile", "tiles of its experts that are looked at, used or not"),
     "depth": Term("element", "a product of many tokens by itself: its inner dimension, in turn"),
     "sort": Term("token", "tokens sorted by expert before a product of chosen experts"),
     "launch": Term("kernel", "more for one outside a CUDA graph: micro-batches of a new shape"),
@@ -77,6 +91,10 @@ TERMS: dict[str, Term] = {
     "sorted_call": Term("product", "one of those products"),
     "activations": Term("byte", "what kernels of many tokens write", MEMORY),
     "scores": Term("score", "a token's attention to a position, one a head, many tokens", MEMORY),
+    "flash": Term("operation", "the same in one kernel (flash attention)", COMPUTE),
+    "flash_call": Term("kernel", "one of those kernels, and putting its parts together"),
+    "tile_output": Term("output", "outputs of quantised products in tiles, used or not", COMPUTE),
+    "fixup": Term("kernel", "a quantised product's parts put together (stream-k)"),
     "split": Term("change", "a change between GPU and CPU, or a wait for ids, few tokens"),
     "batch_split": Term("change", "the same with many tokens"),
     "copy": Term("copy", "a copy of experts to the GPU for many tokens"),

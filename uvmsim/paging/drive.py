@@ -17,7 +17,7 @@ from uvmsim.paging.bind import bind
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.layout import PAGE
 from uvmsim.paging.tables import Costs, Program, States, Tables
-from uvmsim.policies.pages.base import REFUSED, PageContext
+from uvmsim.policies.pages.base import PHASE, REFUSED, PageContext
 from uvmsim.policies.pages.registry import PagePolicySpec
 
 BATCH_ENTRIES = 256
@@ -131,6 +131,7 @@ def _run(
     for lo, hi, phase in _segments(setup.phase[setup.kernels.step]):
         bound, states = loaded[phase]
         spec = prefill if phase == PREFILL else decode
+        made.driver.n[PHASE] = phase
         try:
             bound.run(made, states, setup.kernels, lo, hi)
         except NumbaError as err:

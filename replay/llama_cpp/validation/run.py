@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from replay.llama_cpp.validation.cells import Cell, Subject, cells_of
 from replay.llama_cpp.validation.config import LlamaValidation, load
 from replay.llama_cpp.validation.measure import Machine
-from replay.llama_cpp.validation.predict import predict
+from replay.llama_cpp.validation.predict import Routed, predict
 from replay.llama_cpp.validation.report import to_markdown
 from replay.llama_cpp.validation.score import counters, memory, overall, regret, rows_of
 from replay.records import (
@@ -40,29 +41,29 @@ def validate(
     *,
     hardware: str | None = None,
     library: str | None = None,
+    also: Sequence[str] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Predict every cell, write that down, run llama.cpp, compare; the report is in ``folder`` too.
+) -> dict[Path, dict[str, Any]]:
+    """Predict every cell, write that down, run llama.cpp, compare: reports by the folder they are in.
 
     The routing of the tokens to be run is recorded first, with everything resident: a prediction is
-    made from it and the calibration alone. Files as `uvmsim validate` writes them. Raises `InputError`.
+    made from it and the calibration alone. Files as `uvmsim validate` writes them. ``also``: further
+    calibrations that predict the same cells before they run; each has its report in a folder of its
+    file's name. Raises `InputError`.
     """
     if not isinstance(config, LlamaValidation):
         config = load(os.fspath(config))
-    spec, hw = to_predict_from(hardware or config.hardware)
     where = library or config.library
     gpu = find_library(where).uses_cuda
-    check(hw, spec, config, gpu)
-    target = report_folder(folder)
+    sides = _sides(config, hardware or config.hardware, also, report_folder(folder))
+    for side in sides:
+        check(side.hw, side.spec, config, gpu)
     subjects = [Subject.load(m) for m in config.model]
     cells = cells_of(config, subjects)
-    target.mkdir(parents=True, exist_ok=True)
-    for old in (PREDICTIONS, MEASUREMENTS, REPORT, "report.md", "report.png"):
-        (target / old).unlink(missing_ok=True)
+    for side in sides:
+        side.clear()
     machine = Machine(config, where, gpu)
-    about = _about(config, hw, spec)
-    predicted: dict[str, Any] = {}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uvmsim-") as work:
         for i, subject in enumerate(subjects):
@@ -75,15 +76,14 @@ def validate(
                     ubatch: routed[ubatch, tuple(t.name for t in c.tests)]
                     for ubatch, c in cell.contexts(config.repetitions).items()
                 }
-                try:
-                    predicted[cell.key] = predict(cell, hw, by)
-                except InputError as err:
-                    predicted[cell.key] = {"why": str(err), "tests": {}, "vram_bytes": {}}
-    write_json(target / PREDICTIONS, {**about, "written": now(), "cells": predicted})
+                for side in sides:
+                    side.predict(cell, by)
+    for side in sides:
+        side.write(PREDICTIONS, side.predicted)
     if say:
         say(f"{len(cells)} cells predicted in {time.monotonic() - begin:.0f} s, written to "
-            f"{target / PREDICTIONS}")  # fmt: skip
-    measured = _measure(config, machine, subjects, cells, about, target, progress)
+            f"{sides[0].folder / PREDICTIONS}")  # fmt: skip
+    measured = _measure(config, machine, subjects, cells, sides, progress)
     told = {
         c.key: {
             "model": c.subject.name, "mode": c.mode, "size": c.size, "ncmoe": c.ncmoe,
@@ -91,16 +91,65 @@ def validate(
         }
         for c in cells
     }  # fmt: skip
-    rows = rows_of(told, predicted, measured)
     targets = {k.removeprefix("target_"): v for k, v in config.model_dump().items()
                if k.startswith("target_")}  # fmt: skip
-    report = {
-        **about, "build": machine.build, "rows": rows, "targets": targets,
-        "overall": overall(rows), "memory": memory(told, predicted, measured),
-        "counters": counters(told, predicted, measured), "regret": regret(rows, told, predicted),
-    }  # fmt: skip
-    write_report(target, report)
-    return report
+    return {s.folder: s.report(told, measured, machine.build, targets) for s in sides}
+
+
+@dataclass
+class Side:
+    """One calibration: what it predicts, and where that is written."""
+
+    spec: str
+    hw: Hardware
+    folder: Path
+    about: dict[str, Any]
+    predicted: dict[str, Any] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Make the folder, without what an earlier validation left there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in (PREDICTIONS, MEASUREMENTS, REPORT, "report.md", "report.png"):
+            (self.folder / old).unlink(missing_ok=True)
+
+    def predict(self, cell: Cell, routed: dict[int, Routed]) -> None:
+        """Keep what this calibration says of a cell, or why it says nothing."""
+        try:
+            self.predicted[cell.key] = predict(cell, self.hw, routed)
+        except InputError as err:
+            self.predicted[cell.key] = {"why": str(err), "tests": {}, "vram_bytes": {}}
+
+    def write(self, name: str, found: dict[str, Any]) -> None:
+        """What was found of the cells."""
+        write_json(self.folder / name, {**self.about, "written": now(), "cells": found})
+
+    def report(
+        self, told: dict[str, Any], measured: dict[str, Any], build: str, targets: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Compare, and write that down."""
+        rows = rows_of(told, self.predicted, measured)
+        found = {
+            **self.about, "build": build, "rows": rows, "targets": targets,
+            "overall": overall(rows), "memory": memory(told, self.predicted, measured),
+            "counters": counters(told, self.predicted, measured),
+            "regret": regret(rows, told, self.predicted),
+        }  # fmt: skip
+        write_report(self.folder, found)
+        return found
+
+
+def _sides(
+    config: LlamaValidation, hardware: str | None, also: Sequence[str], folder: Path
+) -> list[Side]:
+    """The calibration that predicts, and others beside it. Raises `InputError`."""
+    sides: list[Side] = []
+    for given in (hardware, *also):
+        spec, hw = to_predict_from(given)
+        place = folder / Path(spec).stem if sides else folder
+        if any(place == s.folder for s in sides):
+            raise InputError(f"--also {spec}: another calibration has that name; rename the file")
+        sides.append(Side(spec, hw, place, _about(config, hw, spec)))
+    return sides
 
 
 def check(hw: Hardware, spec: str, config: LlamaValidation, gpu: bool) -> None:
@@ -130,8 +179,7 @@ def _measure(
     machine: Machine,
     subjects: list[Subject],
     cells: list[Cell],
-    about: dict[str, Any],
-    target: Path,
+    sides: list[Side],
     progress: Progress | None,
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
@@ -148,7 +196,7 @@ def _measure(
                 made = machine.measure(group)
             found |= {c.key: m for c, m in zip(group, made, strict=True)}
             done += len(group)
-            write_json(target / MEASUREMENTS, {**about, "written": now(), "cells": found})
+            sides[0].write(MEASUREMENTS, found)
     if progress:
         progress(len(subjects) + done, len(subjects) + len(cells), "")
     return found

@@ -13,6 +13,10 @@ from uvmsim.machine.llamacpp.ggml import VIEWS, Tensor
 ROW_TOKENS = 8
 """Tokens up to which products run row by row (MMVQ_MAX_BATCH_SIZE)."""
 _MATRICES = ("MUL_MAT", "MUL_MAT_ID")
+VECTOR_ROWS = 512
+"""Rows up to which one token's product of float experts takes the vector kernel."""
+SCANNED_TOKENS = 1024
+"""Tokens from which on the mask is looked through for what attention can pass over (``scan_mask``)."""
 
 
 def launched(nodes: list[Tensor], n_tokens: int) -> list[int]:
@@ -32,6 +36,9 @@ def launched(nodes: list[Tensor], n_tokens: int) -> list[int]:
             out[i] += _beside(node, row)
             if row:
                 i += _absorbed(nodes, i, out)
+        elif node.op == "FLASH_ATTN_EXT":
+            # Blocks share a head's positions, and what they found is put together (`fattn-common.cuh`).
+            out[i] += 1 + int(n_tokens >= SCANNED_TOKENS)
         i += 1
     return out
 
@@ -83,7 +90,7 @@ def _absorbed(nodes: list[Tensor], i: int, out: list[int]) -> int:
     node = nodes[i]
     weight = node.src[0]
     assert weight is not None
-    if not weight.quantised:
+    if not weight.quantised and tiled(node):
         return _added(nodes, i, out)
     kind = node.op
     last = i + _added(nodes, i, out)
@@ -96,6 +103,15 @@ def _absorbed(nodes: list[Tensor], i: int, out: list[int]) -> int:
                 out[at] = 0
             return k - i
     return last - i
+
+
+def tiled(node: Tensor) -> bool:
+    """Whether the product of float experts runs in tiles of 16 tokens (MMF) for a few tokens too: it
+    does where the vector kernel is not for it (``ggml_cuda_should_use_mmvf``)."""
+    weight = node.src[0]
+    assert weight is not None
+    many = node.ne[2] > 1 or weight.ne[1] > VECTOR_ROWS
+    return node.op == "MUL_MAT_ID" and many and not weight.quantised
 
 
 def _peek(nodes: list[Tensor], i: int) -> int:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from uvmsim.machine.llamacpp.config import LlamaConfig
 from uvmsim.machine.llamacpp.ggml import HOST, VIEWS, Tensor
-from uvmsim.machine.llamacpp.kernels import ROW_TOKENS, launched
+from uvmsim.machine.llamacpp.kernels import ROW_TOKENS, SCANNED_TOKENS, launched, tiled
 from uvmsim.machine.llamacpp.kv_cache import cells_of
 from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.moe_cache import expert_cache
@@ -31,6 +31,8 @@ SORTED_ROWS, SORTED_WIDE, SORTED_NARROW = 1024, 128, 512
 others above the third (``ggml_cuda_should_use_mmf``)."""
 MMQ_TILE, MMF_TILE = 128, 16
 """Most tokens of an expert that the tiled kernels take at a time."""
+MULTIPROCESSORS = 132
+"""An H100's; on a card with others, a product here and there needs one kernel more or less."""
 
 
 @dataclass
@@ -122,7 +124,10 @@ class _Counter:
             not self.row and config.gpu
         ):  # each token's row is updated where the batch's own tokens are
             kinds = {bool(b.windowed) for b in self.blocks}
-            self.once["mask"] = float(sum(n * (n + w * model.window) for w in kinds))
+            if False in kinds:
+                self.once["mask"] = float(n * n)
+            if True in kinds:
+                self.once["mask_window"] = float(n * (n + model.window))
         self.cells = [cells_of(model, config, i) for i in range(model.n_layers)]
         self.here = -1
         self.kernels = 0
@@ -179,8 +184,10 @@ class _Counter:
             self._product(into, node, weight, side, row)
         elif node.op in ("FLASH_ATTN_EXT", "SOFT_MAX") and inside:
             self._attention(node, side, row)
+        if gpu and row and node.op == "ARGSORT" and kernels:
+            _add(into, "argsort", 1)
         if gpu and weight is not None and (expert or weight.weight or self._lent(weight)):
-            _add(into, "row_depth" if row else "depth", weight.ne[0])
+            self._shape(node, weight, kernels, row, expert)
             if expert and not row:
                 _add(into, "sort", self.n)
         if not row and kernels and node.op != "SET_ROWS":
@@ -189,6 +196,24 @@ class _Counter:
                 _add(self.blocks[self.here].attended, f"{side}activations", node.n_bytes / cells)
             else:
                 _add(into, f"{side}activations", node.n_bytes)
+
+    def _shape(self, node: Tensor, weight: Tensor, kernels: int, row: bool, expert: bool) -> None:
+        """What a product costs beside its bytes and operations."""
+        inside = 0 <= self.here < len(self.blocks)
+        into = self.blocks[self.here].call if expert and inside else self._dense()
+        if not row:
+            _add(into, "depth", weight.ne[0])
+            return
+        if expert and inside and kernels and tiled(node):
+            _add(into, "row_tile", 1)
+            _add(into, "row_tiles", weight.ne[2] * (weight.ne[1] / 32))
+            return
+        if kernels:
+            _add(into, "row_depth", weight.ne[0])
+        if expert and inside:
+            _add(self.blocks[self.here].expert, "output", weight.ne[1])
+        else:
+            _add(into, "output", weight.ne[1])
 
     def _product(self, into: Counts, node: Tensor, weight: Tensor, side: str, row: bool) -> None:
         if row or side:
@@ -204,6 +229,8 @@ class _Counter:
                 tiled = -(-columns // tile) * tile
                 _add(into, f"experts.{weight.type}", 2.0 * weight.n_elements * tiled)
                 _add(into, f"expert_bytes.{weight.type}", weight.n_bytes)
+                _add(into, "tile_output", float(weight.ne[1] * tiled))
+                _add(into, "fixup", int(_shared_tiles(weight, columns)))
         if not side and self._lent(weight):
             _add(into, self.link, weight.n_bytes)
             _add(into, "copy", 1)
@@ -231,7 +258,10 @@ class _Counter:
             _add(block.expert, f"expert_bytes.{kind}", each)
             tile = MMQ_TILE if weight.quantised else MMF_TILE
             block.tile = min(tile, -(-self.n // 8) * 8)
-            if not weight.quantised:
+            if weight.quantised:
+                _add(block.pair, "tile_output", weight.ne[1])
+                _add(block.call, "fixup", int(_shared_tiles(weight, self.n)))
+            else:
                 looked = weight.ne[2] * -(-self.n // MMF_TILE) * (weight.ne[1] / 32)
                 _add(block.call, "tiles", looked)
         block.banks += not side
@@ -247,6 +277,12 @@ class _Counter:
             # A GPU reads K and V once for the heads that share them, a CPU once a head.
             heads = m.n_head if side else m.n_head_kv[self.here]
             _add(block.attended, f"{side}attend", 2.0 * heads * (m.head_k + m.head_v))
+        elif node.op == "FLASH_ATTN_EXT" and not side:
+            each = 2.0 * self.n * m.n_head * (m.head_k + m.head_v)
+            _add(block.attended, "flash", each)
+            _add(block.dense, "flash_call", 1)
+            if self.n >= SCANNED_TOKENS and not block.windowed:  # what no token sees is passed over
+                _add(block.dense, "flash", -each * self.n / 2)
         else:
             _add(block.attended, f"{side}scores", float(self.n * m.n_head))
 
@@ -259,6 +295,14 @@ def _sorted(weight: Tensor, n: int) -> bool:
     if weight.quantised:
         return False
     return n > (SORTED_NARROW if weight.ne[1] <= SORTED_ROWS else SORTED_WIDE)
+
+
+def _shared_tiles(weight: Tensor, n: int) -> bool:
+    """Whether blocks share tiles of a product of quantised weights, and a second kernel puts those
+    together (`mmq.cuh`): where whole tiles would leave a tenth of the multiprocessors idle."""
+    tiles = -(-weight.ne[1] // MMQ_TILE) * -(-n // MMQ_TILE) * weight.ne[2]
+    waves = -(-tiles // MULTIPROCESSORS)
+    return 100 * tiles // (MULTIPROCESSORS * waves) < 90 and tiles % MULTIPROCESSORS != 0
 
 
 def _add(counts: Counts, key: str, n: float) -> None:

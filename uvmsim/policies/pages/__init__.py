@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from uvmsim.policies.pages.base import MAX_OUTER as MAX_OUTER
     from uvmsim.policies.pages.base import OUTER as OUTER
     from uvmsim.policies.pages.base import PAGES as PAGES
+    from uvmsim.policies.pages.base import PHASE as PHASE
     from uvmsim.policies.pages.base import Driver as Driver
     from uvmsim.policies.pages.base import PageContext as PageContext
     from uvmsim.policies.pages.base import PagePolicy as PagePolicy
+    from uvmsim.policies.pages.base import drop_pending as drop_pending
     from uvmsim.policies.pages.base import migrate as migrate
     from uvmsim.policies.pages.base import move_head as move_head
     from uvmsim.policies.pages.base import move_tail as move_tail
@@ -33,8 +35,10 @@ _HOME = {
     "MAX_OUTER": "uvmsim.policies.pages.base",
     "OUTER": "uvmsim.policies.pages.base",
     "PAGES": "uvmsim.policies.pages.base",
+    "PHASE": "uvmsim.policies.pages.base",
     "PageContext": "uvmsim.policies.pages.base",
     "PagePolicy": "uvmsim.policies.pages.base",
+    "drop_pending": "uvmsim.policies.pages.base",
     "migrate": "uvmsim.policies.pages.base",
     "move_head": "uvmsim.policies.pages.base",
     "move_tail": "uvmsim.policies.pages.base",

@@ -30,7 +30,7 @@ DEFAULT, BYPASS, ENTER_LOOP = 0, 1, 2
 FIRST, OUTER, MAX_FIRST, MAX_OUTER = 0, 1, 2, 3
 """Places in ``region``: the result [first, outer) and the largest that is allowed."""
 
-NOW_NS, BATCH, ACTIVATES, CURRENT, REFUSED, ASKED = 0, 1, 2, 3, 4, 5
+NOW_NS, BATCH, ACTIVATES, CURRENT, REFUSED, ASKED, PHASE = 0, 1, 2, 3, 4, 5, 6
 """Places in ``Driver.n``: see there."""
 
 
@@ -63,7 +63,8 @@ class Driver(NamedTuple):
     n: np.ndarray
     """int64: ``NOW_NS`` the driver's clock in ns, ``BATCH`` number of the fault batch, ``ACTIVATES``
     chunks allocated so far, ``CURRENT`` the chunk a list hook may move (-1: any), ``REFUSED`` moves
-    that were refused, ``ASKED`` entries of ``wanted``."""
+    that were refused, ``ASKED`` entries of ``wanted``, ``PHASE`` of the running kernels
+    (`traces.files.schema.PREFILL`, ``DECODE``): what gpu_ext's uprobes on llama_decode tell."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,12 @@ def migrate(d: Driver, block: int) -> None:
         n[ASKED] += 1
 
 
+def drop_pending(d: Driver) -> None:
+    """Forget what was asked for and has not begun. A program has one bpf_wq item a CPU: starting it
+    again before its callback ran overwrites the request, so these policies call this first."""
+    writable(d.n)[ASKED] = 0
+
+
 def layer_of(boundaries: np.ndarray, block: int) -> int:
     """Layer of a VA block by the boundaries of `PageContext`; -1 outside: before the first layer
     or past the last one's end (output matrix, KV cache, compute buffer)."""
@@ -198,3 +205,11 @@ def choice(policy: PagePolicy, key: str, allowed: tuple[str, ...]) -> int:
     if value not in allowed:
         raise InputError(f"policy {policy.name!r}: {key}={value!r}; expected {', '.join(allowed)}")
     return allowed.index(value)
+
+
+def whole(policy: PagePolicy, key: str, least: int, most: int) -> int:
+    """A parameter's value; `InputError` outside [least, most]."""
+    value = getattr(policy, key)
+    if not least <= value <= most:
+        raise InputError(f"policy {policy.name!r}: {key}={value}; expected {least:,} to {most:,}")
+    return int(value)

@@ -4,7 +4,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.pages.base import BYPASS, PagePolicy, move_tail
+from uvmsim.policies.pages.base import BYPASS, PagePolicy, move_tail, whole
+
+LARGE = 1 << 32
 
 
 class State(NamedTuple):
@@ -13,7 +15,7 @@ class State(NamedTuple):
 
 
 class EvictionFreqPidDecay(PagePolicy):
-    """Every n-th access moves a chunk to the tail, n by process."""
+    """Every n-th access moves a chunk to the tail, n by process; about to leave, it starts anew."""
 
     name: ClassVar[str] = "eviction_freq_pid_decay"
     source: ClassVar[str] = "eunomia-bpf/gpu_ext extension/eviction_freq_pid_decay.bpf.c"
@@ -22,8 +24,8 @@ class EvictionFreqPidDecay(PagePolicy):
     other: int = 5
 
     def state(self, ctx):
-        decay = np.maximum(np.array([self.high, self.low, self.other], np.int64), 1)
-        return State(np.zeros(ctx.n_chunks, np.int64), decay)
+        decay = [whole(self, key, 0, LARGE) for key in ("high", "low", "other")]
+        return State(np.zeros(ctx.n_chunks, np.int64), np.maximum(np.array(decay, np.int64), 1))
 
     @staticmethod
     def block_access(s, d, chunk):
@@ -31,3 +33,10 @@ class EvictionFreqPidDecay(PagePolicy):
         if s.uses[chunk] % s.decay[min(d.tenant_of[d.block_of[chunk]], 2)] == 0:
             move_tail(d, chunk)
         return BYPASS
+
+    @staticmethod
+    def evict_prepare(s, d):
+        head = d.next[len(d.next) - 1]
+        if head < len(s.uses):
+            s.uses[head] = 0
+        return 0

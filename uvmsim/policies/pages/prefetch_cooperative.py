@@ -1,4 +1,4 @@
-"""The neighbouring block, kept once it has come."""
+"""The neighbouring block; what was asked for last, and what lies beside it, is protected."""
 
 from typing import ClassVar, NamedTuple
 
@@ -6,60 +6,61 @@ import numpy as np
 
 from uvmsim.policies.pages.base import (
     BYPASS,
+    DEFAULT,
     MAX_FIRST,
     MAX_OUTER,
-    PagePolicy,
+    drop_pending,
     migrate,
     move_tail,
     set_region,
+    whole,
 )
+from uvmsim.policies.pages.t1 import CountsFrames, counted
+from uvmsim.policies.pages.walk import same_way
 
-INSPECTED = 8
-LAST, WAY, RUN, AT = 0, 1, 2, 3
+AT, RADIUS = 0, 1
 
 
 class State(NamedTuple):
+    uses: np.ndarray  # int64 [cpus, slots]
+    t1: np.ndarray  # int64 [1]
+    walk: np.ndarray  # int64 [3]: see `same_way`
     ring: np.ndarray  # int64 [ring]: blocks asked for last, -1: none
-    h: np.ndarray  # int64 [4]: last block, direction, moves that way, place in the ring
+    p: np.ndarray  # int64 [2]: place in the ring, radius
 
 
-class PrefetchCooperative(PagePolicy):
-    """prefetch_always_max and the next block in a run; what was asked for last is not evicted."""
+class PrefetchCooperative(CountsFrames):
+    """prefetch_always_max and the next block in a run; chunks near what it asked for go to the tail."""
 
     name: ClassVar[str] = "prefetch_cooperative"
     source: ClassVar[str] = "eunomia-bpf/gpu_ext extension/prefetch_cooperative.bpf.c (2026)"
     migrates: ClassVar[bool] = True
-    ring: int = 64  # our choice
+    ring: int = 8
+    radius: int = 2  # blocks (protect_radius)
 
     def state(self, ctx):
-        ring = np.full(max(self.ring, 1), -1, np.int64)
-        return State(ring, np.array([-1, 0, 0, 0], np.int64))
+        ring = np.full(whole(self, "ring", 1, 4096), -1, np.int64)
+        p = np.array([0, whole(self, "radius", 0, 1 << 32)], np.int64)
+        return State(*self.counts(), np.array([-1, 0, 0], np.int64), ring, p)
 
     @staticmethod
     def page_prefetch(s, d, block, page, region):
         set_region(region, region[MAX_FIRST], region[MAX_OUTER])
-        if block == s.h[LAST]:
-            return BYPASS
-        way = 0 if s.h[LAST] < 0 else (1 if block > s.h[LAST] else -1)
-        s.h[RUN] = s.h[RUN] + 1 if way == s.h[WAY] else 1
-        s.h[WAY], s.h[LAST] = way, block
-        if way != 0 and s.h[RUN] >= 2:
+        way = same_way(s.walk, block, 2, 0)
+        if way != 0:
+            drop_pending(d)
             migrate(d, block + way)
-            s.ring[s.h[AT]] = block + way
-            s.h[AT] = (s.h[AT] + 1) % len(s.ring)
+            s.ring[s.p[AT]] = block + way
+            s.p[AT] = (s.p[AT] + 1) % len(s.ring)
         return BYPASS
 
     @staticmethod
-    def evict_prepare(s, d):
-        end = len(d.next) - 1
-        for _ in range(INSPECTED):
-            chunk = d.next[end]
-            protected = False
-            if chunk != end:
-                for i in range(len(s.ring)):
-                    if s.ring[i] == d.block_of[chunk]:
-                        protected = True
-            if not protected:
-                break
+    def block_access(s, d, chunk):
+        block, near = d.block_of[chunk], False
+        for i in range(len(s.ring)):
+            if s.ring[i] >= 0 and abs(block - s.ring[i]) <= s.p[RADIUS]:
+                near = True
+        if near or counted(s.uses, d, chunk) >= s.t1[0]:
             move_tail(d, chunk)
-        return 0
+            return BYPASS
+        return DEFAULT

@@ -8,9 +8,11 @@ from uvmsim.policies.pages.base import (
     BYPASS,
     MAX_FIRST,
     MAX_OUTER,
+    PAGES,
     PagePolicy,
     choice,
     set_region,
+    whole,
 )
 
 DIRECTIONS = ("forward", "backward", "around")
@@ -22,7 +24,7 @@ class State(NamedTuple):
 
 
 class PrefetchDirection(PagePolicy):
-    """Pages after the faulted one, before it, or around it; `pages=0`: up to the block's end."""
+    """Pages after p, before p (up to p - 1), or in [p - n, p + n); `pages=0`: all on that side."""
 
     name: ClassVar[str] = "prefetch_direction"
     source: ClassVar[str] = (
@@ -33,18 +35,18 @@ class PrefetchDirection(PagePolicy):
     pages: int = 0
 
     def state(self, ctx):
-        return State(np.array([choice(self, "direction", DIRECTIONS), self.pages], np.int64))
+        p = [choice(self, "direction", DIRECTIONS), whole(self, "pages", 0, PAGES)]
+        return State(np.array(p, np.int64))
 
     @staticmethod
     def page_prefetch(s, d, block, page, region):
         way, n = s.p[0], s.p[1]
         if n <= 0:
             n = region[MAX_OUTER] - region[MAX_FIRST]
-        first, outer = page, page
-        if way != FORWARD:
-            first = page - n
-        if way != BACKWARD:
-            first = page + 1 if way == FORWARD else first
-            outer = page + 1 + n
-        set_region(region, first, outer)
+        if way == FORWARD:
+            set_region(region, page + 1, page + 1 + n)
+        elif way == BACKWARD:
+            set_region(region, page - n, page)
+        else:
+            set_region(region, page - n, page + n)
         return BYPASS

@@ -4,9 +4,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.pages.base import DEFAULT, NOW_NS, move_tail
-from uvmsim.policies.pages.cycle_moe import SLOTS
+from uvmsim.policies.pages.base import DEFAULT, NOW_NS, move_tail, whole
 from uvmsim.policies.pages.prefetch_always_max import PrefetchAlwaysMax
+from uvmsim.policies.pages.t1 import SLOTS
+
+A_DAY_MS = 86_400_000
 
 
 class State(NamedTuple):
@@ -23,7 +25,7 @@ class PrefetchReuseDist(PrefetchAlwaysMax):
     near_ms: int = 50
 
     def state(self, ctx):
-        near = np.array([self.near_ms * 1_000_000], np.int64)
+        near = np.array([1_000_000 * whole(self, "near_ms", 0, A_DAY_MS)], np.int64)
         return State(np.full(SLOTS, -1, np.int64), np.full(SLOTS, -1, np.int64), near)
 
     @staticmethod

@@ -12,6 +12,7 @@ from typing import Any
 from traces.errors import InputError
 from uvmsim.core.units import format_bytes, parse_bytes
 from uvmsim.machine.detect import AUTO
+from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.studies.advise import whatif
 from uvmsim.studies.advise.advice import Advice, At, WhatIf
@@ -256,6 +257,8 @@ def _machine(s: Scenario, ram: str | int | None, notes: list[str]) -> Hardware:
     if s.hardware is None:
         s = s.with_(hardware=_this_machine())
     whole = machine_of(s.with_(vram=None, reserve=None))
+    if s.program is None and (engine := _llama_cpp_on(whole)):
+        s = s.with_(program=engine)
     hw = machine_of(s)
     if hw.vram_bytes > whole.vram_bytes:
         raise InputError(
@@ -275,6 +278,13 @@ def _machine(s: Scenario, ram: str | int | None, notes: list[str]) -> Hardware:
             f"how much host memory {hw.name} has is not known, so it is not checked; --ram says it"
         )
     return hw
+
+
+def _llama_cpp_on(hw: Hardware) -> str | None:
+    """The shipped llama.cpp engine of a preset machine that names another program."""
+    engine = f"llama.cpp-{hw.name}"
+    other = not hw.engine.name.startswith("llama.cpp")
+    return engine if other and engine in EngineProfile.list_presets() else None
 
 
 def _this_machine() -> Hardware:
