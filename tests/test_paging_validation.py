@@ -61,14 +61,19 @@ class Queue:
     """An event queue that has all at its last reading."""
 
     def __init__(self) -> None:
-        self.left = [entries()]
+        self.left, self.closed = [entries()], False
 
     def read(self) -> np.ndarray:
         return np.zeros((0, 72), np.uint8)
 
     def enable(self) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
+
+    def flush(self) -> None:
+        if self.closed:
+            raise InputError("this event queue is closed")
+
+    def close(self) -> None:
+        self.closed = True
 
     def disable(self) -> None:
         self.read = lambda: self.left.pop() if self.left else np.zeros((0, 72), np.uint8)  # type: ignore

@@ -2,13 +2,16 @@
 
     python experiments/paging_driver/gpu.py --lib BUILD/bin --out OUT
     python experiments/paging_driver/gpu.py --out OUT --only recording,calibrate,details
+    python experiments/paging_driver/gpu.py --lib BUILD/bin --out OUT --short --profile machine.toml
     python experiments/paging_driver/gpu.py --lib BUILD/bin --out OUT --profile OUT/machine.toml \\
         --only models,engine,llama,sample
 
-The first of the halves takes some 5 minutes, the second some 7. Needs CuPy, what `uvmsim` needs, and
-for llama.cpp a CUDA build of it. Each stage is a process with a time limit of its own, and what it
-wrote is there when a later one fails. OUT gets at most 8 files: run.json (what ran, how long, the end
-of what it said), recording.json, machine.toml and machine.measurements.json, details.json, events.npz,
+The first of the halves takes some 5 minutes, the second some 7; ``--short``, under 150 s, asks only
+whether recordings by the driver's queue are whole, and validates the engine and two runs of llama.cpp.
+Needs CuPy, what `uvmsim` needs, and for llama.cpp a CUDA build of it. Each stage is a process with a
+time limit of its own, and what it wrote is there when a later one fails. OUT gets at most 8 files:
+run.json (what ran, how long, the end of what it said), recording.json, machine.toml and
+machine.measurements.json, details.json, events.npz,
 validation.tar.gz (predictions, measurements, reports, routing and fault traces), sample.faults.arrow.
 """
 
@@ -37,8 +40,8 @@ STAGES = {
     "sample": 60,
 }  # fmt: skip
 """Seconds a stage has at most."""
-
-
+SHORT = ("recording", "engine", "models", "llama")
+"""Stages of ``--short``."""
 MOST = 15 << 20
 """Bytes of a file that is brought back."""
 
@@ -52,6 +55,7 @@ class Stages:
         self.out, self.work = out, work
         self.lib = ["--lib", str(Path(lib).resolve())] if lib else []
         self.profile = profile or out / "machine.toml"
+        self.short = False
         self.said: dict[str, str] = {}
         self.results = work / "validation"
 
@@ -91,6 +95,7 @@ class Stages:
     def do_recording(self, seconds: float) -> int:
         return self.run(
             "recording", sys.executable, HERE / "recording.py", "--out", self.out / "recording.json",
+            *(("--tracer", "driver") if self.short else ()),
             "--seconds", seconds - 25, seconds=seconds,
         )  # fmt: skip
 
@@ -114,7 +119,7 @@ class Stages:
         return self.validate("engine", [], seconds)
 
     def do_llama(self, seconds: float) -> int:
-        return self.validate("llama", self.lib, seconds)
+        return self.validate("short" if self.short else "llama", self.lib, seconds)
 
     def validate(self, name: str, more: list[str], seconds: float) -> int:
         config = self.work / f"{name}.toml"
@@ -175,10 +180,11 @@ def main() -> None:
         "--profile", type=Path, help="calibration to predict from; OUT/machine.toml"
     )
     parser.add_argument("--only", help=f"of {','.join(STAGES)}")
+    parser.add_argument("--short", action="store_true", help="some of it, in 150 s")
     parser.add_argument("--seconds", type=float, default=520, help="of all stages together; 520")
     parser.add_argument("--work", type=Path, help="folder for models and logs; a temporary one")
     given = parser.parse_args()
-    wanted = given.only.split(",") if given.only else list(STAGES)
+    wanted = given.only.split(",") if given.only else list(SHORT if given.short else STAGES)
     if unknown := set(wanted) - set(STAGES):
         parser.error(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -186,6 +192,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     profile = given.profile.resolve() if given.profile else None
     stages = Stages(given.out.resolve(), given.lib, profile, work.resolve())
+    stages.short = given.short
     record: dict[str, Any] = {"python": platform.python_version(), "stages": {}}
     start = time.monotonic()
     for name in wanted:

@@ -134,6 +134,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--seconds", type=float, default=100.0, help="begin no cell after these")
+    p.add_argument("--tracer", help="these cells alone")
     p.add_argument("--cell", help=argparse.SUPPRESS)
     given = p.parse_args()
     if given.cell:
@@ -143,7 +144,7 @@ def main() -> None:
     made: list[dict[str, Any]] = []
     begin = time.monotonic()
     for way in WAYS:
-        for cell in CELLS:
+        for cell in (c for c in CELLS if given.tracer in (None, c["tracer"])):
             if time.monotonic() - begin > given.seconds:
                 break
             words = [sys.executable, __file__, "--out", "-", "--cell", json.dumps([cell, way])]

@@ -123,6 +123,7 @@ class DriverRecording:
             self._take()
             self._queue.disable()
         except InputError as error:
+            self.flushed = False
             self.notes.append(str(error))
         self.lost = self._end()
         self.dropped = sum(self.lost.values())
