@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from replay.paging.stage import paging_tables
 from replay.paging.touches import PAGE, PAGES, Touches, patterns
 from replay.paging.tree_check import Blocks, Brought, given_faults, observed, serve
 from replay.paging.uvm_table import OWN, SHARED, table
+from replay.paging.validation.traced import partial_blocks, seen_of
+from traces.faults import open_faults
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.hardware_spec import UvmSpec
 
@@ -38,6 +41,7 @@ TRUE = {
     ("pieces", "ordered"): 900.0, ("moved", "ordered"): 160.0,
 }  # fmt: skip
 HOSTS = ("huge", "ordered")
+SAMPLE = Path(__file__).parents[1] / "experiments" / "paging_driver" / "sample.faults.arrow"
 
 
 def device(**more) -> FakePaging:
@@ -271,3 +275,11 @@ def test_a_row_says_what_it_is():
     assert r["counts"]["entries"] == 1 and r["entries_of_batch"]["p50"] == 1
     assert r["tree"]["model"] == r["tree"]["driver"]
     assert r["piece_ns"] and r["whole"]["lost"] == {}
+
+
+def test_a_drivers_own_services_come_out_page_by_page():
+    """A stretch of a recording on an H100 with driver 580 (experiments/paging_driver)."""
+    t = open_faults(SAMPLE)
+    found = check(seen_of(t), Blocks(partial_blocks(t)))
+    assert found.recorded == found.equal > 60
+    assert found.model.to_json() == found.driver.to_json()

@@ -149,12 +149,14 @@ class Stages:
         shutil.copyfile(partial, self.out / "validation.tar.gz")
 
     def do_sample(self, seconds: float) -> int:
-        """The fault trace of the first validated run, cut to a size that can be kept."""
+        """The first cold events of the first validated run, as many as can be kept."""
         code = (
             "import sys; from traces.faults import open_faults, FaultTrace; "
-            "t = open_faults(sys.argv[1]); n = int(sys.argv[3]); "
-            "FaultTrace(t.table.slice(max(t.n_rows // 2 - n // 2, 0), n), "
-            "t.meta | {'notes': ['a stretch of ' + str(n) + ' of ' + str(t.n_rows) + ' events']})"
+            "t = open_faults(sys.argv[1]); n = int(sys.argv[3]); said = t.meta['recording']; "
+            "at = int((t.numbers('time_ns') < said['looks'][0]['from_ns']).sum()); "
+            "kept = {k: said[k] for k in ('managed', 'tensors') if k in said}; "
+            "FaultTrace(t.table.slice(at, n), t.meta | {'recording': kept, "
+            "'notes': [str(n) + ' of ' + str(t.n_rows) + ' events, from the first cold one on']})"
             ".save(sys.argv[2])"
         )
         found = sorted(self.results.rglob("*.faults.arrow"))
