@@ -99,5 +99,6 @@ class _Builder:
             "touch_hi": np.array(self.touch_hi, i64), "entries": np.array(self.entries, np.int8),
             "burst": np.array(self.burst, np.int8), "limit": np.zeros(w, np.int32),
             "first": np.array(self.first, i64), "last": np.array(self.last, i64),
+            "fetched": np.zeros(w, np.int16), "looks": np.ones(w, np.int8),
         }  # fmt: skip
         return Kernels(**{name: columns[name] for name in Kernels._fields if name in columns})

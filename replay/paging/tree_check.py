@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from replay.paging.counts import EDGES
-from replay.paging.touches import PAGE, PAGES
+from replay.paging.touches import BIG, PAGE, PAGES
 from traces.jit import compiled
 from uvmsim.core.jit import KERNEL_OPTIONS
-from uvmsim.paging.bits import fill, mappings, runs
+from uvmsim.paging.bits import fill, runs
 from uvmsim.paging.tree import densest, grow
 from uvmsim.policies.pages.base import FIRST, OUTER
 
@@ -98,9 +98,16 @@ def flags(mask: np.ndarray) -> np.ndarray:
 
 
 @compiled(**KERNEL_OPTIONS)
-def _copies(mask, out):  # type: ignore[no-untyped-def]
-    """Into ``out`` (int64 [2]) the model's copies and page table entries of a mask (uint64 [8])."""
-    out[0], out[1] = runs(mask, WORDS), mappings(mask, WORDS)
+def _copies(mask):  # type: ignore[no-untyped-def]
+    """The model's copies of a mask (uint64 [8])."""
+    return runs(mask, WORDS)
+
+
+def mappings(came: np.ndarray) -> int:
+    """Page table entries of pages that came (bool [512]): a 64 KiB page, or 4 KiB pages of one that came
+    in parts."""
+    of_big = came.reshape(-1, BIG // PAGE).sum(axis=1)
+    return int(np.where(of_big == BIG // PAGE, 1, of_big).sum())
 
 
 @compiled(**KERNEL_OPTIONS)
@@ -127,10 +134,10 @@ def serve(blocks: Blocks, block: int, faulted: np.ndarray, threshold: int, out: 
     faulted = np.flatnonzero(flags(fault))
     accessed, brought = resident | fault, np.zeros(WORDS, np.uint64)
     _bring(accessed, fault, faulted, n_pages, threshold, np.zeros(4, np.int64), brought)
-    mask, copies = (brought | fault) & ~resident, np.zeros(2, np.int64)
-    _copies(mask, copies)
-    out.operations, out.mappings = out.operations + int(copies[0]), out.mappings + int(copies[1])
+    mask = (brought | fault) & ~resident
     came = flags(mask)
+    out.operations += int(_copies(mask))
+    out.mappings += mappings(came)
     resident |= mask
     add_runs(came, flags(fault), out)
     return int(came.sum())
