@@ -104,8 +104,8 @@ def _copies(mask):  # type: ignore[no-untyped-def]
 
 
 def mappings(came: np.ndarray) -> int:
-    """Page table entries of pages that came (bool [512]): a 64 KiB page, or 4 KiB pages of one that came
-    in parts."""
+    """Page table entries of pages that came (bool [512]): a 64 KiB page, or 4 KiB pages of one that
+    came in parts."""
     of_big = came.reshape(-1, BIG // PAGE).sum(axis=1)
     return int(np.where(of_big == BIG // PAGE, 1, of_big).sum())
 
