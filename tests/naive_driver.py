@@ -14,6 +14,7 @@ from naive_pages import Twin, World
 PAGES = 512
 BIG = 16
 BATCH_ENTRIES = 256
+OVERTAKING = 4
 MIGRATE_ROOM = 16
 CPU_PREFERRED, READ_MOSTLY, GPU_PREFERRED, ACCESSED_BY = 1, 2, 4, 8
 
@@ -21,9 +22,10 @@ CPU_PREFERRED, READ_MOSTLY, GPU_PREFERRED, ACCESSED_BY = 1, 2, 4, 8
 @dataclass
 class Wave:
     touches: list[tuple[int, int]]
-    entries: int = 1
-    burst: int = 0
+    burst: int = 16
+    fetched: int = 0
     limit: int = 0
+    looks: int = 1
 
 
 @dataclass
@@ -40,11 +42,9 @@ class Machine:
     """Costs in ns and bytes a second."""
 
     batch: int
-    page: int
-    service: int
-    map: int
+    entry: int
+    first_touch: int
     evict: int
-    replay: int
     copy: int
     h2d: int
     d2h: int
@@ -52,7 +52,6 @@ class Machine:
     explicit: int
     duplex: bool
     permille: int
-    burst: int
     threshold: int
 
     def way_in(self, pages: int, operations: int) -> int:
@@ -86,8 +85,9 @@ class Driver:
         self.chunk_of: dict[int, int] = {}
         self.resident: dict[int, set[int]] = {b: set() for b in range(len(space.n_pages))}
         self.arrival: dict[int, int] = {}
+        self.mapped: set[int] = set()
         self.prefetch = self.order = Twin(self.world)
-        self.stream = self.handler = 0
+        self.stream = self.handler = self.number = 0
         self.engine_free = {"in": 0, "out": 0}
         self.count: Counter[str] = Counter()
         self.ends: list[int] = []
@@ -107,7 +107,7 @@ class Driver:
         if out_ns:
             done = max(done, self.copy("out", self.handler, out_ns))
         if in_ns:
-            done = max(done, self.copy("in", self.handler, in_ns))
+            done = self.copy("in", done, in_ns)
         return done
 
     # ---- kernels -------------------------------------------------------------------------------
@@ -149,18 +149,26 @@ class Driver:
         return not self.is_remote(block) and i not in self.resident[block]
 
     def wave(self, wave: Wave) -> bool:
-        waiting = []
-        for first, last in wave.touches:
-            self.await_blocks(first, last)
-            pages = list(range(first, last))
-            self.count["remote"] += sum(self.is_remote(p // PAGES) for p in pages)
-            pages = self.from_first_missing(pages)
-            if pages:
-                waiting.append(pages)
-        any_fault = bool(waiting)
-        while waiting:
-            self.batch(waiting[: wave.limit] if wave.limit else waiting, wave)
-            waiting = [p for p in map(self.from_first_missing, waiting) if p]
+        any_fault = False
+        for look in range(wave.looks):
+            waiting = []
+            for first, last in wave.touches:
+                self.await_blocks(first, last)
+                pages = list(range(first, last))
+                if look == 0:
+                    self.count["remote"] += sum(self.is_remote(p // PAGES) for p in pages)
+                pages = self.from_first_missing(pages)
+                if pages:
+                    waiting.append(pages)
+            any_fault = any_fault or bool(waiting)
+            stuck = False
+            while waiting:
+                active = waiting[: wave.limit] if wave.limit else waiting
+                tenant = self.batch(active, wave, stuck)
+                after = [self.from_first_missing(pages) for pages in waiting]
+                stuck = after == waiting
+                self.migrations(tenant)
+                waiting = [p for p in map(self.from_first_missing, after) if p]
         if any_fault:
             for first, last in wave.touches:
                 self.await_blocks(first, last)
@@ -181,56 +189,52 @@ class Driver:
 
     # ---- a fault batch -------------------------------------------------------------------------
 
-    def batch(self, active: list[list[int]], wave: Wave) -> None:
+    def batch(self, active: list[list[int]], wave: Wave, stuck: bool) -> int:
+        """One batch, of a single entry where the last one helped nobody; whose faults they were."""
         queues = [deque(p for p in pages if self.is_missing(p)) for pages in active]
+        self.number += 1
+        in_order = []
+        for at in range(0, len(queues), OVERTAKING):
+            group = queues[at : at + OVERTAKING]
+            first = self.number % len(group)
+            in_order += group[first:] + group[:first]
         faults: list[int] = []
-        used = 0
-        while used < BATCH_ENTRIES and any(queues):
-            for q in queues:
-                for _ in range(wave.burst or self.m.burst):
-                    if q and used < BATCH_ENTRIES:
+        room = 1 if stuck else min(wave.fetched or BATCH_ENTRIES, BATCH_ENTRIES)
+        while len(faults) < room and any(queues):
+            for q in in_order:
+                for _ in range(wave.burst):
+                    if q and len(faults) < room:
                         faults.append(q.popleft())
-                        used += wave.entries
         pages = sorted(set(faults))
         self.count["batches"] += 1
         self.world.batch += 1
         self.count["faults"] += len(pages)
-        self.handler += self.m.batch + len(pages) * self.m.page
+        self.count["entries"] += len(faults)
+        self.handler += self.m.batch + len(faults) * self.m.entry
         self.world.now = self.handler
         blocks = sorted({p // PAGES for p in pages})
-        self.busy = set(blocks)
         last = self.handler
-        served = False
         for i, block in enumerate(blocks):
             faulted = {p % PAGES for p in pages if p // PAGES == block}
             wanted = faulted | self.region(block, faulted)
-            made = self.make_resident(block, wanted)
-            if made is None:
-                if served:
-                    break
-                continue
-            served = True
-            moved, operations, entries, back, evicted = made
-            self.handler += self.m.service + entries * self.m.map + evicted * self.m.evict
-            in_ns = self.m.way_in(moved, operations)
+            moved, operations, fresh, back, evicted = self.make_resident(block, wanted)
+            self.handler += fresh * self.m.first_touch + evicted * self.m.evict
+            out_ns, in_ns = self.m.way_out(back), self.m.way_in(moved, operations)
             if self.m.duplex and i > 0 and back > 0:
-                in_ns = in_ns * 1000 // self.m.permille
-            last = max(last, self.both_ways(self.m.way_out(back), in_ns))
-        self.handler = max(self.handler, last) + self.m.replay
-        tenant = self.space.tenant[faults[0] // PAGES]
-        for block in self.world.wanted:
-            if self.space.tenant[block] != tenant:
-                continue
-            self.ahead(block)
-            if self.full:
-                break
-        self.world.wanted = []
+                out_ns, in_ns = out_ns * 1000 // self.m.permille, in_ns * 1000 // self.m.permille
+            last = max(last, self.both_ways(out_ns, in_ns))
+        self.handler = max(self.handler, last)
+        return self.space.tenant[faults[0] // PAGES]
 
-    full = False
+    def migrations(self, tenant: int) -> None:
+        """What the policy asked for in the batch, if it is the faulting process's."""
+        for block in self.world.wanted:
+            if self.space.tenant[block] == tenant:
+                self.ahead(block)
+        self.world.wanted = []
 
     def ahead(self, block: int) -> None:
         """A block that a policy asked for."""
-        self.full = False
         n = self.space.n_pages[block]
         if (
             len(self.resident[block]) == n
@@ -238,12 +242,7 @@ class Driver:
             or self.space.advice[block] & CPU_PREFERRED
         ):
             return
-        self.busy.add(block)
-        made = self.make_resident(block, set(range(n)))
-        if made is None:
-            self.full = True
-            return
-        moved, operations, _, back, _ = made
+        moved, operations, _, back, _ = self.make_resident(block, set(range(n)))
         self.count["migrated"] += 1
         done = self.both_ways(self.m.way_out(back), self.m.way_in(moved, operations))
         self.arrival[block] = done
@@ -285,13 +284,11 @@ class Driver:
             size *= 2
 
     def make_resident(self, block: int, wanted: set[int]):
-        """(pages copied, copies, page table entries, pages back, whether evicted), or None."""
+        """(pages copied, copies, whether its host pages were new, pages back, whether evicted)."""
         back = evicted = 0
-        if block not in self.chunk_of:
-            chunk = self.frame()
-            if chunk is None:
-                return None
-            chunk, back, evicted = chunk
+        new_here = block not in self.chunk_of
+        if new_here:
+            chunk, back, evicted = self.frame()
             self.chunk_of[block] = chunk
             self.world.block_of[chunk] = block
             self.count["activated"] += 1
@@ -303,30 +300,26 @@ class Driver:
         self.resident[block] |= new
         moved = len(new)
         operations = len([p for p in new if p - 1 not in new or p % BIG == 0])
-        whole = [g for g in range(0, PAGES, BIG) if all(p in new for p in range(g, g + BIG))]
-        entries = moved - (BIG - 1) * len(whole)
+        fresh = self.space.populated[block] and block not in self.mapped
+        self.mapped.add(block)
         if not self.space.populated[block]:
             self.space.populated[block] = True
             self.count["zeroed"] += moved
             moved = operations = 0
-        if self.order.access(chunk):
+        if not new_here and self.order.access(chunk):
             self.world.tail(chunk)
         self.count["services"] += 1
         self.count["in"] += moved
         self.count["copies"] += operations
-        return moved, operations, entries, back, evicted
+        return moved, operations, int(fresh), back, evicted
 
     def frame(self):
-        """(chunk, pages to copy back, 1 if a block lost it), None if all are this batch's."""
+        """(chunk, pages to copy back, 1 if a block lost it)."""
         if self.free:
             return self.free.pop(0), 0, 0
         self.order.prepare()
-        for chunk in self.world.used:
-            block = self.world.block_of[chunk]
-            if block not in self.busy:
-                break
-        else:
-            return None
+        chunk = self.world.used[0]
+        block = self.world.block_of[chunk]
         back = 0 if self.space.advice[block] & READ_MOSTLY else len(self.resident[block])
         self.world.used.remove(chunk)
         del self.chunk_of[block]

@@ -47,9 +47,8 @@ embedding = "F16"
 """
 
 COSTS = UvmCosts(
-    sm_count=20, ctas_per_sm=4, burst_pages=24, fault_sharing=4, batch_ns=5000, page_ns=300,
-    service_ns=700, map_ns=100, evict_ns=900, replay_ns=4000, copy_ns=600,
-    h2d_bytes_per_s=20_000_000_000, d2h_bytes_per_s=18_000_000_000,
+    sm_count=20, ctas_per_sm=4, batch_ns=9000, entry_ns=300, first_touch_ns=800, evict_ns=900,
+    copy_ns=600, h2d_bytes_per_s=20_000_000_000, d2h_bytes_per_s=18_000_000_000, duplex=True,
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def test_every_stage_ran_or_says_why_not(measured):
     assert set(measured.seconds) == done
     assert {"copies_h2d", "copies_d2h", "both_ways", "launches", "reads", "cpu", "kernels",
             "engine"} <= set(measured.tables)  # fmt: skip
-    assert {"faults", "migrations", "fault_groups"} == set(measured.errors)
+    assert {"faults", "migrations", "fault_groups", "paging"} == set(measured.errors)
     assert all(r["verified"] for r in measured.tables["engine"])
     for name, rows in measured.tables.items():
         for r in rows:

@@ -131,7 +131,7 @@ def test_a_printed_file_reads_like_one_written_by_hand():
     assert told["vram_bytes"] == by_hand["vram_bytes"]
     assert told["h2d_bytes_per_s"] == by_hand["h2d_bytes_per_s"]
     assert told["copy_latency_ns"] == by_hand["copy_latency_ns"]
-    assert told["uvm"]["page_ns"] == by_hand["uvm"]["page_ns"]
+    assert told["uvm"]["entry_ns"] == by_hand["uvm"]["entry_ns"]
     assert told["engine"]["name"] == "llama.cpp-rtx5090"
 
 
@@ -175,7 +175,7 @@ def test_every_fault_is_said(file):
         ('value = "51 GB/s"', 'value = "51 GB"'),
         ("value = 0.88", "value = 1.5"),
         ('engine = "estimated-python"', 'engine = "estimated-pyton"'),
-        ("[uvm.page_ns]", "[uvm.pages_ns]"),
+        ("[uvm.entry_ns]", "[uvm.entries_ns]"),
         ("[host_bytes]", "[gadget]"),
     ):
         assert old in text
@@ -185,7 +185,7 @@ def test_every_fault_is_said(file):
     for says in (
         "7 faults: (1) ",
         "unknown key 'vram_byte'; did you mean 'vram_bytes'?",
-        "unknown key 'uvm.pages_ns'; did you mean 'page_ns'?",
+        "unknown key 'uvm.entries_ns'; did you mean 'entry_ns'?",
         "unknown key 'gadget'",
         "engine: unknown engine 'estimated-pyton'; did you mean estimated-python?",
         "zero_copy_bytes_per_s.value",

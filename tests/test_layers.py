@@ -27,6 +27,7 @@ LAYERS = {
         ("version", "core"),
         ("workload",),
         ("machine",),
+        ("bpf",),
         ("policies",),
         ("runs",),
         ("experts", "paging"),

@@ -22,8 +22,6 @@ SAME = {
     "prefetch_always_max": [
         "prefetch_always_max_cycle_moe",
         "prefetch_max_passive_mru",
-        "prefetch_max_mru_expert",
-        "prefetch_max_mru_expert:cpus=7",
         "prefetch_template_belady",
         "prefetch_reuse_dist",
         "prefetch_always_max_xcoord",
@@ -107,7 +105,8 @@ def test_counts_are_kept_by_cpu(cpus, first):
 
 @pytest.mark.parametrize(("plain", "text"), [(a, b) for a, same in SAME.items() for b in same])
 def test_policies_that_do_nothing_beside_another(plain, text):
-    """What they ask for is undone by the driver's own move, or is that move: to the tail."""
+    """What they ask for is the driver's own move, to the tail, or is asked at accesses, of which whole
+    blocks have none."""
     runs = [page_run(abab(12, 4), space_of(12, 9), policy) for policy in (plain, text)]
     assert runs[0].total(t.EVICTED) > 0
     assert (runs[0].counts == runs[1].counts).all()

@@ -34,7 +34,7 @@ POLICIES = (
 COUNTERS = {
     "batches": t.BATCHES, "faults": t.FAULTS, "services": t.SERVICES, "activated": t.ACTIVATED,
     "evicted": t.EVICTED, "in": t.PAGES_IN, "out": t.PAGES_OUT, "copies": t.COPIES,
-    "zeroed": t.ZEROED, "remote": t.REMOTE, "migrated": t.MIGRATED,
+    "zeroed": t.ZEROED, "remote": t.REMOTE, "migrated": t.MIGRATED, "entries": t.ENTRIES,
 }  # fmt: skip
 
 
@@ -46,12 +46,12 @@ def plain_hardware() -> Hardware:
 def hardware(m: Machine) -> Hardware:
     """Nothing of a preset's paging constants is left."""
     uvm = UvmCosts(
-        sm_count=4, ctas_per_sm=2, burst_pages=m.burst, fault_sharing=1, batch_ns=m.batch,
-        page_ns=m.page, service_ns=m.service, map_ns=m.map, evict_ns=m.evict, replay_ns=m.replay,
-        copy_ns=m.copy, h2d_bytes_per_s=m.h2d, d2h_bytes_per_s=m.d2h,
+        sm_count=4, ctas_per_sm=2, batch_ns=m.batch, entry_ns=m.entry,
+        first_touch_ns=m.first_touch, evict_ns=m.evict, copy_ns=m.copy, h2d_bytes_per_s=m.h2d,
+        d2h_bytes_per_s=m.d2h, duplex=m.duplex,
     )  # fmt: skip
     return dataclasses.replace(
-        plain_hardware(), uvm=uvm, duplex=m.duplex, duplex_factor=m.permille / 1000,
+        plain_hardware(), uvm=uvm, duplex_factor=m.permille / 1000,
         zero_copy_bytes_per_s=m.remote, pageable_h2d_bytes_per_s=m.explicit,
     )  # fmt: skip
 
@@ -68,9 +68,10 @@ def arrays(kernels: list[Kernel]) -> Kernels:
         np.zeros(len(kernels), np.int8),
         np.array([k.tail for k in kernels], i64),
         np.cumsum([len(w.touches) for w in waves], dtype=i64),
-        np.array([w.entries for w in waves], np.int8),
         np.array([w.burst for w in waves], np.int8),
+        np.array([w.fetched for w in waves], np.int16),
         np.array([w.limit for w in waves], np.int32),
+        np.array([w.looks for w in waves], np.int8),
         np.array([a for a, _ in touches], i64),
         np.array([b for _, b in touches], i64),
     )
@@ -117,9 +118,8 @@ def machines(draw) -> Machine:
     ns = st.sampled_from([0, 1, 37, 500, 2000, 40_000])
     rate = st.sampled_from([10**8, 999_999_937, 13_700_000_000, 54_700_000_000])
     return Machine(
-        *(draw(ns) for _ in range(7)), *(draw(rate) for _ in range(4)),
+        *(draw(ns) for _ in range(5)), *(draw(rate) for _ in range(4)),
         duplex=draw(st.booleans()), permille=draw(st.sampled_from([1000, 760, 333])),
-        burst=draw(st.sampled_from([1, 3, 16, 24, 600])),
         threshold=draw(st.sampled_from([51, 51, 1, 25, 75, 100])),
     )  # fmt: skip
 
@@ -164,9 +164,10 @@ def programs(draw, space: Space) -> tuple[list[Kernel], list[int]]:
             waves = [
                 Wave(
                     [touch(rng, space) for _ in range(rng.randint(0, most))],
-                    entries=rng.choice([1, 1, 2, 8, 60, 127]),
-                    burst=rng.choice([0, 0, 1, 16, 100]),
+                    burst=rng.choice([1, 3, 16, 100]),
+                    fetched=rng.choice([0, 0, 1, 12, 32, 999]),
                     limit=rng.choice([0, 0, 1, 3]),
+                    looks=rng.choice([1, 1, 2, 12]),
                 )
                 for _ in range(rng.randint(0, 3))
             ]
@@ -207,7 +208,7 @@ def test_driver_equals_the_slow_one(data):
     assert {b: int(c) for b, c in enumerate(d.chunk_of) if c >= 0} == slow.chunk_of
     assert all(bits(d, b) == slow.resident[b] for b in range(len(space.n_pages)))
     assert run.program is not None
-    clock = des_paging.Machine(run.program, len(kernels), hw.duplex)
+    clock = des_paging.Machine(run.program, len(kernels), machine.duplex)
     assert clock.play().tolist() == slow.ends
     assert clock.row_done == run.program.clock_ns.tolist()
 
@@ -236,7 +237,7 @@ def test_every_frame_held_by_the_batch_does_not_stop_the_driver():
     """Block 0 has none, all frames belong to blocks that fault in the same batch."""
     n = 6
     space = Space([PAGES] * n, [0] * n, [0] * n, [True] * n, n_chunks=n - 1)
-    machine = Machine(1, 1, 1, 1, 1, 1, 1, *[10**9] * 4, True, 1000, 1, 51)
+    machine = Machine(1, 1, 1, 1, 1, *[10**9] * 4, True, 1000, 51)
     half = [(b * PAGES, b * PAGES + 100) for b in range(1, n)]
     rest = [(b * PAGES + 100, b * PAGES + 200) for b in range(1, n)]
     kernels = [Kernel([Wave(half)]), Kernel([Wave([(0, 50), *rest])])]
@@ -251,7 +252,7 @@ def test_every_frame_held_by_the_batch_does_not_stop_the_driver():
 
 def test_remote_pages_behind_a_missing_one_are_counted():
     space = Space([PAGES] * 3, [0] * 3, [1, 0, 1], [True] * 3, n_chunks=2)
-    machine = Machine(1, 1, 1, 1, 1, 1, 1, *[10**9] * 4, True, 1000, 24, 51)
+    machine = Machine(1, 1, 1, 1, 1, *[10**9] * 4, True, 1000, 51)
     setup = setup_for(space, [Kernel([Wave([(500, 2 * PAGES + 7)])])], [DECODE], 51)
     run = run_paging(setup, hardware(machine), parse_pages("default"), record=True)
     assert run.total(t.REMOTE) == 12 + 7

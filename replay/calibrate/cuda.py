@@ -95,7 +95,7 @@ class CudaProbe(Probe):
         cuda = self.rt.runtimeGetVersion()
         return {
             "gpu": properties["name"].decode(),
-            "driver": _driver(),
+            "driver": driver_version(),
             "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
             "cupy": self.cp.__version__,
             "cpu": _cpu(),
@@ -332,7 +332,7 @@ class CudaProbe(Probe):
         self.cp.get_default_pinned_memory_pool().free_all_blocks()
 
 
-def _driver() -> str:
+def driver_version() -> str:
     """The driver's version as its kernel module gives it."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]

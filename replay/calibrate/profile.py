@@ -12,7 +12,7 @@ from replay.calibrate.probe import HANDOVER
 from replay.calibrate.stats import Row, fit_copies
 from uvmsim.core.units import format_ns, format_rate
 from uvmsim.machine.engine import SPEEDS
-from uvmsim.machine.hardware import Hardware, HardwareSpec
+from uvmsim.machine.hardware import Hardware, HardwareSpec, UvmSpec
 
 WORDS = ("name", "gpu", "summary", "engine", "uvm")
 MACHINE = tuple(k for k in HardwareSpec.model_fields if k not in WORDS)
@@ -66,12 +66,7 @@ def engine_quantities(m: Measurements, base: Hardware) -> dict[str, tuple[Any, s
 def _quantities(
     m: Measurements, names: tuple[str, ...], fitted: dict[str, tuple[Any, str]], base: Any
 ) -> dict[str, tuple[Any, str]]:
-    stamp = "measured " + ", ".join(
-        [m.date, *(f"{k} {m.machine[k]}" if k != "gpu" else str(m.machine[k])
-                   for k in ("gpu", "driver", "cuda", "cupy") if k in m.machine)]
-    )  # fmt: skip
-    if m.backend == "host":
-        stamp = f"measured {m.date} with --backend host: memcpy in place of a GPU"
+    stamp = _stamp(m)
     found: dict[str, tuple[Any, str]] = {}
     for name in names:
         finder = FINDERS.get(name, _unknown)
@@ -91,6 +86,16 @@ def _quantities(
     return found
 
 
+def _stamp(m: Measurements) -> str:
+    """When and on what it was measured."""
+    if m.backend == "host":
+        return f"measured {m.date} with --backend host: memcpy in place of a GPU"
+    return "measured " + ", ".join(
+        [m.date, *(f"{k} {m.machine[k]}" if k != "gpu" else str(m.machine[k])
+                   for k in ("gpu", "driver", "cuda", "cupy") if k in m.machine)]
+    )  # fmt: skip
+
+
 def summary(m: Measurements) -> str:
     """One line saying what the profile is."""
     return f"calibrated {m.date} by uvmsim calibrate --backend {m.backend}"
@@ -101,7 +106,7 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
     lines = ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
     for key, (value, source) in engine_quantities(m, base).items():
         lines += _table(f"engine.{key}", value, source)
-    return machine_toml(m, base, name) + "\n".join([*lines, *_uvm(base)]) + "\n"
+    return machine_toml(m, base, name) + "\n".join([*lines, *_uvm(m, base)]) + "\n"
 
 
 def machine_toml(m: Measurements, base: Hardware, name: str) -> str:
@@ -129,9 +134,15 @@ def restated(hw: Hardware, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _uvm(base: Hardware) -> list[str]:
-    """Constants of the paging driver's model are fitted, not read off: they stay the base's."""
+def _uvm(m: Measurements, base: Hardware) -> list[str]:
+    """Constants of the paging driver's model: measured, all of them, or else the base's."""
     lines: list[str] = []
+    found = {k.removeprefix("uvm."): v for k, v in m.fitted.items() if k.startswith("uvm.")}
+    if found.keys() >= UvmSpec.model_fields.keys():
+        for key in UvmSpec.model_fields:
+            value, how = found[key]
+            lines += _table(f"uvm.{key}", value, f"{_stamp(m)}: {how}")
+        return lines
     for key, value in vars(base.uvm).items() if base.uvm else ():
         source = f"estimate: the {base.name} profile's ({base.sources.get(f'uvm.{key}', '')})"
         lines += _table(f"uvm.{key}", value, source)

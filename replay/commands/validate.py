@@ -44,7 +44,8 @@ def validate(
     Every prediction is on disk before the first measurement starts. Exits with 1 where a counter
     differs, an output could not be verified or a cell failed.
 
-    With engine = "llama.cpp" in CONFIG, llama.cpp itself runs (models x modes x tests).
+    With engine = "llama.cpp" in CONFIG, llama.cpp itself runs (models x modes x tests). With mode =
+    "paging", the page model is held against the driver (cold runs, its events noted).
 
     \b
     Examples:
@@ -53,6 +54,8 @@ def validate(
     """
     from replay.llama_cpp.validation.config import ENGINE as LLAMA_CPP
     from replay.llama_cpp.validation.config import engine_of
+    from replay.paging.validation.config import MODE as PAGING
+    from replay.paging.validation.config import mode_of
     from replay.validate.config import load
     from replay.validate.report import print_report, to_markdown
     from replay.validate.validation import validate as run
@@ -62,6 +65,11 @@ def validate(
     from uvmsim.report.progress import bar
 
     folder = Path(output) if output else Path(config).with_suffix(".validation")
+    if mode_of(config) == PAGING:
+        if limit or backend != "cuda":
+            raise InputError("--limit and --backend are not for paging; leave them out")
+        _of_paging(config, folder, hardware, lib, no_plot, as_json)
+        return
     if engine_of(config) == LLAMA_CPP:
         if limit or backend != "cuda":
             raise InputError("--limit and --backend are for the replay engine; leave them out")
@@ -99,6 +107,26 @@ def _tell(
         click.echo(f"wrote {folder / 'report.md'}")
     if not passed:
         sys.exit(1)
+
+
+def _of_paging(
+    config: str, folder: Path, hardware: str | None, lib: str | None, no_plot: bool, as_json: bool
+) -> None:
+    """Predict, run cold, print; exit code 1 where a run failed or bytes by cause are not exact."""
+    from replay.paging.validation.report import draw, print_report
+    from replay.paging.validation.run import validate as run
+    from replay.paging.validation.run import write_report
+    from uvmsim.report.plots import check_target
+    from uvmsim.report.progress import bar
+
+    if not no_plot:
+        check_target(str(folder.absolute().parent / "report.png"))
+    with bar("validating") as progress:
+        report = run(config, folder, hardware=hardware, library=lib, progress=progress)
+    if not no_plot and draw(report, str(folder / "report.png")):
+        report["plot"] = "report.png"
+        write_report(folder, report)
+    _tell(report, folder, None if as_json else print_report, report["overall"]["passed"])
 
 
 def _of_llama_cpp(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from traces.capture import cuda_driver
 from traces.capture.find_library import LibraryFile
 from traces.capture.options import CaptureOptions, CaptureResult
+from traces.capture.tracers import recording_by
 from traces.errors import InputError
 from traces.files.ipc import check_free
 
@@ -31,6 +34,7 @@ def check_beside(
                 ("--faults", faults),
                 ("--unified-memory", options.unified_memory),
                 ("--vram-left-mib", options.vram_left_mib),
+                ("--cold", options.cold),
             )
             if given
         ),
@@ -44,11 +48,38 @@ def check_beside(
         )
     if options.n_gpu_layers == 0:
         raise InputError(f"{asked}: the model is not on the GPU; add --n-gpu-layers 99")
+    if options.cold and not (options.unified_memory or faults):
+        raise InputError("--cold: the model is not in managed memory; add --unified-memory")
     if faults is None:
         return
     check_free(faults)
     if faults.resolve() == out.resolve():
         raise InputError(f"--faults {faults}: also the name of --out; give each a name of its own")
+
+
+def send_away(beside: Any, result: CaptureResult) -> None:
+    """All managed memory of this process to the host (`CaptureOptions.cold`)."""
+    from traces.capture.residency import HOST, managed_ranges, map_on_host, on_gpu_bytes, prefetch
+
+    ranges = managed_ranges()
+    if not ranges:
+        raise InputError("--cold: this process has no managed memory to send to the host")
+    start = time.monotonic_ns()
+    for address, nbytes in ranges:
+        if code := prefetch(address, nbytes, HOST):
+            raise InputError(f"--cold: the driver refuses to send memory away (CUDA error {code})")
+    cuda_driver.synchronize()
+    taken = (time.monotonic_ns() - start) / 1e6
+    total = sum(n for _, n in ranges)
+    result.notes.append(f"{total / 1e9:.2f} GB were sent to the host in {taken:.0f} ms")
+    if beside is None:
+        return
+    if on_gpu_bytes(
+        ranges
+    ):  # this driver maps nothing that it brings: then the page table says nothing
+        for address, nbytes in ranges:
+            map_on_host(address, nbytes)
+    beside.look()
 
 
 @contextmanager
@@ -66,16 +97,14 @@ def managed_memory(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def recorded_faults(
-    path: Path | None, out: Path, command: str, result: CaptureResult
+    path: Path | None, out: Path, command: str, result: CaptureResult, tracer: str = "cupti"
 ) -> Iterator[Any]:
-    """A `FaultRecording` to ``path`` around the whole run, or None without one. Nothing is left of it
-    where the run fails before its first step."""
+    """A recording by ``tracer`` (see `traces.capture.tracers`) to ``path`` around the whole run, or
+    None without one. Nothing is left of it where the run fails before its first step."""
     if path is None:
         yield None
         return
-    from traces.capture.cupti import FaultRecording
-
-    recording = FaultRecording(path, meta={"command": command, "routing": out.name})
+    recording = recording_by(tracer, path, {"command": command, "routing": out.name})
     with recording:
         try:
             yield recording
@@ -85,7 +114,7 @@ def recorded_faults(
     result.notes += recording.notes
     if recording.clock.drift_ns is not None and abs(recording.clock.drift_ns) > _MUCH_DRIFT_NS:
         drift = recording.clock.drift_ns / 1e6
-        result.notes.append(f"the steps' clock moved by {drift:.1f} ms against CUPTI's")
+        result.notes.append(f"the steps' clock moved by {drift:.1f} ms against the recording's")
     if not recording.rows:
         result.notes.append(
             "no page fault or migration was seen, so no fault trace is written: did the model fit "

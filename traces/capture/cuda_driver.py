@@ -31,6 +31,19 @@ def start() -> int:
     return count.value
 
 
+def retain() -> None:
+    """Make the first GPU's context current, as the runtime does at its first call."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    context, device = ctypes.c_void_p(), ctypes.c_int(0)
+    code = (
+        driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or driver.cuCtxSetCurrent(context)
+    )
+    if code != SUCCESS:
+        raise InputError(f"the GPU's context cannot be made ({_name(driver, code)})")
+
+
 def names() -> list[str]:
     """What the driver calls each GPU; empty where it does not say."""
     try:
@@ -51,6 +64,25 @@ def names() -> list[str]:
 def synchronize() -> None:
     """Wait for the GPU to finish what the current context gave it, if there is one."""
     ctypes.CDLL("libcuda.so.1").cuCtxSynchronize()
+
+
+def managed(size: int) -> int:
+    """Address of fresh managed memory, freed with the process; 0 where the driver gives none."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    address = ctypes.c_uint64(0)
+    attach_global = 1
+    code = driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), attach_global)
+    return address.value if code == SUCCESS else 0
+
+
+def there_and_back(address: int, size: int) -> None:
+    """Have managed memory moved to the first GPU and to the host again, and wait for it."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    for device in (0, -1):
+        driver.cuMemPrefetchAsync(
+            ctypes.c_uint64(address), ctypes.c_size_t(size), ctypes.c_int(device), None
+        )
+        driver.cuCtxSynchronize()
 
 
 def occupy(leave_bytes: int) -> int:

@@ -26,6 +26,7 @@ import numpy as np
 
 from traces.capture import cuda_driver, provenance
 from traces.capture.clock import Clock
+from traces.capture.looks import Looks
 from traces.capture.um_records import KINDS, Decoder
 from traces.errors import InputError
 from traces.faults import FaultWriter
@@ -55,8 +56,11 @@ class FaultRecording:
         *,
         meta: dict[str, Any] | None = None,
         delivery_ms: int = DELIVERY_MS,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
+        """``delivery_ms``: how often CUPTI hands over; ``buffer_bytes``: of each of its buffers."""
         self.path, self._meta, self._delivery_ms = Path(path), meta or {}, delivery_ms
+        self.buffer_bytes, self.looks = buffer_bytes, Looks()
         self.notes: list[str] = []
         self.rows = 0
         self.ignored = 0
@@ -126,6 +130,13 @@ class FaultRecording:
         """CUPTI's time of the start."""
         return self._origin
 
+    def look(self) -> None:
+        """Ask the page table where managed pages are; what moved between two looks is compared with
+        the records when the recording ends."""
+        cuda_driver.synchronize()
+        if why := self.looks.take(self.now_ns()):
+            self.notes.append(why)
+
     def settle(self) -> None:
         """Wait until what CUPTI handed over so far is on disk."""
         done = threading.Event()
@@ -189,6 +200,8 @@ class FaultRecording:
             "buffers": self.buffers,
             "handover_ns": self.busy_ns,
             "clock_drift_ns": self.clock.drift_ns,
+            "looks": self.looks.compared(),
+            "managed": [list(r) for r in self.looks.ranges],
             "notes": list(self.notes),
         } | self.remarks
 
@@ -219,10 +232,21 @@ class FaultRecording:
                 n = len(columns["time_ns"])
                 self.ignored += len(item) - n
                 if n:
+                    self._note_moves(columns)
                     self._writer.append(**columns)
                     self._writer.flush()  # a kill may come before the next buffer does
             except BaseException as e:
                 self._failure = e
+
+    def _note_moves(self, columns: dict[str, Any]) -> None:
+        if not len(self.looks):  # nobody will compare
+            return
+        kind = columns["kind"].cast("string").to_numpy(zero_copy_only=False)
+        moves = (kind == "migration_in") | (kind == "migration_out")
+        address, size = (columns[k].fill_null(0).to_numpy() for k in ("address", "bytes"))
+        self.looks.note(
+            columns["time_ns"][moves], address[moves], size[moves], kind[moves] == "migration_in"
+        )
 
     def _end_thread(self) -> None:
         self._queue.put(None)
@@ -242,7 +266,8 @@ class FaultRecording:
 
 
 def _buffer_requested() -> tuple[int, int]:
-    return BUFFER_BYTES, 0  # 0: as many records as fit
+    size = _active.buffer_bytes if _active is not None else BUFFER_BYTES
+    return size, 0  # 0: as many records as fit
 
 
 def _buffer_completed(records: list[Any]) -> None:

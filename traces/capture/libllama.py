@@ -295,6 +295,13 @@ class LlamaContext:
             raise InputError(f"llama_decode failed with code {code}: {why}")
         self._c.llama_synchronize(self.handle)
 
+    def forget(self) -> None:
+        """Empty the KV cache."""
+        c = self._c
+        c.llama_get_memory.restype, c.llama_get_memory.argtypes = C.c_void_p, (C.c_void_p,)
+        c.llama_memory_clear.restype, c.llama_memory_clear.argtypes = None, (C.c_void_p, C.c_bool)
+        c.llama_memory_clear(c.llama_get_memory(self.handle), False)
+
     def logits(self, i: int) -> np.ndarray:
         """float32 [n_vocab]: a copy of the logits of the i-th token of the last batch."""
         pointer = self._c.llama_get_logits_ith(self.handle, i)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from traces.capture import cuda_driver
-from traces.capture.beside import check_beside, managed_memory, recorded_faults
+from traces.capture.beside import check_beside, managed_memory, recorded_faults, send_away
 from traces.capture.find_library import LibraryFile, find_library, preload_environment
 from traces.capture.gate_scores import GateScores
 from traces.capture.libllama import Library, LlamaContext, LlamaModel
@@ -21,6 +21,7 @@ from traces.capture.routing_callback import MicroBatch, RoutingCallback
 from traces.capture.row_order import Row, RowMatcher
 from traces.capture.sampling import Sampler
 from traces.capture.steps import StepWriter
+from traces.capture.tracers import CUPTI, chosen
 from traces.errors import InputError
 from traces.files.schema import DECODE, PREDICTORS, PREFILL, RoutingMeta
 from traces.models.gguf import describe
@@ -42,6 +43,7 @@ def capture(
     *,
     library: str | Path | None = None,
     faults: str | Path | None = None,
+    tracer: str = "cupti",
     command: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> CaptureResult:
@@ -52,9 +54,10 @@ def capture(
     ``progress`` is called with (phase, done, total) in tokens. A run that is broken off leaves
     ``out`` + ``.partial``, readable, with what was recorded until then.
 
-    ``faults``: where to write the page faults and migrations of the same run, through CUPTI; the
+    ``faults``: where to write the page faults and migrations of the same run, by ``tracer``; the
     model is in managed memory then, and both traces have one time axis: steps get times, counted
-    from the same moment. No CUDA call may have been made in this process before.
+    from the same moment. No CUDA call may have been made in this process before. ``tracer``: one of
+    `traces.capture.tracers.TRACERS`.
 
     Raises `InputError` where the model, the prompt, the library or an option cannot be used.
     """
@@ -73,7 +76,9 @@ def capture(
     with ExitStack() as stack:
         managed = options.unified_memory or fault_path is not None
         stack.enter_context(managed_memory(managed))
-        beside = stack.enter_context(recorded_faults(fault_path, out, command, result))
+        if fault_path is not None:
+            tracer = chosen(tracer)
+        beside = stack.enter_context(recorded_faults(fault_path, out, command, result, tracer))
         # The recording of faults is the outermost: loading the model is in it.
         if options.vram_left_mib:
             cuda_driver.occupy(options.vram_left_mib << 20)
@@ -116,7 +121,11 @@ def capture(
         origin_ns = None
         if beside is not None and fault_path is not None:
             origin_ns = beside.clock.origin_monotonic_ns
-            shared = {"clock": "CUPTI", "origin_ns": beside.origin_ns, "faults": fault_path.name}
+            shared = {
+                "clock": "CUPTI" if tracer == CUPTI else "driver",
+                "origin_ns": beside.origin_ns,
+                "faults": fault_path.name,
+            }
             meta.extra["time"] = shared
         elif options.times:
             origin_ns = time.monotonic_ns()
@@ -136,6 +145,10 @@ def capture(
             run = CaptureRun(
                 context, callback, recording, info, options, result, progress, origin_ns=origin_ns
             )
+            if options.warm_up or options.cold:
+                run.warm_up(ids[0])
+            if options.cold:
+                send_away(beside, result)
             try:
                 run.prefill(ids)
                 run.generate()
@@ -144,6 +157,8 @@ def capture(
                     run.finish()
                 raise
             run.finish()
+            if beside is not None:
+                beside.look()
         result.notes += gates.notes if gates else []
         if beside is not None:
             beside.remarks = {
@@ -185,6 +200,19 @@ class CaptureRun:
     def _end_tokens(self) -> np.ndarray:
         model = self._context.model
         return np.array([t for t in range(model.n_vocab) if model.ends_generation(t)], np.int64)
+
+    def warm_up(self, tokens: list[int]) -> None:
+        """Run ``tokens``, and one more where some are generated, and forget them."""
+        self._callback.need_positions(False)
+        whole = tokens[: self._options.n_batch]
+        after = [(tokens[:1], len(whole))] if self._options.n_predict else []
+        for part, first in ((whole, 0), *after):
+            n = len(part)
+            outputs = [i + 1 == n for i in range(n)]
+            self._context.decode(part, [first + i for i in range(n)], [0] * n, outputs)
+            self._callback.finish_graph()
+        self._callback.drain()
+        self._context.forget()
 
     def prefill(self, prompts: list[list[int]]) -> None:
         """Run all prompts, in batches of ``n_batch`` tokens."""

@@ -53,6 +53,12 @@ class CaptureOptions:
     """A CUDA build keeps the model in managed memory, which the driver pages."""
     vram_left_mib: int = 0
     """Take all GPU memory but this before the run, as if the card were smaller; 0: take none."""
+    warm_up: bool = False
+    """Run the first prompt, and a token, before what is recorded, and forget them: kernels are loaded
+    then, and caches filled."""
+    cold: bool = False
+    """Send all managed memory to the host before the first step, after a warm-up: every page comes by
+    a fault then, and nothing else is slow."""
     stops: str = "graph"
     """``graph``: what was routed is read when the graph has run; ``layer``: at every layer."""
     scores_next: bool = False

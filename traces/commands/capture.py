@@ -117,7 +117,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "--faults",
     type=click.Path(path_type=Path),
     help="Write the page faults and migrations of the same run there, on the same time axis "
-    "(CUPTI; a CUDA build, in managed memory).",
+    "(a CUDA build, in managed memory).",
 )
 @click.option(
     "--unified-memory",
@@ -128,6 +128,22 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "--vram-left-mib",
     default=0,
     help="Take all GPU memory but this beforehand: with --faults, a card too small for the model.",
+)
+@click.option(
+    "--tracer",
+    type=click.Choice(["auto", "cupti", "driver"]),
+    default="auto",
+    show_default=True,
+    help="What records --faults: CUPTI, or the driver's own event queue (each entry and batch). "
+    "auto: the queue, where the driver gives one that can be made whole.",
+)
+@click.option(
+    "--cold",
+    is_flag=True,
+    help="Send all managed memory to the host before the first step.",
+)
+@click.option(
+    "--warm-up", is_flag=True, help="Run the first prompt before, unrecorded. [with --cold: always]"
 )
 @click.option("--times", is_flag=True, help="Store when each step ran. [with --faults: always]")
 @click.option(
@@ -162,7 +178,7 @@ def llama_cpp(**given: Any) -> None:
 
     from traces.capture.llama_cpp import capture as run
 
-    _run(run, given, library=given["lib"], faults=given["faults"])
+    _run(run, given, library=given["lib"], faults=given["faults"], tracer=given["tracer"])
 
 
 @capture.command()

@@ -26,7 +26,7 @@ def check_beside(r: RoutingTrace, f: FaultTrace) -> Iterator[Finding]:
             "record both at once: uvmsim capture llama-cpp --faults",
         )
         return
-    if origin != f.meta.get("origin_ns") or said.get("clock") != "CUPTI":
+    if origin != f.meta.get("origin_ns") or said.get("clock") not in ("CUPTI", "driver"):
         yield Finding(
             "other-run",
             "error",

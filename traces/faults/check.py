@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from traces.faults import BLOCK, PAGE, FaultTrace
-from traces.faults.whole import missing
+from traces.faults.whole import Looked, missing
 from traces.routing.check import SEVERITIES, Finding
 
 MS = 1_000_000
@@ -193,7 +193,7 @@ def wholeness(t: FaultTrace) -> Iterator[Finding]:
             "read-mostly",
         ),
     )
-    for code, n, message, advice in found:
+    for code, n, message, advice in (*found, *_unrecorded(m.looks)):
         if n:
             yield Finding(code, "warning", n, message, advice)
     if m.blocks_without_arrival:
@@ -205,6 +205,27 @@ def wholeness(t: FaultTrace) -> Iterator[Finding]:
             "come",
             "right where the GPU touches memory first; else records of migrations are missing",
         )
+
+
+def _unrecorded(looked: Looked | None) -> Iterator[tuple[str, int, str, str]]:
+    """Pages that moved by the page table and have no record."""
+    if looked is None:
+        return
+    pages = (looked.came_unrecorded + looked.went_unrecorded) // PAGE
+    parts = [
+        f"{_mb(lost)} of {_mb(all_of)} {way}"
+        for lost, all_of, way in (
+            (looked.came_unrecorded, looked.came, "to the GPU"),
+            (looked.went_unrecorded, looked.went, "from it"),
+        )
+        if lost
+    ]
+    yield (
+        "unrecorded-moves",
+        pages,
+        f"pages that moved by the page table without a record: {' and '.join(parts)}",
+        "counts and bytes of migrations are too low by as much; faults are not concerned",
+    )
 
 
 def _mb(n: int | None) -> str:

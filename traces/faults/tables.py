@@ -96,6 +96,11 @@ def print_fault_statistics(named: Sequence[tuple[str, dict[str, Any]]]) -> None:
         row("moved to the GPU unseen, at least", _size, "missing", "bytes_in"),
         row("moved from the GPU unseen, at least", _size, "missing", "bytes_out"),
         row("2 MiB blocks faulted on, no arrival", _count, "missing", "blocks_without_arrival"),
+        row("looks at the page table", _count, "missing", "looks", "looks"),
+        row("came by the page table", _size, "missing", "looks", "came"),
+        row("  of it without a record", _size, "missing", "looks", "came_unrecorded"),
+        row("went by the page table", _size, "missing", "looks", "went"),
+        row("  of it without a record", _size, "missing", "looks", "went_unrecorded"),
     ]
     table("Events", [row("all", _count, "events"), row("time", _time, "span_ns")])
     table("Missing", lost)

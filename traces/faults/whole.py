@@ -20,6 +20,20 @@ MOST_PAGES = 1 << 25
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What the page table said before and after, over all pairs of looks
+    (`traces.capture.looks`). Bytes; exact for pages that moved once between two looks."""
+
+    looks: int
+    came: int
+    """On the GPU at the later look, on the host at the one before."""
+    came_unrecorded: int
+    """Of these, without a record that says so."""
+    went: int
+    went_unrecorded: int
+
+
+@dataclass(frozen=True)
 class Missing:
     """What a fault trace lacks; None where it cannot tell. Bytes are lower bounds."""
 
@@ -35,8 +49,14 @@ class Missing:
     """2 MiB blocks on which the GPU faulted, of which nothing was seen to come: the GPU touched them
     first, or records are missing."""
 
+    looks: Looked | None = None
+    """What moved by the page table against the records; None where nobody looked."""
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        made = asdict(self)
+        if self.looks is None:
+            del made["looks"]
+        return made
 
 
 def missing(t: FaultTrace) -> Missing:
@@ -51,7 +71,18 @@ def missing(t: FaultTrace) -> Missing:
     if delivered is not None and ignored is not None:
         unwritten = max(delivered - ignored - t.n_rows, 0)
     bytes_in, bytes_out = _without_return(t)
-    return Missing(dropped, unwritten, bytes_in, bytes_out, _without_arrival(t))
+    return Missing(
+        dropped, unwritten, bytes_in, bytes_out, _without_arrival(t), _looked(said.get("looks"))
+    )
+
+
+def _looked(pairs: Any) -> Looked | None:
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(x, dict) for x in pairs):
+        return None
+    names = ("came", "came_unrecorded", "went", "went_unrecorded")
+    if not all(isinstance(x.get(n), int) for x in pairs for n in names):
+        return None
+    return Looked(len(pairs) + 1, *(sum(x[n] for x in pairs) for n in names))
 
 
 def _without_return(t: FaultTrace) -> tuple[int | None, int | None]:

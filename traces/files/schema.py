@@ -66,6 +66,7 @@ FAULT_KINDS = (
     "thrashing",
     "throttling",
     "remote_map",
+    "replay",
 )
 
 
@@ -185,6 +186,9 @@ FAULT_OPTIONAL: dict[str, Any] = {
     "leaf_count": pa.int32(),
     "level_count": pa.int32(),
     "pages_accessed": pa.int32(),
+    "batch": pa.int64(),
+    "client": pa.int32(),
+    "gpu_time_ns": pa.int64(),
 }
 """Columns that only some tracers know; a file has those its writer asked for."""
 

@@ -87,10 +87,10 @@ class Machine:
             self.row_done[at] = int(env.now)
 
     def queue(self, at: int, out_ns: int, in_ns: int) -> list[Copy]:
-        """A victim's way out and the pages' way in, each on its engine."""
-        copies = []
+        """A victim's way out and, after it, the pages' way into its frame, each on its engine."""
+        copies: list[Copy] = []
         for direction, ns in ((0, out_ns), (1, in_ns)):
             if ns > 0:
-                copies.append(Copy(self.env, 2 * at + direction, ns, None))
+                copies.append(Copy(self.env, 2 * at + direction, ns, copies[0] if copies else None))
                 (self.h2d if direction else self.d2h).queue(copies[-1], urgent=True)
         return copies

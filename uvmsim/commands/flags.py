@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import click
 
 from traces.errors import InputError
+
+SETTING = re.compile(r"\w+(\[\w+\])?(\.\w+)*=")
+"""What a setting of an eBPF object begins with."""
 
 
 class Command(click.Command):
@@ -72,8 +76,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def only_machine_options(hardware: str) -> _Decorator:
-    """The same where the command decides itself what is kept where. ``hardware``: what the help says of
-    ``--hardware``."""
+    """The same where the command decides itself what is kept where. ``hardware``: what the help says
+    of ``--hardware``."""
     named = click.option("--hardware", metavar="H", multiple=True, help=hardware)
     return lambda command: _with((named, *_WHERE[1:], _KV_TYPE), command)
 
@@ -101,6 +105,13 @@ def number_list(argument: str, texts: Sequence[str]) -> tuple[int, ...]:
 
 def policy_list(texts: Sequence[str]) -> tuple[str, ...]:
     """``("lru,lfu", "belady")`` as ``("lru", "lfu", "belady")``, doubles dropped; what begins with
-    ``phase:`` keeps its comma."""
-    names = [p.strip() for t in texts for p in ([t] if t.startswith("phase:") else t.split(","))]
-    return tuple(dict.fromkeys(n for n in names if n))
+    ``phase:`` keeps its comma. ``x.bpf.o:a=1,b=2`` is one policy: ``x.bpf.o:a=1:b=2``."""
+    names: list[str] = []
+    for text in texts:
+        for name in [text] if text.startswith("phase:") else text.split(","):
+            name = name.strip()
+            if names and ".o:" in names[-1] and SETTING.match(name):
+                names[-1] += f":{name}"
+            elif name:
+                names.append(name)
+    return tuple(dict.fromkeys(names))

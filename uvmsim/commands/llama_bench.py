@@ -26,13 +26,18 @@ from uvmsim.commands.flags import (
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
-    help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy; "
+    help="uvm: default, prefetch_always_max, A+B, phase:PREFILL,DECODE, ./mine.py:MyPolicy, ./x.bpf.o; "
     "expert-cache: lru, ...; repeatable.",
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1), metavar="N", help="expert-cache: expert slots.")
 @click.option(
     "--threshold", type=int, default=51, metavar="T", help="Density prefetcher, in %; 51."
 )
+@click.option(
+    "--advice", metavar="A",
+    help="uvm, of the weights: prefer-gpu (default), none, prefetch, prefer-cpu, accessed-by or "
+    "read-mostly.",
+)  # fmt: skip
 @click.option("-p", "--prompt", type=int, default=512, metavar="N", help="Prompt tokens; 512.")
 @click.option("-n", "--generate", type=int, default=128, metavar="N", help="Generated tokens; 128.")
 @click.option("-r", "--reps", type=int, default=5, metavar="R", help="Repetitions; 5.")
@@ -67,6 +72,8 @@ def llama_bench(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     given["ncmoe"] = number_list("ncmoe", given["ncmoe"])
     given["trace"] = given.pop("like")
     how = {k: given.pop(k) for k in ("prompt", "generate", "reps", "trace_out")}
+    if (advice := given.pop("advice")) is not None:
+        how["advice"] = advice
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("llama-bench") as progress:
         table = run(scenario, **how, progress=progress)

@@ -21,7 +21,7 @@ from uvmsim.commands.flags import Command, policy_list
 @click.option("--hardware", metavar="H", help="Preset or TOML file; a30, for seq and rand rtx5090.")
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
-    help="default, prefetch_always_max, A+B, ./mine.py:MyPolicy; repeatable.",
+    help="default, prefetch_always_max, A+B, ./mine.py:MyPolicy, ./x.bpf.o; repeatable.",
 )  # fmt: skip
 @click.option(
     "--threshold", type=int, default=51, metavar="T", help="Density prefetcher, in %; 51."

@@ -20,10 +20,13 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 from uvmsim.core.globals_of import GlobalPath, global_paths, plain
 
-STABLE = frozenset({"numpy", "numba", "math", "cmath", "operator", "builtins", "typing"})
+STABLE = frozenset(
+    {"numpy", "numba", "llvmlite", "math", "cmath", "operator", "builtins", "typing"}
+)
 """Packages that change with their version, which is part of the digest, and not otherwise."""
 
 Resolve = Callable[[FunctionType, GlobalPath], Any]
@@ -53,6 +56,8 @@ class Digest:
             self._function(value)
         elif isinstance(value, CodeType):
             self._code(value, whose)
+        elif isinstance(value, _Intrinsic):
+            self._function(value._defn)
         elif isinstance(value, type):
             self._class(value, whose)
         elif isinstance(value, tuple | frozenset):

@@ -40,29 +40,23 @@ class UvmCosts:
     """Streaming multiprocessors."""
     ctas_per_sm: int
     """Thread blocks of a decode kernel (128 threads) that an SM holds."""
-    burst_pages: int
-    """Pages of an SM's tile whose faults lie together in the fault buffer."""
-    fault_sharing: int
-    """Fault entries that arrive for a page beside one of each SM that reads a row in it."""
     batch_ns: int
-    """Fixed cost of a fault batch: interrupt, fetch, sort, flush of the buffer."""
-    page_ns: int
-    """A distinct page that faulted."""
-    service_ns: int
-    """A block serviced: its lock, the residency decision, the prefetch region."""
-    map_ns: int
-    """Unmapping, DMA-mapping and mapping with one page table entry: a 64 KiB page, or a 4 KiB page of
-    one that comes in parts."""
+    """A fault batch, whatever is in it: interrupt, flush, replay, until the warps run on."""
+    entry_ns: int
+    """An entry of the fault buffer, duplicates included: fetched, sorted, its page mapped."""
+    first_touch_ns: int
+    """A 2 MiB block whose host pages the GPU's copy engines never saw: mapping them, once."""
     evict_ns: int
-    """Choosing and unmapping a victim."""
-    replay_ns: int
-    """Replaying the faults, until the warps run on."""
+    """Choosing and unmapping a victim, beside copying it back."""
     copy_ns: int
     """Fixed part of one copy of a run of up to 64 KiB."""
     h2d_bytes_per_s: int
     """Migrating in, beside the fixed part."""
     d2h_bytes_per_s: int
     """Copying a victim's pages back."""
+    duplex: bool
+    """Copies in and copies out run side by side while the driver evicts, each at
+    `Hardware.duplex_factor` of its speed; false: one at a time."""
 
 
 @dataclass(frozen=True)

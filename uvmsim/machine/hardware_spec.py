@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from traces.errors import InputError
 from uvmsim.machine.engine import EngineSpec
@@ -18,23 +18,42 @@ OLD_ENGINE_KEYS = (
 """The engine's keys that stood among the machine's before there were engines."""
 
 
+OLD_UVM_KEYS = {
+    "page_ns": "entry_ns, an entry of the fault buffer, duplicates included",
+    "service_ns": "entry_ns and batch_ns",
+    "map_ns": "first_touch_ns, a block's host pages mapped once",
+    "replay_ns": "batch_ns, which has the replay in it",
+    "burst_pages": "nothing: the kernels' shapes say it",
+    "fault_sharing": "nothing: the kernels' shapes say it",
+}
+"""Constants that the paging driver's table had, and what stands in their place."""
+
+
 class UvmSpec(BaseModel):
     """The paging driver's constants on a machine; the fields of `UvmCosts`, each with its source."""
 
     model_config = ConfigDict(extra="forbid")
     sm_count: Sourced[Count]
     ctas_per_sm: Sourced[Count]
-    burst_pages: Sourced[Count]
-    fault_sharing: Sourced[Count]
     batch_ns: Sourced[Time]
-    page_ns: Sourced[Time]
-    service_ns: Sourced[Time]
-    map_ns: Sourced[Time]
+    entry_ns: Sourced[Time]
+    first_touch_ns: Sourced[Time]
     evict_ns: Sourced[Time]
-    replay_ns: Sourced[Time]
     copy_ns: Sourced[Time]
     h2d_bytes_per_s: Sourced[Rate]
     d2h_bytes_per_s: Sourced[Rate]
+    duplex: Sourced[bool]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_now(cls, data: Any) -> Any:
+        """A constant of before is one fault, which names its heir."""
+        for key in OLD_UVM_KEYS if isinstance(data, dict) else ():
+            if key in data:
+                raise ValueError(
+                    f"{key} is no longer a constant; in its place: {OLD_UVM_KEYS[key]}"
+                )
+        return data
 
 
 class HardwareSpec(BaseModel):
@@ -75,7 +94,16 @@ OLD_SUMMARY = "from a description without an [engine] table"
 
 
 def from_old(data: dict[str, Any]) -> dict[str, Any]:
-    """A file of before engines had tables of their own, as one of now; others as they are."""
+    """A file of before engines had tables of their own, as one of now; others as they are. A whole
+    [uvm] table of before cannot be turned into one of now and is left out."""
+    uvm = data.get("uvm")
+    if isinstance(uvm, dict) and "entry_ns" not in uvm and set(OLD_UVM_KEYS) <= set(uvm):
+        note_once(
+            f"{data.get('name', 'hardware')}: its [uvm] table is of before fault-buffer entries had "
+            "a cost and is left out; `--mechanism uvm` takes one with entry_ns, first_touch_ns and "
+            "duplex (`uvmsim hardware rtx5090 --toml` shows it)"
+        )
+        data = {k: v for k, v in data.items() if k != "uvm"}
     old = [k for k in OLD_ENGINE_KEYS if k in data]
     if "engine" in data or not old:
         return data

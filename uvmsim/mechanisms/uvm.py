@@ -11,8 +11,8 @@ from traces.errors import InputError
 from uvmsim.clocks import clock as clock_named
 from uvmsim.clocks import des_paging
 from uvmsim.mechanisms.base import Mechanism
-from uvmsim.paging import tables as t
 from uvmsim.paging.drive import Setup, run_paging, uvm_of
+from uvmsim.paging.hints import ADVICE, PREFETCH, with_prefetch
 from uvmsim.paging.kernels import Kernels, Space, context_lengths, kernels_of, space_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.paging.trace_out import write_trace
@@ -31,8 +31,9 @@ LEAST_CHUNKS = 64
 class Uvm(Mechanism):
     """Managed memory: page faults, prefetch and eviction by the driver, policies as eBPF hooks.
 
-    Weights are in host memory at first, with preferred location GPU (what gpu_ext's llama.cpp fork
-    sets at the first computation). KV cache and compute buffer are managed too, and share the list.
+    Weights are in host memory at first, with the job's advice: preferred location GPU is what gpu_ext's
+    llama.cpp fork sets at the first computation. KV cache and compute buffer are managed too, and share
+    the list.
     """
 
     name: ClassVar[str] = "uvm"
@@ -44,6 +45,8 @@ class Uvm(Mechanism):
         clock_named(clock)
         w, hw = job.workload, job.hardware
         uvm_of(hw)
+        if job.advice not in ADVICE:
+            raise InputError(f"{job.advice}: must be one of {', '.join(ADVICE)}", argument="advice")
         if w.unit != "event":
             raise InputError(
                 f"uvm: pages whole layers; leave out `unit` {w.unit}", argument="mechanisms"
@@ -57,7 +60,7 @@ class Uvm(Mechanism):
         paged = run_paging(setup, hw, policy.prefill or policy.decode, policy.decode, record=record)
         if clock == "des":
             assert paged.program is not None
-            paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
+            paged.ends = des_paging.run(paged.program, len(paged.ends), uvm_of(hw).duplex)
         trail = Paged(paged, setup, space)
         about = {
             "policy": policy.name,
@@ -81,7 +84,7 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     w, hw, m = job.workload, job.hardware, job.model
     u = uvm_of(hw)
     space = space_of(m, context_of(job), COMPUTE_BYTES)
-    kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, u.fault_sharing, copies)
+    kernels = kernels_of(w, m, hw, space, u.sm_count, u.ctas_per_sm, copies)
     vram = hw.free_bytes
     if copies:  # scratch for the experts of a layer
         vram -= max(m.expert_bytes) * m.n_experts
@@ -93,7 +96,9 @@ def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
             argument="vram",
         )
     advice = np.zeros(space.n_blocks, np.uint8)
-    advice[: space.kv_block] = t.PREFER_GPU
+    advice[: space.kv_block] = ADVICE[job.advice]
+    if job.advice == PREFETCH:
+        kernels = with_prefetch(kernels, 0, 0, int(space.n_pages[: space.kv_block].sum()))
     populated = np.zeros(space.n_blocks, np.uint8)
     populated[: space.kv_block] = 1
     setup = Setup(
@@ -153,7 +158,7 @@ def in_turn(parts: list[Kernels]) -> Kernels:
         return np.concatenate([getattr(k, name) for k in parts])[by]
 
     per_kernel = ("step", "compute_ns", "copy_bytes", "tenant", "tail_ns")
-    per_wave = ("entries", "burst", "limit")
+    per_wave = ("burst", "fetched", "limit", "looks")
     return parts[0]._replace(
         **{name: pick(name, order) for name in per_kernel},
         **{name: pick(name, wave_order) for name in per_wave},

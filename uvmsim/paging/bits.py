@@ -78,14 +78,3 @@ def runs(bits, n):
         x = bits[w]
         total += popcount(x & ~(x << np.uint64(1)) | (x & mask))
     return total
-
-
-@kernel_part
-def mappings(bits, n):
-    """Page table entries that map the set pages: one for a whole 64 KiB page, else one a page."""
-    total = np.int64(0)
-    for w in range(n):
-        for part in range(4):
-            x = (bits[w] >> np.uint64(BIG * part)) & np.uint64(0xFFFF)
-            total += np.int64(1) if x == np.uint64(0xFFFF) else popcount(x)
-    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -17,7 +18,7 @@ from uvmsim.paging.bind import bind
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.layout import PAGE
 from uvmsim.paging.tables import Costs, Program, States, Tables
-from uvmsim.policies.pages.base import PHASE, REFUSED, PageContext
+from uvmsim.policies.pages.base import PHASE, REFUSED, PageContext, PagePolicy
 from uvmsim.policies.pages.registry import PagePolicySpec
 
 BATCH_ENTRIES = 256
@@ -74,10 +75,10 @@ def costs_of(hw: Hardware, threshold: int) -> Costs:
     # Experts copied explicitly come from a mapped file.
     explicit = hw.link_bytes_per_s("h2d", pinned=False)
     return Costs(
-        u.batch_ns, u.page_ns, u.service_ns, u.map_ns, u.evict_ns, u.replay_ns, u.copy_ns,
+        u.batch_ns, u.entry_ns, u.first_touch_ns, u.evict_ns, u.copy_ns,
         round(PAGE * PICO / u.h2d_bytes_per_s), round(PAGE * PICO / u.d2h_bytes_per_s),
         round(PAGE * PICO / hw.zero_copy_bytes_per_s), round(1024 * PICO / explicit),
-        int(hw.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, u.burst_pages, threshold,
+        int(u.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, threshold,
     )  # fmt: skip
 
 
@@ -144,7 +145,11 @@ def _run(
         except Exception as err:
             if not spec.files:
                 raise
-            raise InputError(f"policy {spec.name}: {type(err).__name__}: {err}") from err
+            raise InputError(f"policy {spec.name}: {_why(spec, states, err)}") from err
+    for phase, spec in ((PREFILL, prefill), (DECODE, decode)):
+        for told in _notes(spec, loaded[phase][1]):
+            if told not in notes:
+                notes.append(told)
     if made.driver.n[REFUSED]:
         notes.append(
             f"{int(made.driver.n[REFUSED]):,} moves of other chunks than the current one, or of free "
@@ -152,6 +157,23 @@ def _run(
         )
     check(made)
     return PagedRun(made.counts, made.ends, made.time.program if rows else None, made, notes)
+
+
+def _parts(spec: PagePolicySpec, states: States) -> list[tuple[PagePolicy, Any]]:
+    """A policy, or two, with their states."""
+    parts = [(spec.prefetch, states.prefetch), (spec.order, states.order)]
+    return parts[:1] if spec.order is spec.prefetch else parts
+
+
+def _why(spec: PagePolicySpec, states: States, err: Exception) -> str:
+    """What an error of a hook means to the policy whose it is."""
+    plain = f"{type(err).__name__}: {err}"
+    told = (policy.explain(state, err) for policy, state in _parts(spec, states))
+    return next((t for t in told if t != plain), plain)
+
+
+def _notes(spec: PagePolicySpec, states: States) -> list[str]:
+    return [n for policy, state in _parts(spec, states) for n in policy.notes(state)]
 
 
 def _tables(setup: Setup, hw: Hardware, rows: int) -> Tables:

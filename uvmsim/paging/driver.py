@@ -4,15 +4,16 @@ uvm_gpu_replayable_faults.c, uvm_va_block.c, uvm_pmm_gpu.c).
 `run_kernels` is a template: `uvmsim.core.bind` puts a policy's hooks in the place of those of
 `uvmsim.paging.hooks` and compiles this file, `faults`, `regions` and `frames` with them.
 
-A wave of touches runs until none of its pages is missing. Meanwhile, batch by batch: the SMs' faults
-are fetched, at most ``Costs.batch`` entries, sorted by address and coalesced; block by block the
-region to bring in is computed, a frame allocated (evicting where none is free) and filled; the buffer
-is flushed (what was not fetched faults again) and the faults are replayed.
+A wave reads its touches ``Kernels.looks`` times over, each time until none of its pages is missing.
+Meanwhile, batch by batch: the SMs' faults are fetched, at most ``Costs.batch`` entries, sorted by
+address and coalesced; block by block the region to bring in is computed, a frame allocated (evicting
+where none is free) and filled; the buffer is flushed (what was not fetched faults again) and the faults
+are replayed. A chunk is safe only while its own block is served: the next block of the same batch may
+take it (uvm_pmm_gpu_unpin_allocated), and the warps fault again.
 
-Liberties. A chunk of a block in the batch is not evicted in that batch, since the simulated warps see
-their pages at the replay only; where nobody else can go, the batch ends there and the rest faults
-again. The copy into a frame does not wait for the copy out of it. A page once resident when its touch
-is looked at is not lost to that touch again. See docs/paging.md.
+The handler's time goes into batches and into the buffer's entries, duplicates included. The copy into a
+frame waits for the copy out of it, whose tracker it acquires (block_copy_begin_push). See
+docs/paging.md for what that leaves out.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import numpy as np
 from uvmsim.paging.bits import fill
 from uvmsim.paging.faults import fetch, missing_from, next_missing
 from uvmsim.paging.frames import Moved, make_resident, release
-from uvmsim.paging.hooks import MIGRATES, RECORDS
+from uvmsim.paging.hooks import MIGRATES, RECORDS, WORK_OF_ORDER, after_batch, seen_by_hooks
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.regions import prefetch_mask
 from uvmsim.paging.tables import (
     BATCHES,
     D2H,
+    EVICTED,
     H2D,
     HANDLER,
     MIGRATED,
@@ -50,7 +52,7 @@ from uvmsim.paging.tables import (
     Time,
 )
 from uvmsim.paging.touches import start_of
-from uvmsim.policies.pages.base import ASKED, BATCH, NOW_NS, PAGES
+from uvmsim.policies.pages.base import ASKED, BATCH, CURRENT, NOW_NS, PAGES
 
 
 def row(time: Time, kind, own_ns, ref):
@@ -66,14 +68,14 @@ def row(time: Time, kind, own_ns, ref):
 
 
 def service_ns(costs: Costs, moved: Moved):
-    """The handler's time for a block."""
-    ns = costs.service_ns + moved.entries * costs.map_ns
+    """The handler's time for a block, beside its entries in the buffer."""
+    ns = np.int64(costs.first_touch_ns) if moved.fresh else np.int64(0)
     return ns + costs.evict_ns if moved.victim >= 0 else ns
 
 
 def transfer(time: Time, out_ns, in_ns):
-    """Queue the copies of a service now: the victim's way out and the pages' way in. Returns when both
-    are done. The way in does not wait for the way out (docs/paging.md)."""
+    """Queue the copies of a service now: the victim's way out, then the pages' way in. Returns when
+    both are done. Without ``Costs.duplex`` one engine has them all."""
     clock, duplex = time.clock, time.costs.duplex
     at = done = clock[HANDLER]
     if out_ns > 0:
@@ -82,29 +84,30 @@ def transfer(time: Time, out_ns, in_ns):
         if not duplex:
             clock[H2D] = max(clock[H2D], clock[D2H])
     if in_ns > 0:
-        clock[H2D] = max(clock[H2D], at) + in_ns
-        done = max(done, clock[H2D])
+        clock[H2D] = done = max(clock[H2D], done) + in_ns
         if not duplex:
             clock[D2H] = clock[H2D]
     return done
 
 
 def carry(time: Time, kind, own_ns, b, page, moved: Moved, beside):
-    """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: the copy in
-    runs beside another block's way out. Returns when the copies are done, and the row's number."""
+    """What a block's service takes: ``own_ns`` of the handler, then its copies. ``beside``: they run
+    beside another block's. Returns when they are done, and the row's number."""
     costs, program = time.costs, time.program
     back = moved.back
     out_ns = costs.copy_ns + back * costs.page_out_ps // 1000 if back > 0 else np.int64(0)
     in_ns = moved.operations * costs.copy_ns + moved.pages * costs.page_in_ps // 1000
     if beside and costs.duplex and back > 0:
         in_ns = in_ns * 1000 // costs.duplex_permille
+        out_ns = out_ns * 1000 // costs.duplex_permille
     time.clock[HANDLER] += own_ns
     done = transfer(time, out_ns, in_ns)
     at = row(time, kind, own_ns, -1)
     if RECORDS and at < len(program.kind):
         program.out_ns[at], program.in_ns[at] = out_ns, in_ns
         program.block[at], program.page[at] = b, page
-        program.victim[at], program.chunk[at] = moved.victim, moved.label
+        program.victim[at], program.back[at] = moved.victim, back
+        program.chunk[at] = moved.label
     return done, at
 
 
@@ -112,7 +115,6 @@ def service(t: Tables, s: States, n, counters):
     """Serve the ``n`` blocks of a batch in order of address; when its last copy is done."""
     d, p, x = t.driver, t.pages, t.scratch
     last = t.time.clock[HANDLER]
-    served = False
     for i in range(n):
         slot = x.order[i]
         b, faulted = x.block[slot], x.faulted[slot]
@@ -123,16 +125,19 @@ def service(t: Tables, s: States, n, counters):
         for w in range(PAGES // 64):
             x.mask[w] |= faulted[w]
         moved = make_resident(s.order, d, p, b, x.mask, counters)
-        if not moved.done:
-            # If no block was served yet, those whose frames these are come first.
-            if served:
-                break
-            continue
-        served = True
         cpu = service_ns(t.time.costs, moved)
         done, _ = carry(t.time, ROW_SERVICE, cpu, b, first, moved, i > 0)
         last = max(last, done)
     return last
+
+
+def work_queued(t: Tables, s: States):
+    """What the policy left for after the batch, which may ask for blocks, and may move no chunk."""
+    d = t.driver
+    then = d.n[NOW_NS]
+    d.n[NOW_NS], d.n[CURRENT] = t.time.clock[HANDLER], len(d.block_of)
+    after_batch(s.order if WORK_OF_ORDER else s.prefetch, seen_by_hooks(d))
+    d.n[NOW_NS] = then
 
 
 def migrate_ahead(t: Tables, s: States, counters):
@@ -149,10 +154,7 @@ def migrate_ahead(t: Tables, s: States, counters):
         for w in range(PAGES // 64):
             x.mask[w] = 0
         fill(x.mask, 0, np.int64(d.n_pages[b]))
-        p.stamp[b] = d.n[BATCH]
         moved = make_resident(s.order, d, p, b, x.mask, counters)
-        if not moved.done:
-            break
         counters[MIGRATED] += 1
         p.arrival[b], p.mover[b] = carry(t.time, ROW_ASYNC, 0, b, 0, moved, False)
     d.n[ASKED] = 0
@@ -170,46 +172,76 @@ def await_migrations(t: Tables, first, last):
 
 
 def run_wave(t: Tables, s: States, k: Kernels, wave, counters):
-    """A wave's touches side by side, until all their pages were there; whether any was missing."""
+    """A wave's touches side by side, ``Kernels.looks`` times; whether any page was missing."""
     d, p, x = t.driver, t.pages, t.scratch
-    costs, clock = t.time.costs, t.time.clock
-    lo, hi, limit = start_of(k.touch_hi, wave), k.touch_hi[wave], k.limit[wave]
-    waiting = 0
-    for i in range(lo, hi):
-        if MIGRATES and k.last[i] > k.first[i]:
-            await_migrations(t, k.first[i], k.last[i])
-        at = missing_from(d, p, k.first[i], k.last[i], counters)
-        if at < k.last[i]:
-            x.touch[waiting], x.at[waiting] = i, at
-            waiting += 1
-    faulted = waiting > 0
-    while waiting > 0:
-        d.n[BATCH] += 1
-        active = min(waiting, limit) if limit > 0 else waiting
-        n, pages = fetch(t, k, wave, active, counters)
-        counters[BATCHES] += 1
-        cpu = costs.batch_ns + pages * costs.page_ns
-        clock[HANDLER] += cpu
-        d.n[NOW_NS] = clock[HANDLER]
-        row(t.time, ROW_BATCH, cpu, -1)
-        end = service(t, s, n, counters)
-        clock[HANDLER] = max(clock[HANDLER], end) + costs.replay_ns
-        row(t.time, ROW_REPLAY, costs.replay_ns, -1)
-        if MIGRATES:
-            migrate_ahead(t, s, counters)
-        left = 0
-        for i in range(waiting):
-            touch = x.touch[i]
-            at = next_missing(d, p, x.at[i], k.last[touch])
-            if at < k.last[touch]:
-                x.touch[left], x.at[left] = touch, at
-                left += 1
-        waiting = left
+    lo, hi = start_of(k.touch_hi, wave), k.touch_hi[wave]
+    faulted = False
+    for look in range(k.looks[wave]):
+        waiting = 0
+        for i in range(lo, hi):
+            if MIGRATES and k.last[i] > k.first[i]:
+                await_migrations(t, k.first[i], k.last[i])
+            if look == 0:
+                at = missing_from(d, p, k.first[i], k.last[i], counters)
+            else:
+                at = next_missing(d, p, k.first[i], k.last[i])
+            if at < k.last[i]:
+                x.touch[waiting], x.at[waiting] = i, at
+                waiting += 1
+        if waiting == 0:
+            break
+        faulted = True
+        evicted = counters[EVICTED]
+        settle(t, s, k, wave, waiting, counters)
+        if counters[EVICTED] == evicted:
+            break  # nothing was lost, so no later look misses anything
     if MIGRATES and faulted:  # blocks that were asked for meanwhile and are this wave's own
         for i in range(lo, hi):
             if k.last[i] > k.first[i]:
                 await_migrations(t, k.first[i], k.last[i])
     return faulted
+
+
+def settle(t: Tables, s: States, k: Kernels, wave, waiting, counters):
+    """Batches until the ``waiting`` touches in `Scratch` had all their pages, each at some replay."""
+    d, x = t.driver, t.scratch
+    costs, clock, limit = t.time.costs, t.time.clock, k.limit[wave]
+    stuck = False
+    while waiting > 0:
+        d.n[BATCH] += 1
+        active = min(waiting, limit) if limit > 0 else waiting
+        n, entries = fetch(t, k, wave, active, stuck, counters)
+        counters[BATCHES] += 1
+        cpu = costs.batch_ns + entries * costs.entry_ns
+        clock[HANDLER] += cpu
+        d.n[NOW_NS] = clock[HANDLER]
+        row(t.time, ROW_BATCH, cpu, -1)
+        end = service(t, s, n, counters)
+        clock[HANDLER] = max(clock[HANDLER], end)
+        row(t.time, ROW_REPLAY, 0, -1)
+        waiting = advance(t, k, waiting)
+        # Blocks of a batch that take each other's frames help nobody: then one warp at a time gets on.
+        stuck = x.moved[0] == 0
+        if MIGRATES:
+            work_queued(t, s)
+            migrate_ahead(t, s, counters)
+            waiting = advance(t, k, waiting)
+
+
+def advance(t: Tables, k: Kernels, waiting):
+    """The first ``waiting`` touches in `Scratch` run until the next page they miss; how many still do,
+    and in `Scratch.moved` how many got on."""
+    d, p, x = t.driver, t.pages, t.scratch
+    left, moved = 0, 0
+    for i in range(waiting):
+        touch, before = x.touch[i], x.at[i]
+        at = next_missing(d, p, before, k.last[touch])
+        moved += at > before
+        if at < k.last[touch]:
+            x.touch[left], x.at[left] = touch, at
+            left += 1
+    x.moved[0] = moved
+    return left
 
 
 def move_range(t: Tables, s: States, first, last, to_host, counters):
@@ -219,13 +251,12 @@ def move_range(t: Tables, s: States, first, last, to_host, counters):
     done = t.time.clock[HANDLER]
     for b in range(first // PAGES, (last - 1) // PAGES + 1):
         d.n[BATCH] += 1
-        p.stamp[b] = d.n[BATCH]
         if to_host:
             chunk, nothing = np.int64(d.chunk_of[b]), np.int64(0)
             if chunk < 0:
                 continue
             back = release(d, p, b, counters)
-            moved = Moved(chunk >= 0, nothing, nothing, nothing, back, np.int64(-1), chunk)
+            moved = Moved(nothing, nothing, chunk < 0, back, np.int64(-1), chunk)
             cpu = t.time.costs.evict_ns
         else:
             for w in range(PAGES // 64):

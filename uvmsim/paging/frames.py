@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.paging.bits import mappings, popcount, runs
+from uvmsim.paging.bits import popcount, runs
 from uvmsim.paging.hooks import (
     HAS_ORDER,
     block_access,
@@ -25,20 +25,18 @@ from uvmsim.paging.tables import (
     ZEROED,
 )
 from uvmsim.policies.base import Number
-from uvmsim.policies.pages.base import ACTIVATES, BATCH, BYPASS, CURRENT, PAGES, move_tail
+from uvmsim.policies.pages.base import ACTIVATES, BYPASS, CURRENT, PAGES, move_tail
 
 
 class Moved(NamedTuple):
     """What making a block resident took."""
 
-    done: bool | np.bool
-    """False where every frame belongs to a block of this batch: nothing happened."""
     pages: Number
     """4 KiB pages copied in."""
     operations: Number
     """Copies."""
-    entries: Number
-    """Page table entries."""
+    fresh: bool | np.bool
+    """The block's host pages had to be mapped for the copy engines first."""
     back: Number
     """Pages of the victim to copy back."""
     victim: Number
@@ -77,20 +75,16 @@ def vacate(d, p, b, counters):
 
 
 def take_chunk(sl, d, p, counters):
-    """A frame: a free one, or the head's, evicted. Returns the chunk (-1 if all are busy in this
-    batch), pages to copy back, and the block that lost it (-1)."""
+    """A frame: a free one, or the head's, evicted. Nobody's is safe: uvm_pmm_gpu_unpin_allocated ends
+    the protection of a block's chunk when the block is served, so the next one of the same batch may
+    take it. Returns the chunk, pages to copy back, and the block that lost it (-1)."""
     if p.n_free[0] > 0:
         p.n_free[0] -= 1
         return np.int64(p.free[p.n_free[0]]), np.int64(0), np.int64(-1)
     if HAS_ORDER:
         d.n[CURRENT] = -1
         evict_prepare(sl, seen_by_hooks(d))
-    end = np.int64(len(d.next) - 1)
-    chunk = np.int64(d.next[end])
-    while chunk != end and p.stamp[d.block_of[chunk]] == d.n[BATCH]:
-        chunk = np.int64(d.next[chunk])
-    if chunk == end:
-        return np.int64(-1), np.int64(0), np.int64(-1)
+    chunk = np.int64(d.next[len(d.next) - 1])
     b = np.int64(d.block_of[chunk])
     return chunk, vacate(d, p, b, counters), b
 
@@ -109,9 +103,6 @@ def make_resident(sl, d, p, b, mask, counters):
     label = chunk
     if chunk < 0:
         chunk, back, victim = take_chunk(sl, d, p, counters)
-        if chunk < 0:
-            nothing = np.int64(0)
-            return Moved(chunk >= 0, nothing, nothing, nothing, back, victim, chunk)
         label = -1 - chunk
         d.chunk_of[b] = chunk
         d.block_of[chunk] = b
@@ -126,7 +117,8 @@ def make_resident(sl, d, p, b, mask, counters):
         mask[w] &= ~d.resident[b, w]
         pages += popcount(mask[w])
     operations = runs(mask, PAGES // 64)
-    entries = mappings(mask, PAGES // 64)
+    fresh = p.mapped[b] == 0 and p.populated[b] != 0
+    p.mapped[b] = 1
     for w in range(PAGES // 64):
         d.resident[b, w] |= mask[w]
     d.n_resident[b] += pages
@@ -134,14 +126,17 @@ def make_resident(sl, d, p, b, mask, counters):
         p.populated[b] = 1
         counters[ZEROED] += pages
         pages, operations = np.int64(0), np.int64(0)
-    # used_list: the policy first, then the driver's own move unless bypassed
-    action = np.int64(0)
-    d.n[CURRENT] = chunk
-    if HAS_ORDER:
-        action = np.int64(block_access(sl, seen_by_hooks(d), chunk))
-    if action != BYPASS:
-        move_tail(d, chunk)  # type: ignore[arg-type]
+    # A chunk that was allocated just now is still pinned: mark_root_chunk_used leaves it alone, and its
+    # activation has put it at the tail. Of others, the policy first, then the driver's own move unless
+    # bypassed.
+    if label >= 0:
+        action = np.int64(0)
+        d.n[CURRENT] = chunk
+        if HAS_ORDER:
+            action = np.int64(block_access(sl, seen_by_hooks(d), chunk))
+        if action != BYPASS:
+            move_tail(d, chunk)  # type: ignore[arg-type]
     counters[SERVICES] += 1
     counters[PAGES_IN] += pages
     counters[COPIES] += operations
-    return Moved(chunk >= 0, pages, operations, entries, back, victim, label)
+    return Moved(pages, operations, fresh, back, victim, label)

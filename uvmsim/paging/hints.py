@@ -1,11 +1,30 @@
-"""A program's own hints: ranges prefetched to the device or back to the host between kernels."""
+"""A program's own hints: advice, and ranges prefetched to the device or back to the host between
+kernels."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from uvmsim.paging.kernels import Kernels
-from uvmsim.paging.tables import TO_DEVICE, TO_HOST
+from uvmsim.paging.tables import (
+    ACCESSED_BY,
+    PREFER_GPU,
+    READ_MOSTLY,
+    REMOTE_FLAG,
+    TO_DEVICE,
+    TO_HOST,
+)
+
+PREFETCH = "prefetch"
+ADVICE = {
+    "none": 0,
+    PREFETCH: 0,
+    "prefer-gpu": PREFER_GPU,
+    "prefer-cpu": REMOTE_FLAG,
+    "accessed-by": ACCESSED_BY,
+    "read-mostly": READ_MOSTLY,
+}
+"""What a program can say of its managed memory, and the bits of `uvmsim.paging.tables.Pages.advice`."""
 
 
 def with_prefetch(
@@ -40,9 +59,10 @@ def with_prefetch(
         tenant=put(k.tenant, before, int(k.tenant[before])),
         tail_ns=put(k.tail_ns, before, 0),
         touch_hi=touch_hi,
-        entries=put(k.entries, wave, 1),
-        burst=put(k.burst, wave, 0),
+        burst=put(k.burst, wave, 1),
+        fetched=put(k.fetched, wave, 0),
         limit=put(k.limit, wave, 0),
+        looks=put(k.looks, wave, 1),
         first=put(k.first, touch, first_page),
         last=put(k.last, touch, last_page),
         action=put(action, before, TO_HOST if to_host else TO_DEVICE),

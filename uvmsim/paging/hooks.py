@@ -1,5 +1,6 @@
-"""What the driver asks a program, as `uvmsim.policies.pages.base.PagePolicy` has it. These do what the
-driver does without one; `uvmsim.core.bind` puts a policy's own in their place and sets the switches."""
+"""What the driver asks a program, as `uvmsim.policies.pages.base.PagePolicy` has it. These do what
+the driver does without one; `uvmsim.core.bind` puts a policy's own in their place and sets the
+switches."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ HAS_PREFETCH = False
 """A policy has prefetch hooks of its own, and so on."""
 HAS_ORDER = False
 MIGRATES = False
+WORK_OF_ORDER = False
+"""What runs after a batch belongs to the policy that orders evictions."""
 RECORDS = False
 """The program is written, for a readable clock and for export."""
 
@@ -44,6 +47,10 @@ def block_access(s: Any, d: Driver, chunk: Number) -> Number:
 
 
 def evict_prepare(s: Any, d: Driver) -> Number:
+    return 0
+
+
+def after_batch(s: Any, d: Driver) -> Number:
     return 0
 
 

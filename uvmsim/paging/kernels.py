@@ -68,11 +68,10 @@ def space_of(model: Model, context: int, compute_bytes: int) -> Space:
 
 def kernels_of(
     w: Workload, model: Model, hw: Hardware, space: Space, sm_count: int, ctas_per_sm: int,
-    sharing: int = 1, copies: bool = False,
+    copies: bool = False,
 ) -> Kernels:  # fmt: skip
     """The kernels of a workload with event unit, in execution order.
 
-    ``sharing``: fault entries of a page that several thread blocks read, for each of them.
     ``copies``: a prefill copies the experts it uses to scratch memory instead of touching them.
     """
     before, after = dense_times(w, model, hw)
@@ -90,8 +89,6 @@ def kernels_of(
     out = _room(*n.tolist())
     n[:] = 0
     emit(work, Sink(out, n, True))
-    shared = out.entries > 1
-    out.entries[shared] = np.minimum(out.entries[shared].astype(np.int64) * sharing, 127)
     return out
 
 
@@ -116,6 +113,7 @@ def _table(layers: list[list[Placed]]) -> Matrices:
         np.array([t.offset for t in flat], np.int64),
         np.array([t.nbytes // t.experts for t in flat], np.int64),
         np.array([t.row_bytes for t in flat], np.int64),
+        np.array([t.strips for t in flat], np.int64),
         np.array(["down" in t.name for t in flat], bool),
         np.cumsum([0, *(len(tensors) for tensors in layers)]),
     )
@@ -142,6 +140,7 @@ def _room(kernels: int, waves: int, touches: int) -> Kernels:
     return Kernels(
         np.zeros(kernels, np.int32), np.zeros(kernels, i64), np.zeros(kernels, i64),
         np.zeros(kernels, i64), np.zeros(kernels, np.int8), np.zeros(kernels, i64),
-        np.zeros(waves, i64), np.zeros(waves, np.int8), np.zeros(waves, np.int8),
-        np.zeros(waves, np.int32), np.zeros(touches, i64), np.zeros(touches, i64),
+        np.zeros(waves, i64), np.zeros(waves, np.int8), np.zeros(waves, np.int16),
+        np.zeros(waves, np.int32), np.zeros(waves, np.int8), np.zeros(touches, i64),
+        np.zeros(touches, i64),
     )  # fmt: skip

@@ -22,6 +22,8 @@ __all__ = ["BLOCK", "PAGE", "Layout", "Placed", "layout"]
 
 ALIGN = 128
 PAD_WEIGHTS = 512
+MMQ_ITER_K = 256
+"""Weights of a row that a prefill kernel loads at a time (ggml-cuda/mmq.cuh)."""
 ROW_GUESS = 1536
 """Bytes of a matrix row where the model's width is unknown."""
 
@@ -37,6 +39,8 @@ class Placed:
     nbytes: int
     row_bytes: int
     """Bytes of one row: what one thread block of a decode kernel reads."""
+    strips: int = 1
+    """Times that a prefill kernel comes back to a row, 1 to 127."""
     experts: int = 1
     """Matrices in it: the model's experts for an expert bank, else 1."""
 
@@ -71,7 +75,9 @@ def layout(model: Model) -> Layout:
         row = max(row_weights // weights * size, 1)
         at = -(-at // ALIGN) * ALIGN
         experts = model.n_experts if bank else 1
-        placed.append(Placed(name, block, at, nbytes, min(row, nbytes // experts), experts))
+        own = min(row, nbytes // experts)
+        strips = min(max(-(-(own // size * weights) // MMQ_ITER_K), 1), 127)
+        placed.append(Placed(name, block, at, nbytes, own, strips, experts))
         missing = -row_weights % PAD_WEIGHTS
         at += nbytes + (missing // weights * size if weights > 1 else 0)
     return Layout(tuple(placed), at)

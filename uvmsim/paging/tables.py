@@ -11,10 +11,11 @@ from uvmsim.policies.pages.base import PAGES, Driver
 BATCHES, FAULTS, SERVICES, ACTIVATED, EVICTED, PAGES_IN, PAGES_OUT, COPIES, ZEROED, REMOTE = range(
     10
 )
-MIGRATED, HOOK_ERROR, COUNTERS = 10, 11, 12
+MIGRATED, HOOK_ERROR, ENTRIES, COUNTERS = 10, 11, 12, 13
 """Places in a row of counters: fault batches, distinct faulted pages, block services, chunks
 allocated, chunks evicted, pages copied in, pages copied back, copy operations in, pages given without
-a copy (first touch), pages read across the link, blocks migrated ahead, hook errors."""
+a copy (first touch), pages read across the link, blocks migrated ahead, hook errors, entries of the
+fault buffer."""
 
 REMOTE_FLAG, READ_MOSTLY, PREFER_GPU, ACCESSED_BY = 1, 2, 4, 8
 """Bits of `Pages.advice` (cudaMemAdvise): preferred location CPU (kernels read across the link,
@@ -47,9 +48,11 @@ class Pages(NamedTuple):
     mover: np.ndarray
     """int64 [B]: program row of that migration, -1."""
     stamp: np.ndarray
-    """int64 [B]: batch that served the block last."""
+    """int64 [B]: batch that the block faulted in last."""
     slot: np.ndarray
     """int64 [B]: place of the block among those of its batch."""
+    mapped: np.ndarray
+    """uint8 [B]: the block's host pages are mapped for the copy engines."""
     free: np.ndarray
     """int32 [C]: stack of free chunks."""
     n_free: np.ndarray
@@ -71,6 +74,8 @@ class Scratch(NamedTuple):
     """int64 [touches]: first page each still needs."""
     scan: np.ndarray
     """int64 [touches]: how far a batch has read each."""
+    moved: np.ndarray
+    """int64 [1]: touches that got on at the last replay."""
     region: np.ndarray
     """int64 [4]: what `PagePolicy.page_prefetch` answers in."""
     mask: np.ndarray
@@ -81,14 +86,13 @@ class Costs(NamedTuple):
     """The driver's constants, int64; see `uvmsim.machine.hardware.UvmCosts`."""
 
     batch_ns: int
-    page_ns: int
-    """A distinct page that faulted."""
-    service_ns: int
-    map_ns: int
-    """Unmapping, DMA-mapping and mapping with one page table entry: a 64 KiB page, or a 4 KiB page of
-    one that comes in parts."""
+    """A batch, whatever is in it: interrupt, flush of the buffer, replay, until the warps run on."""
+    entry_ns: int
+    """An entry of the fault buffer, duplicates included."""
+    first_touch_ns: int
+    """A block whose host pages were never mapped for the GPU's copy engines."""
     evict_ns: int
-    replay_ns: int
+    """A victim: choosing and unmapping it."""
     copy_ns: int
     """Fixed part of one copy operation."""
     page_in_ps: int
@@ -102,8 +106,6 @@ class Costs(NamedTuple):
     """Share of its speed that a copy keeps while the other direction runs."""
     batch: int
     """Fault entries of a batch (uvm_perf_fault_batch_count)."""
-    burst: int
-    """Pages an SM faults on before another one's entries follow in the buffer."""
     threshold: int
 
 
@@ -127,6 +129,8 @@ class Program(NamedTuple):
     """int32 [R]: VA block of a service, -1."""
     victim: np.ndarray
     """int32 [R]: VA block that was evicted for it, -1."""
+    back: np.ndarray
+    """int32 [R]: pages of it that are copied back."""
     chunk: np.ndarray
     """int32 [R]: chunk it was served in; negative minus 1 where it was allocated just now."""
     page: np.ndarray
@@ -182,7 +186,8 @@ def new_pages(advice: np.ndarray, populated: np.ndarray, n_chunks: int) -> Pages
     return Pages(
         advice.astype(np.uint8), populated.astype(np.uint8), np.zeros(blocks, np.int64),
         np.full(blocks, -1, np.int64), np.full(blocks, -1, np.int64), np.zeros(blocks, np.int64),
-        np.arange(n_chunks, dtype=np.int32)[::-1].copy(), np.array([n_chunks], np.int64),
+        np.zeros(blocks, np.uint8), np.arange(n_chunks, dtype=np.int32)[::-1].copy(),
+        np.array([n_chunks], np.int64),
     )  # fmt: skip
 
 
@@ -191,7 +196,8 @@ def new_scratch(batch: int, touches: int) -> Scratch:
     i64 = np.int64
     return Scratch(
         np.zeros(batch, i64), np.zeros(batch, i64), np.zeros((batch, PAGES // 64), np.uint64),
-        np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(4, i64),
+        np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(touches, i64), np.zeros(1, i64),
+        np.zeros(4, i64),
         np.zeros(PAGES // 64, np.uint64),
     )  # fmt: skip
 
@@ -202,5 +208,6 @@ def new_program(rows: int) -> Program:
     return Program(
         np.zeros(rows, np.int8), np.zeros(rows, i64), np.zeros(rows, i64), np.zeros(rows, i64),
         np.full(rows, -1, i64), np.zeros(rows, i64), np.full(rows, -1, i32),
-        np.full(rows, -1, i32), np.full(rows, -1, i32), np.zeros(rows, i32), np.zeros(1, i64),
+        np.full(rows, -1, i32), np.zeros(rows, i32), np.full(rows, -1, i32), np.zeros(rows, i32),
+        np.zeros(1, i64),
     )  # fmt: skip

@@ -5,15 +5,18 @@ What is modelled (llama.cpp at build 7099, ggml-cuda):
 * Decode, up to 8 tokens: one thread block a matrix row (mmvq). Gate and up run as one fused kernel
   over the chosen experts in slot order, rows ascending; then down. Thread blocks whose pages are there
   finish and make room; those that wait for pages are at most as many as the GPU holds
-  (``sm_count * ctas_per_sm``), and their faults come from all over their rows.
+  (``sm_count * ctas_per_sm``), and their faults come from all over their rows, few at a time.
 * Prefill: one kernel each for gate, up and down (mul_mat_id, MMQ, stream-K). The tiles of 128 rows
   are walked row tile outermost, then expert, then tile of 128 tokens; SM b of S starts at fraction
-  b/S. The tiles that all SMs work on at once are a *wave*.
+  b/S. The tiles that all SMs work on at once are a *wave*. A tile is loaded strip by strip of
+  256 weights (MMQ_ITER_K), so its rows are come back to; what was evicted meanwhile faults again.
 * Dense matrices in the same two ways; small tensors, the KV cache (the positions in use) and the
   compute buffer are touched with a layer's first wave. Last, the output matrix.
 
-What is not: SMs drift apart in reality, here a wave ends before the next begins; the order in which
-SMs raise faults within a wave is their number; L2 plays no role; writes are not told from reads.
+What is not: SMs drift apart in reality, here a wave ends before the next begins; SMs raise faults in
+the order of their numbers, but for neighbours (`uvmsim.paging.faults.OVERTAKING`); a strip counts for
+all pages of its tile, though rows beyond 4 KiB have pages that a strip leaves out; L2 plays no role;
+writes are not told from reads.
 """
 
 from __future__ import annotations
@@ -31,6 +34,13 @@ MMVQ_TOKENS = 8
 """Tokens up to which ggml-cuda multiplies row by row (MMVQ_MAX_BATCH_SIZE)."""
 TILE_ROWS, TILE_TOKENS = 128, 128
 """A tile of the matrix kernel (mmq_y, mmq_x)."""
+TILE_WARPS = 8
+"""Warps that load a tile, each a row at a time (MMQ_NWARPS): their rows' pages fault together."""
+ROW_LOOKS = 2
+"""Times a decode kernel's thread block comes back to its row: it reads 1,088 bytes each time."""
+ROW_BURST, ROW_FAULTS = 8, 32
+"""Pages of a run of rows that fault together, and faults in the buffer when the driver looks, where
+thread blocks walk rows. Fitted to the decode rows of experiments/rtx5090_gpt_oss_120b."""
 SMALL = 64 << 10
 """Tensors below this size are touched at once."""
 NO_ACTIONS = np.zeros(0, np.int8)
@@ -53,12 +63,14 @@ class Kernels(NamedTuple):
     """int64 [K]: work that remains when the last missing page has come."""
     touch_hi: np.ndarray
     """int64 [W]: touches up to and including this wave."""
-    entries: np.ndarray
-    """int8 [W]: fault entries a faulting page raises: SMs that share it."""
     burst: np.ndarray
-    """int8 [W]: pages of a touch that fault before the next touch's do; 0: the machine's burst."""
+    """int8 [W]: pages of a touch that fault before the next touch's do, above 0."""
+    fetched: np.ndarray
+    """int16 [W]: entries that are in the buffer when the driver looks, at most; 0: a whole batch."""
     limit: np.ndarray
     """int32 [W]: touches that can wait for pages at a time; 0: all of the wave."""
+    looks: np.ndarray
+    """int8 [W]: times that the wave reads its touches: what was evicted meanwhile faults again."""
     first: np.ndarray
     """int64 [T]: first page of a touch, counted over all buffers."""
     last: np.ndarray
@@ -76,6 +88,8 @@ class Matrices(NamedTuple):
     """int64 [M]: of one matrix."""
     row_bytes: np.ndarray
     """int64 [M]"""
+    strips: np.ndarray
+    """int64 [M]: strips of a row, 1 to 127."""
     is_down: np.ndarray
     """bool [M]: multiplied after the others."""
     layer_lo: np.ndarray
@@ -169,16 +183,12 @@ def _touch(to: Sink, lo, hi):
 
 
 @kernel_part
-def _end_wave(to: Sink, row, limit):
-    """``row``: bytes of a row where thread blocks walk rows, else 0."""
+def _end_wave(to: Sink, burst, fetched, limit, looks):
     if to.write:
         at = to.n[WAVES]
         to.out.touch_hi[at] = to.n[TOUCHES]
-        to.out.limit[at] = limit
-        # Rows that share a page, and the one that reaches in from before.
-        to.out.entries[at] = min(PAGE // row + 2, 8) if 0 < row < PAGE else 1
-        # What an SM's translation buffer asks for at a time while thread blocks read rows.
-        to.out.burst[at] = BIG if row > 0 else 0
+        to.out.burst[at], to.out.fetched[at] = burst, fetched
+        to.out.limit[at], to.out.looks[at] = limit, looks
     to.n[WAVES] += 1
 
 
@@ -204,12 +214,11 @@ def _rows(to: Sink, work: Work, ev, down):
     r, m = work.routing, work.banks
     layer, a = r.event_layer[ev], r.event_lo[ev]
     lo, hi = m.layer_lo[layer], m.layer_lo[layer + 1]
-    each, matrices, row = np.int64(0), 0, np.int64(1)
+    each, matrices = np.int64(0), 0
     for k in range(lo, hi):
         if m.is_down[k] == down:
             each = max(each, (m.nbytes[k] + m.row_bytes[k] - 1) // m.row_bytes[k])
             if m.nbytes[k] > m.row_bytes[k]:
-                row = m.row_bytes[k]
                 matrices += 1
     total = each * (r.event_lo[ev + 1] - a)
     at = np.int64(0)
@@ -227,7 +236,7 @@ def _rows(to: Sink, work: Work, ev, down):
                 base = m.offset[k] + e * size
                 _touch(to, base + r0 * width, base + min(r1 * width, size))
         at = stop
-    _end_wave(to, row, max(matrices, 1) * work.window // work.sms)
+    _end_wave(to, ROW_BURST, ROW_FAULTS, max(matrices, 1) * work.window // work.sms, ROW_LOOKS)
 
 
 @kernel_part
@@ -246,6 +255,7 @@ def _tiles(to: Sink, work: Work, m: Matrices, k, a, b, tokens):
     total = per_row * row_tiles
     if total == 0:
         return
+    burst = min((TILE_WARPS * row + PAGE - 1) // PAGE, 127)
     longest = (total + sms - 1) // sms
     for j in range(longest):
         for s in range(sms):
@@ -265,7 +275,7 @@ def _tiles(to: Sink, work: Work, m: Matrices, k, a, b, tokens):
                 e = np.int64(ids[i] % work.routing.n_experts)
             lo = offset + e * each + r * TILE_ROWS * row
             _touch(to, lo, min(lo + TILE_ROWS * row, offset + (e + 1) * each))
-        _end_wave(to, 0, 0)
+        _end_wave(to, burst, 0, 0, m.strips[k])
 
 
 @kernel_part
@@ -286,7 +296,7 @@ def _dense(to: Sink, work: Work, layer, step, block, tokens, active):
     used = min(b.compute_token * active, b.compute_bytes)
     if used > 0:
         _touch(to, b.compute_start, b.compute_start + used)
-    _end_wave(to, 0, 0)
+    _end_wave(to, BIG, 0, 0, 1)
     for k in range(lo, hi):
         size, width = m.nbytes[k], m.row_bytes[k]
         if size < SMALL:
@@ -298,7 +308,7 @@ def _dense(to: Sink, work: Work, layer, step, block, tokens, active):
                 stop = min(r + work.sms, rows)
                 _touch(to, m.offset[k] + r * width, m.offset[k] + min(stop * width, size))
                 r = stop
-            _end_wave(to, width, work.window // work.sms)
+            _end_wave(to, ROW_BURST, ROW_FAULTS, work.window // work.sms, ROW_LOOKS)
         else:
             _tiles(to, work, m, k, 0, 0, tokens)
 
@@ -328,7 +338,7 @@ def _experts(to: Sink, work: Work, ev, tokens):
                 for i in range(a, b):
                     at = m.offset[k] + (r.ids[i] % r.n_experts) * m.nbytes[k]
                     _touch(to, at, at + m.nbytes[k])
-                _end_wave(to, 0, 0)
+                _end_wave(to, BIG, 0, 0, 1)
             else:
                 _tiles(to, work, m, k, a, b, tokens)
                 _end_kernel(to, step, ns // 3)

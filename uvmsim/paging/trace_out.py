@@ -17,7 +17,7 @@ from traces.errors import InputError
 from traces.faults.writer import FaultWriter
 from uvmsim.machine.hardware import Hardware
 from uvmsim.paging import tables as t
-from uvmsim.paging.drive import PagedRun, Setup, costs_of
+from uvmsim.paging.drive import PagedRun, Setup
 from uvmsim.paging.layout import BLOCK, PAGE
 
 VA_BASE = 0x7000_0000_0000
@@ -36,7 +36,6 @@ def write_trace(
     """Write a run that has its program to ``path``; returns the number of events."""
     program = paged.program
     assert program is not None
-    costs = costs_of(hw, setup.threshold)
     served = np.flatnonzero((program.kind == t.ROW_SERVICE) | (program.kind == t.ROW_ASYNC))
     if not len(served):
         raise InputError(
@@ -50,7 +49,7 @@ def write_trace(
         raise InputError(f"{path}: cannot be written ({e.strerror or e})") from None
     try:
         for at in range(0, len(served), ROWS):
-            total += _append(writer, program, served[at : at + ROWS], setup, costs)
+            total += _append(writer, program, served[at : at + ROWS], setup)
         writer.close()
     except BaseException:
         writer.discard()
@@ -58,21 +57,19 @@ def write_trace(
     return total
 
 
-def _append(
-    writer: FaultWriter, program: t.Program, rows: np.ndarray, setup: Setup, costs: t.Costs
-) -> int:
+def _append(writer: FaultWriter, program: t.Program, rows: np.ndarray, setup: Setup) -> int:
     """The events of some services, in order."""
     n = len(rows)
     block, victim = program.block[rows].astype(np.int64), program.victim[rows].astype(np.int64)
     label, page = program.chunk[rows].astype(np.int64), program.page[rows].astype(np.int64)
     fresh, evicts = label < 0, victim >= 0
     chunk = np.where(fresh, -1 - label, label)
-    back = np.maximum(program.out_ns[rows] - costs.copy_ns, 0)
-    pages_back = -(-back * 1000 // costs.page_out_ps)
+    pages_back = program.back[rows].astype(np.int64)
     there = np.ones((n, len(KINDS)), bool)
     there[:, FAULT] = program.kind[rows] == t.ROW_SERVICE
     there[:, PREPARE] = there[:, EVICT] = evicts
     there[:, ACTIVATE] = fresh
+    there[:, ACCESS] = ~fresh
     time = np.repeat(program.clock_ns[rows][:, None], len(KINDS), axis=1)
     time[:, FAULT] -= program.own_ns[rows]
     whose = np.repeat(block[:, None], len(KINDS), axis=1)

@@ -67,6 +67,7 @@ def driver_counters(row: np.ndarray, copied: int = 0) -> dict[str, Any]:
     return {
         "fault_batches": n[t.BATCHES],
         "faulted_pages": n[t.FAULTS],
+        "fault_entries": n[t.ENTRIES],
         "services": n[t.SERVICES],
         "chunks_in": n[t.ACTIVATED],
         "chunks_out": n[t.EVICTED],

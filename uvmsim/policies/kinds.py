@@ -1,5 +1,5 @@
-"""What policies decide about: the experts of a pool, or the driver's pages. A mechanism says which kind
-is for it; what a user names goes to the kind that knows it."""
+"""What policies decide about: the experts of a pool, or the driver's pages. A mechanism says which
+kind is for it; what a user names goes to the kind that knows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from traces.errors import InputError
 from uvmsim.policies.pages.base import PagePolicy
 from uvmsim.policies.pages.phases import PREFIX, PhasedPolicy, parse_phased, phased_of
 from uvmsim.policies.pages.registry import PagePolicySpec, builtin_pages
-from uvmsim.policies.registry import PolicySpec, builtin, parse, spec_of
+from uvmsim.policies.registry import OBJECT, PolicySpec, builtin, parse, spec_of
 
 Spec = PolicySpec | PhasedPolicy
 """A policy with its parameters set, of either kind."""
@@ -62,6 +62,8 @@ def _kind_named(name: str) -> PolicyKind:
     try:
         parse_phased(name)
     except InputError as pages:
+        if any(part.split(":")[0].endswith(OBJECT) for part in name.split("+")):
+            raise
         try:
             parse(name)
         except InputError as experts:

@@ -34,6 +34,9 @@ CONTRACT = (
     "rings",
 )
 
+OBJECT = ".o"
+"""What a compiled eBPF object's name ends with."""
+
 P = TypeVar("P", bound=Policy)
 
 
@@ -182,6 +185,12 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
     noun = kind.noun
     head, *settings = part.split(":")
     file = None
+    if head.endswith(OBJECT):
+        from uvmsim.policies.bpf import policy as bpf
+
+        if not issubclass(bpf.BpfPolicy, kind.bases):
+            raise InputError(f"policy {head}: an eBPF object is a page policy, for mechanism uvm")
+        return bpf.load(head, settings), head
     if head.endswith(".py"):
         if not settings:
             raise InputError(f"{noun} {part!r}: say which class, e.g. {head}:MyPolicy")

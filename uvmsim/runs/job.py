@@ -43,6 +43,8 @@ class Job:
     """Tokens that the KV cache has room for; None: what the trace needs."""
     threshold: int = 51
     """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
+    advice: str = "prefer-gpu"
+    """`uvm`: what the program says of its weights, one of `uvmsim.paging.hints.ADVICE`."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""

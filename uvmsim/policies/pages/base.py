@@ -129,6 +129,21 @@ class PagePolicy(Policy):
         The chunks at the head may be inspected and moved. The result is ignored."""
         return 0
 
+    @staticmethod
+    def after_batch(s: Any, d: Driver) -> int:
+        """A fault batch is served and replayed; what was asked for by `migrate` comes next. Called of
+        policies with ``migrates = True`` only: the work queue of gpu_ext's programs. The result is
+        ignored."""
+        return 0
+
+    def notes(self, state: Any) -> list[str]:
+        """What a user should know of a finished run, one line each."""
+        return []
+
+    def explain(self, state: Any, err: Exception) -> str:
+        """What an error that a hook raised means, in one line."""
+        return f"{type(err).__name__}: {err}"
+
 
 def set_region(region: np.ndarray, first: int, outer: int) -> None:
     """Answer [first, outer), clamped to what is allowed (bpf_uvm_set_va_block_region): a region

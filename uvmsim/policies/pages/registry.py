@@ -18,7 +18,8 @@ from uvmsim.policies.registry import Kind, discover, made_of, name_of
 
 PREFETCH_HOOKS = ("page_prefetch", "page_prefetch_iter")
 ORDER_HOOKS = ("block_activate", "block_access", "evict_prepare")
-HOOKS = PREFETCH_HOOKS + ORDER_HOOKS
+WORK_HOOKS = ("after_batch",)
+HOOKS = PREFETCH_HOOKS + ORDER_HOOKS + WORK_HOOKS
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _join(name: str | None, parts: Sequence[Any]) -> PagePolicySpec:
     mine, theirs = set(hooks_of(type(first))), set(hooks_of(type(last)))
     both = [
         hook
-        for hooks in (PREFETCH_HOOKS, ORDER_HOOKS)
+        for hooks in (PREFETCH_HOOKS, ORDER_HOOKS, WORK_HOOKS)
         for hook in hooks
         if mine & set(hooks) and theirs & set(hooks) and hook in mine | theirs
     ]

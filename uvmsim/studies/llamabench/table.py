@@ -16,6 +16,7 @@ from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
+from uvmsim.studies.llamabench.cliff import cliff_of
 from uvmsim.studies.llamabench.workload import Bench, bench
 from uvmsim.studies.resolve import hardware_json, load_trace, machines_of, slots_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, name_of, plain
@@ -23,6 +24,9 @@ from uvmsim.studies.simulate import simulate
 from uvmsim.version import __version__
 
 DEFAULT_MODEL = "gpt-oss-120b"
+DEFAULT_ADVICE = "prefer-gpu"
+"""What gpu_ext's llama.cpp fork says of its weights once they are loaded."""
+PAGED = "uvm"
 OFFLOAD = "cpu-offload"
 """The mechanism that ``ncmoe`` is for."""
 
@@ -52,6 +56,7 @@ class Options:
     seed: int = 0
     engine: str = "fast"
     trace_out: str | None = None
+    advice: str = DEFAULT_ADVICE
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,6 +103,7 @@ def llama_bench(
     generate: int = 128,
     reps: int = 5,
     trace_out: str | os.PathLike[str] | None = None,
+    advice: str = DEFAULT_ADVICE,
     progress: Progress | None = None,
 ) -> LlamaBench:
     """What llama-bench would print on a scenario's machine: ``prompt`` tokens in, ``generate`` out.
@@ -106,7 +112,8 @@ def llama_bench(
     ``ram_bandwidth``, ``reserve``, ``ctx``, ``kv_type``, ``mechanisms`` (uvm), ``policies``, one of
     ``slots``, ``threshold``, ``ncmoe`` (one or several), ``seed``, ``engine``; a ``trace`` gives random
     tokens its experts' popularity. ``trace_out``: a file for the driver's events of the one
-    run. Raises `InputError`.
+    run. ``advice``: of uvm, what the program says of its weights (none, prefetch, prefer-gpu,
+    prefer-cpu, accessed-by, read-mostly). Raises `InputError`.
     """
     s = scenario or Scenario()
     s = s.or_else(model=DEFAULT_MODEL, hardware=DEFAULT_HARDWARE, mechanisms="uvm")
@@ -123,7 +130,7 @@ def llama_bench(
     options = Options(
         s.model, s.hardware, s.program, mechanisms, policies, s.vram, s.link,
         s.ram_bandwidth, s.reserve, s.ctx, s.kv_type, s.threshold, s.ncmoe, slots, prompt,
-        generate, reps, s.trace, s.seed, s.engine, out,
+        generate, reps, s.trace, s.seed, s.engine, out, advice,
     )  # fmt: skip
     return run(options, progress)
 
@@ -153,7 +160,7 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
         )
     base = Job(
         made.workload, model, machines[0], ctx=options.ctx, threshold=options.threshold,
-        seed=options.seed,
+        seed=options.seed, advice=options.advice,
     )  # fmt: skip
     todo = [x for hw in machines for x in _jobs(options, replace(base, hardware=hw))]
     if options.trace_out and (len(todo) != 1 or not mechanism_named(todo[0][1]).records_faults):
@@ -171,7 +178,13 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
             mechanism_named(name).export_faults(result, options.trace_out, words)
         told: dict[str, Any] = {"hardware": job.hardware.name} if several else {}
         one = {"ncmoe": job.ncmoe} if isinstance(options.ncmoe, tuple) and name == OFFLOAD else {}
-        rows += [told | row | one for row in _rows(made, result)]
+        mine = [told | row | one for row in _rows(made, result)]
+        if name == PAGED and like is None and options.prompt:
+            at = cliff_of(job, options.prompt, options.seed, mine[0]["tokens_per_s"])
+            if at is not None:
+                mine[0]["cliff"] = at.to_json()
+                notes.append(at.told(mine[0]["test"], result.policy or ""))
+        rows += mine
         notes += [n for n in result.notes if n not in notes]
     if progress:
         progress(len(todo), len(todo), "")
@@ -185,6 +198,8 @@ def _check(options: Options) -> None:
         raise InputError("is for `mechanisms` expert-cache", argument="slots")
     if options.ncmoe is not None and OFFLOAD not in options.mechanisms:
         raise InputError("is for `mechanisms` cpu-offload", argument="ncmoe")
+    if options.advice != DEFAULT_ADVICE and PAGED not in options.mechanisms:
+        raise InputError("is for `mechanisms` uvm", argument="advice")
     if options.policies and not any(k.decides for k in kinds):
         names = ", ".join(options.mechanisms)
         raise InputError(

@@ -88,8 +88,8 @@ def assemble(passes: list[list[np.ndarray]], pass_ns: list[int], burst: int) -> 
     return Kernels(
         step.astype(np.int32), compute, np.cumsum([k.shape[0] for k in parts]),
         np.zeros(n, np.int64), np.zeros(n, np.int8), np.zeros(n, np.int64),
-        np.cumsum(waves), np.ones(len(waves), np.int8), np.full(len(waves), burst, np.int8),
-        np.where(waves > 1, THREADS, 0).astype(np.int32),
+        np.cumsum(waves), np.full(len(waves), burst, np.int8), np.zeros(len(waves), np.int16),
+        np.where(waves > 1, THREADS, 0).astype(np.int32), np.ones(len(waves), np.int8),
         np.ascontiguousarray(flat[:, 0]), np.ascontiguousarray(flat[:, 1]),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.mechanisms.uvm import co_locate
 from uvmsim.paging import tables as t
 from uvmsim.paging.drive import PagedRun, Setup, run_paging, uvm_of
+from uvmsim.paging.hints import ADVICE
 from uvmsim.paging.layout import BLOCK, PAGE
 from uvmsim.paging.trail import driver_counters
 from uvmsim.policies.pages.registry import PagePolicySpec, pages_of
@@ -26,14 +27,6 @@ from uvmsim.studies.scenario import Progress, Scenario, plain
 from uvmsim.version import __version__
 
 DEFAULT_HARDWARE = "a30"
-ADVICE = {
-    "none": 0,
-    "prefetch": 0,
-    "prefer-gpu": t.PREFER_GPU,
-    "prefer-cpu": t.REMOTE_FLAG,
-    "accessed-by": t.ACCESSED_BY,
-    "read-mostly": t.READ_MOSTLY,
-}
 RATIOS = {"abab": (0.95, 1.05), "seq": (0.5, 0.75, 1.0), "rand": (0.5, 0.75, 1.0)}
 PASSES = {"abab": 4, "seq": 5, "rand": 5}
 LEAST_CHUNKS = 64
@@ -214,7 +207,7 @@ def _one(options: Options, hw: Hardware, n_blocks: int, n_chunks: int, tenant: i
             lo, hi = 0, n_blocks
             passes.append([p.walk(n_blocks, rng if pattern == "rand" else None)])
         ns.append(p.resident_ns(pattern, (hi - lo) * BLOCK, options.stride, hw))
-    kernels = p.assemble(passes, ns, 1 if pattern != "abab" else 0)
+    kernels = p.assemble(passes, ns, 1 if pattern != "abab" else p.SCAN_PAGES)
     return Setup(
         kernels, np.full(n_blocks, BLOCK // PAGE, np.int32), np.zeros(n_blocks, np.int8),
         np.full(n_blocks, ADVICE[options.advice], np.uint8), np.ones(n_blocks, np.uint8), n_chunks,
@@ -238,7 +231,7 @@ def _row(
     paged = run_paging(setup, link, spec, record=record)
     if options.engine == "des":
         assert paged.program is not None
-        paged.ends = des_paging.run(paged.program, len(paged.ends), hw.duplex)
+        paged.ends = des_paging.run(paged.program, len(paged.ends), uvm_of(hw).duplex)
     if options.trace_out:
         from uvmsim.paging.trace_out import write_trace
 

@@ -150,7 +150,13 @@ class _Resolver:
         paged = decides is not None and not decides.pooled
         model = self.model(p["trace"], p["model"], p["expert_size"], p["kv_type"], paged)
         machine = self.hardware(
-            p["hardware"], p["program"], p["vram"], p["link"], p["ram_bandwidth"], p["reserve"]
+            p["hardware"],
+            p["program"],
+            p["vram"],
+            p["link"],
+            p["ram_bandwidth"],
+            p["reserve"],
+            paged,
         )
         hw: Hardware = machine.value
         m: Model | None = model.value
@@ -248,11 +254,13 @@ class _Resolver:
 
     def _hardware(
         self, name: str, program: str | None, vram: int | None, link: int | None,
-        ram: int | None, reserve: int | None,
+        ram: int | None, reserve: int | None, paged: bool,
     ) -> _Resolved:  # fmt: skip
         machine = self.machine(name, program)
         hw = machine.with_(vram=vram, link=link, ram=ram, reserve=reserve)
-        return _Resolved(_digest(hw.numbers()), hw)
+        # Only pages care what the paging driver costs.
+        numbers = {k: v for k, v in hw.numbers().items() if paged or k != "uvm"}
+        return _Resolved(_digest(numbers), hw)
 
 
 class _Bare:

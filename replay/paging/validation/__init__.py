@@ -1,0 +1,1 @@
+"""The page model held against the driver: predicted first, then cold runs, then compared."""
