@@ -12,6 +12,7 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 
 PREDICTIONS, MEASUREMENTS, REPORT = "predictions.json", "measurements.json", "report.json"
+TEXT, PLOT = "report.md", "report.png"
 
 
 def now() -> str:
@@ -63,3 +64,17 @@ def report_folder(folder: str | Path) -> Path:
     if target.exists() and not target.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the report")
     return target
+
+
+def cleared(folder: Path, *more: str) -> None:
+    """Make the folder, without the measurements and reports (and ``more``) of an earlier validation:
+    never beside predictions that they do not belong to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*more, MEASUREMENTS, REPORT, TEXT, PLOT):
+        (folder / old).unlink(missing_ok=True)
+
+
+def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
+    """``report.json``, and ``text`` as ``report.md``."""
+    write_json(folder / REPORT, report)
+    write_text(folder / TEXT, text)

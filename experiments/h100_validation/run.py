@@ -124,9 +124,10 @@ def validation(config: str) -> Callable[[argparse.Namespace], None]:
     """The stage that runs one of the configs beside this file."""
 
     def stage(args: argparse.Namespace) -> None:
+        from replay.records import write_report
         from replay.validate.config import load
         from replay.validate.report import headline, to_markdown
-        from replay.validate.validation import validate, write_report
+        from replay.validate.validation import validate
 
         loaded = load(HERE / f"{config}.toml")
         for entry in loaded.trace:

@@ -7,12 +7,11 @@ python experiments/llama_cpp_validation/models.py FOLDER --cpu   # for two cores
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from replay.llama_cpp.synthetic import Shape, write
+from replay.llama_cpp.synthetic import Shape, write_all
 
 MODELS = {
     "f16-64x16": Shape(n_layers=16, n_experts=64, n_ff_expert=768),
@@ -42,13 +41,6 @@ CPU_MODELS = {
 SHAPES = CPU_MODELS if "--cpu" in sys.argv else MODELS
 
 
-def one(job: tuple[str, str]) -> str:
-    folder, name = job
-    return str(write(Path(folder) / f"{name}.gguf", SHAPES[name]))
-
-
 if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(4) as pool:
-        for path in pool.map(one, [(sys.argv[1], name) for name in SHAPES]):
-            print(path, Path(path).stat().st_size >> 20, "MiB")
+    for path in write_all(sys.argv[1], SHAPES, processes=4):
+        print(path, path.stat().st_size >> 20, "MiB")

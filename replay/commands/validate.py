@@ -56,10 +56,10 @@ def validate(
     from replay.llama_cpp.validation.config import engine_of
     from replay.paging.validation.config import MODE as PAGING
     from replay.paging.validation.config import mode_of
+    from replay.records import write_report
     from replay.validate.config import load
     from replay.validate.report import print_report, to_markdown
     from replay.validate.validation import validate as run
-    from replay.validate.validation import write_report
     from traces.errors import InputError
     from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
@@ -113,9 +113,9 @@ def _of_paging(
     config: str, folder: Path, hardware: str | None, lib: str | None, no_plot: bool, as_json: bool
 ) -> None:
     """Predict, run cold, print; exit code 1 where a run failed or bytes by cause are not exact."""
-    from replay.paging.validation.report import draw, print_report
+    from replay.paging.validation.report import draw, print_report, to_markdown
     from replay.paging.validation.run import validate as run
-    from replay.paging.validation.run import write_report
+    from replay.records import write_report
     from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
 
@@ -125,7 +125,7 @@ def _of_paging(
         report = run(config, folder, hardware=hardware, library=lib, progress=progress)
     if not no_plot and draw(report, str(folder / "report.png")):
         report["plot"] = "report.png"
-        write_report(folder, report)
+        write_report(folder, report, to_markdown(report))
     _tell(report, folder, None if as_json else print_report, report["overall"]["passed"])
 
 
@@ -134,9 +134,9 @@ def _of_llama_cpp(
     no_plot: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict, run llama.cpp, print; exit code 1 where a cell failed or a counter differs."""
-    from replay.llama_cpp.validation.report import draw, print_report
+    from replay.llama_cpp.validation.report import draw, print_report, to_markdown
     from replay.llama_cpp.validation.run import validate as run
-    from replay.llama_cpp.validation.run import write_report
+    from replay.records import write_report
     from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
 
@@ -148,7 +148,7 @@ def _of_llama_cpp(
         for place, one in reports.items():
             draw(one, str(place / "report.png"))
             one["plot"] = "report.png"
-            write_report(place, one)
+            write_report(place, one, to_markdown(one))
     report = reports[folder]
     passed = not report["overall"]["failed"] and all(c["equal"] for c in report["counters"])
     _tell(report, folder, None if as_json else print_report, passed)

@@ -6,6 +6,8 @@ codes under one fixed scale, so that no weight is out of range.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +39,14 @@ class Shape:
     """ggml type of attention, embedding and head."""
     n_ctx: int = 32768
     seed: int = 0
+
+
+def write_all(folder: str | Path, shapes: Mapping[str, Shape], processes: int) -> Iterator[Path]:
+    """Write ``FOLDER/NAME.gguf`` for each shape, some side by side; the paths, in their order."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = [Path(folder) / f"{name}.gguf" for name in shapes]
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(write, paths, shapes.values())
 
 
 def write(path: str | Path, s: Shape) -> Path:

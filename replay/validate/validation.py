@@ -15,12 +15,13 @@ from replay.records import (
     MEASUREMENTS,
     PREDICTIONS,
     REPORT,
+    cleared,
     described,
     now,
     report_folder,
     to_predict_from,
     write_json,
-    write_text,
+    write_report,
 )
 from replay.validate.bounds import bounds, peak_of
 from replay.validate.config import ValidationConfig
@@ -58,9 +59,7 @@ def validate(
         config = read_config(os.fspath(config))
     spec, hw = to_predict_from(hardware or config.hardware)
     target = report_folder(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for old in (MEASUREMENTS, REPORT, "report.md", "report.png"):
-        (target / old).unlink(missing_ok=True)  # never beside predictions they do not belong to
+    cleared(target)
     grid = build(config, hw)
     about = _about(config, hw, spec, grid, backend)
     begin = time.monotonic()
@@ -116,12 +115,6 @@ def rewrite(folder: str | Path, hardware: str | Path) -> dict[str, Any]:
         raise InputError(f"{file}: is no report of uvmsim validate ({err})") from None
     write_report(Path(folder), report, to_markdown(report))
     return report
-
-
-def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
-    """``report.json`` and, with ``text``, ``report.md``."""
-    write_json(folder / REPORT, report)
-    write_text(folder / "report.md", text)
 
 
 def _measure(

@@ -40,15 +40,8 @@ def _before(h, a, b):
 
 
 @inner
-def _settle(h, lo, n, e, j):
-    """Put ``e`` at place ``j`` or wherever it belongs from there."""
-    while j > 0:
-        parent = h.at[lo + (j - 1) // 2]
-        if not _before(h, e, parent):
-            break
-        h.at[lo + j] = parent
-        h.place[parent] = j
-        j = (j - 1) // 2
+def _sink(h, lo, n, e, j):
+    """Put ``e`` at place ``j`` or below it."""
     while 2 * j + 1 < n:
         c = 2 * j + 1
         if c + 1 < n and _before(h, h.at[lo + c + 1], h.at[lo + c]):
@@ -61,6 +54,19 @@ def _settle(h, lo, n, e, j):
         j = c
     h.at[lo + j] = e
     h.place[e] = j
+
+
+@inner
+def _settle(h, lo, n, e, j):
+    """Put ``e`` at place ``j`` or wherever it belongs from there."""
+    while j > 0:
+        parent = h.at[lo + (j - 1) // 2]
+        if not _before(h, e, parent):
+            break
+        h.at[lo + j] = parent
+        h.place[parent] = j
+        j = (j - 1) // 2
+    _sink(h, lo, n, e, j)
 
 
 @inner
@@ -100,22 +106,6 @@ def layer_rebuild(h, pool, layer):
     lo, n = layer * pool.n_experts, h.size[layer]
     for j in range(n // 2 - 1, -1, -1):
         _sink(h, lo, n, h.at[lo + j], j)
-
-
-@inner
-def _sink(h, lo, n, e, j):
-    while 2 * j + 1 < n:
-        c = 2 * j + 1
-        if c + 1 < n and _before(h, h.at[lo + c + 1], h.at[lo + c]):
-            c += 1
-        child = h.at[lo + c]
-        if not _before(h, child, e):
-            break
-        h.at[lo + j] = child
-        h.place[child] = j
-        j = c
-    h.at[lo + j] = e
-    h.place[e] = j
 
 
 @inner

@@ -19,13 +19,13 @@ from replay.llama_cpp.validation.score import counters, memory, overall, regret,
 from replay.records import (
     MEASUREMENTS,
     PREDICTIONS,
-    REPORT,
+    cleared,
     described,
     now,
     report_folder,
     to_predict_from,
     write_json,
-    write_text,
+    write_report,
 )
 from traces.capture.find_library import find_library
 from traces.errors import InputError
@@ -62,7 +62,7 @@ def validate(
     subjects = [Subject.load(m) for m in config.model]
     cells = cells_of(config, subjects)
     for side in sides:
-        side.clear()
+        cleared(side.folder, PREDICTIONS)
     machine = Machine(config, where, gpu)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uvmsim-") as work:
@@ -106,12 +106,6 @@ class Side:
     about: dict[str, Any]
     predicted: dict[str, Any] = field(default_factory=dict)
 
-    def clear(self) -> None:
-        """Make the folder, without what an earlier validation left there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in (PREDICTIONS, MEASUREMENTS, REPORT, "report.md", "report.png"):
-            (self.folder / old).unlink(missing_ok=True)
-
     def predict(self, cell: Cell, routed: dict[int, Routed]) -> None:
         """Keep what this calibration says of a cell, or why it says nothing."""
         try:
@@ -134,7 +128,7 @@ class Side:
             "counters": counters(told, self.predicted, measured),
             "regret": regret(rows, told, self.predicted),
         }  # fmt: skip
-        write_report(self.folder, found)
+        write_report(self.folder, found, to_markdown(found))
         return found
 
 
@@ -200,12 +194,6 @@ def _measure(
     if progress:
         progress(len(subjects) + done, len(subjects) + len(cells), "")
     return found
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """``report.json`` and ``report.md``."""
-    write_json(folder / REPORT, report)
-    write_text(folder / "report.md", to_markdown(report))
 
 
 def _about(config: LlamaValidation, hw: Hardware, spec: str) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from replay.paging.validation import llama as llama_runs
 from replay.paging.validation import predict
 from replay.paging.validation.compare import by_step, errors, exact, observed_run
 from replay.paging.validation.config import EngineRun, LlamaRun, PagingConfig, load
+from replay.paging.validation.report import to_markdown
 from replay.paging.validation.traced import partial_blocks, seen_of
 from replay.records import (
     MEASUREMENTS,
     PREDICTIONS,
-    REPORT,
+    cleared,
     described,
     now,
     report_folder,
     to_predict_from,
     write_json,
-    write_text,
+    write_report,
 )
 from traces.errors import InputError
 from traces.faults import open_faults
@@ -49,9 +50,7 @@ def validate(
     if hw.uvm is None:
         raise InputError(f"{spec}: has no [uvm] table to predict from; run `uvmsim calibrate`")
     target = report_folder(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for old in (PREDICTIONS, MEASUREMENTS, REPORT, "report.md", "report.png"):
-        (target / old).unlink(missing_ok=True)
+    cleared(target, PREDICTIONS)
     cells: list[Cell] = [*config.engine, *config.llama]
     total, done = 3 * len(cells), 0
 
@@ -74,18 +73,10 @@ def validate(
         write_json(target / MEASUREMENTS, {**about, "written": now(), "runs": measured})
     rows = [_row(c, predicted[c.name], measured[c.name]) for c in cells]
     report = {**about, "written": now(), "rows": rows, "overall": overall(rows, config)}
-    write_report(target, report)
+    write_report(target, report, to_markdown(report))
     if progress:
         progress(total, total, "")
     return report
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """``report.json`` and ``report.md``."""
-    from replay.paging.validation.report import to_markdown
-
-    write_json(folder / REPORT, report)
-    write_text(folder / "report.md", to_markdown(report))
 
 
 def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

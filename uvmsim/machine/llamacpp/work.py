@@ -187,7 +187,7 @@ class _Counter:
         if gpu and row and node.op == "ARGSORT" and kernels:
             _add(into, "argsort", 1)
         if gpu and weight is not None and (expert or weight.weight or self._lent(weight)):
-            self._shape(node, weight, kernels, row, expert)
+            self._shape(into, node, weight, kernels, row, expert and inside)
             if expert and not row:
                 _add(into, "sort", self.n)
         if not row and kernels and node.op != "SET_ROWS":
@@ -197,23 +197,20 @@ class _Counter:
             else:
                 _add(into, f"{side}activations", node.n_bytes)
 
-    def _shape(self, node: Tensor, weight: Tensor, kernels: int, row: bool, expert: bool) -> None:
-        """What a product costs beside its bytes and operations."""
-        inside = 0 <= self.here < len(self.blocks)
-        into = self.blocks[self.here].call if expert and inside else self._dense()
+    def _shape(
+        self, into: Counts, node: Tensor, weight: Tensor, kernels: int, row: bool, expert: bool
+    ) -> None:
+        """What a product costs beside its bytes and operations. ``expert``: of a block."""
         if not row:
             _add(into, "depth", weight.ne[0])
             return
-        if expert and inside and kernels and tiled(node):
+        if expert and kernels and tiled(node):
             _add(into, "row_tile", 1)
             _add(into, "row_tiles", weight.ne[2] * (weight.ne[1] / 32))
             return
         if kernels:
             _add(into, "row_depth", weight.ne[0])
-        if expert and inside:
-            _add(self.blocks[self.here].expert, "output", weight.ne[1])
-        else:
-            _add(into, "output", weight.ne[1])
+        _add(self.blocks[self.here].expert if expert else into, "output", weight.ne[1])
 
     def _product(self, into: Counts, node: Tensor, weight: Tensor, side: str, row: bool) -> None:
         if row or side:
