@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from traces.capture import cuda_driver, provenance
+from traces.capture import cuda_driver
 from traces.capture.clock import Clock
-from traces.capture.looks import Looks
+from traces.capture.recorder import Recorder
 from traces.capture.um_records import KINDS, Decoder
 from traces.errors import InputError
-from traces.faults import FaultWriter
 
 BUFFER_BYTES = 8 << 20
 DELIVERY_MS = 1000
@@ -39,7 +38,7 @@ _registered: Any = None
 _active: FaultRecording | None = None
 
 
-class FaultRecording:
+class FaultRecording(Recorder):
     """Records into a fault trace while the ``with`` block runs.
 
     A clean end completes the trace; after an exception ``PATH.partial`` keeps what was recorded.
@@ -59,26 +58,8 @@ class FaultRecording:
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         """``delivery_ms``: how often CUPTI hands over; ``buffer_bytes``: of each of its buffers."""
-        self.path, self._meta, self._delivery_ms = Path(path), meta or {}, delivery_ms
-        self.buffer_bytes, self.looks = buffer_bytes, Looks()
-        self.notes: list[str] = []
-        self.rows = 0
-        self.ignored = 0
-        """Records of kinds that a fault trace does not have, or without a time."""
-        self.dropped = 0
-        """Records that CUPTI lost for want of buffers."""
-        self.buffers = 0
-        """Times that CUPTI handed over records."""
-        self.delivered = 0
-        """Records that it handed over."""
-        self.busy_ns = 0
-        """How long its thread was in our hands."""
-        self.remarks: dict[str, Any] = {}
-        """More to be said in the trace's metadata (``recording``) when it is closed."""
-        self.unwanted = False
-        """Leave nothing behind."""
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
+        super().__init__(path, meta)
+        self._delivery_ms, self.buffer_bytes = delivery_ms, buffer_bytes
 
     def __enter__(self) -> FaultRecording:
         global _active, _registered
@@ -93,13 +74,7 @@ class FaultRecording:
             self.clock = Clock(lambda: int(cupti.get_timestamp()), origin)
         except Exception as e:
             raise _refused(cupti, e) from None
-        meta = {
-            "tool": provenance.tool(),
-            "machine": provenance.machine(devices=devices, gpu=", ".join(cuda_driver.names())),
-            "tracer": "CUPTI unified-memory counters",
-            "origin_ns": origin,
-        }
-        self._writer = FaultWriter(self.path, meta | self._meta, optional=["device"])
+        self._writer = self._open("CUPTI unified-memory counters", devices, ["device"])
         self._queue: queue.SimpleQueue[np.ndarray | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_records, daemon=True)
         self._thread.start()
@@ -124,18 +99,6 @@ class FaultRecording:
     def now_ns(self) -> int:
         """Time since the start, on the clock of the records."""
         return int(self._cupti.get_timestamp()) - self._origin
-
-    @property
-    def origin_ns(self) -> int:
-        """CUPTI's time of the start."""
-        return self._origin
-
-    def look(self) -> None:
-        """Ask the page table where managed pages are; what moved between two looks is compared with
-        the records when the recording ends."""
-        cuda_driver.synchronize()
-        if why := self.looks.take(self.now_ns()):
-            self.notes.append(why)
 
     def settle(self) -> None:
         """Wait until what CUPTI handed over so far is on disk."""
@@ -174,36 +137,7 @@ class FaultRecording:
             self.notes.append(f"CUPTI lost {self.dropped:,} records: counts are too low")
         if self.ignored:
             self.notes.append(f"{self.ignored:,} records of other kinds are left out")
-        try:
-            if not self.rows or self.unwanted:
-                self._writer.discard()
-            elif kind or self._failure:
-                self._writer.abandon()
-            else:
-                self._writer.close(self._closing_remarks())
-        except OSError as error:
-            self._failure = self._failure or error
-        if kind is not None or self._failure is None:
-            return
-        if isinstance(self._failure, OSError):
-            raise InputError(
-                f"{self.path}: writing failed ({self._failure.strerror or self._failure}); what "
-                "was recorded until then is in the .partial file beside it"
-            )
-        raise self._failure
-
-    def _closing_remarks(self) -> dict[str, Any]:
-        return {
-            "delivered": self.delivered,
-            "dropped": self.dropped,
-            "ignored": self.ignored,
-            "buffers": self.buffers,
-            "handover_ns": self.busy_ns,
-            "clock_drift_ns": self.clock.drift_ns,
-            "looks": self.looks.compared(),
-            "managed": [list(r) for r in self.looks.ranges],
-            "notes": list(self.notes),
-        } | self.remarks
+        self._finish(self._writer, kind)
 
     def _completed(self, records: list[Any]) -> None:
         """Take over what CUPTI hands us, maybe in a thread of its own. Never raises: it would be

@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from traces.capture import cuda_driver, provenance
+from traces.capture import cuda_driver
 from traces.capture.clock import Clock
-from traces.capture.looks import Looks
+from traces.capture.recorder import Recorder
 from traces.capture.uvm_columns import CPU, OPTIONAL, columns
 from traces.capture.uvm_queue import EventQueue, only
 from traces.errors import InputError
-from traces.faults import FaultWriter
 
 POLL_S = 0.005
 TRACER = "the paging driver's event queue"
@@ -38,7 +37,7 @@ def raw_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
-class DriverRecording:
+class DriverRecording(Recorder):
     """Records into a fault trace while the ``with`` block runs.
 
     A clean end completes the trace; after an exception ``PATH.partial`` keeps what was recorded. Where
@@ -50,18 +49,13 @@ class DriverRecording:
         self, path: str | Path, *, meta: dict[str, Any] | None = None, entries: int = 1 << 20
     ) -> None:
         """``entries``: room in the queue, a power of two, 72 bytes each."""
-        self.path, self._meta, self._entries = Path(path), meta or {}, entries
-        self.notes: list[str] = []
-        self.rows = self.dropped = self.ignored = self.buffers = self.delivered = 0
-        self.busy_ns = 0
+        super().__init__(path, meta)
+        self._entries = entries
         self.lost: dict[str, int] = {}
-        self.remarks: dict[str, Any] = {}
-        self.unwanted, self.flushed = False, True
-        """``flushed``: the driver noted all that was done when it was asked at the end."""
-        self.looks = Looks()
-        self._failure: BaseException | None = None
+        """By kind: events that found no room."""
+        self.flushed = True
+        """The driver noted all that was done when it was asked at the end."""
         self._stop = threading.Event()
-        self._lock = threading.Lock()
 
     def __enter__(self) -> DriverRecording:
         devices = cuda_driver.start()
@@ -69,14 +63,8 @@ class DriverRecording:
         self._queue = EventQueue(self._entries)
         self._origin = raw_ns()
         self.clock = Clock(raw_ns, self._origin)
-        meta = {
-            "tool": provenance.tool(),
-            "machine": provenance.machine(devices=devices, gpu=", ".join(cuda_driver.names())),
-            "tracer": TRACER,
-            "origin_ns": self._origin,
-        }
         try:
-            self._writer = FaultWriter(self.path, meta | self._meta, optional=OPTIONAL)
+            self._writer = self._open(TRACER, devices, OPTIONAL)
             self._queue.enable()
         except BaseException:
             self._queue.close()
@@ -88,18 +76,6 @@ class DriverRecording:
     def now_ns(self) -> int:
         """Time since the start, on the clock of the records."""
         return raw_ns() - self._origin
-
-    @property
-    def origin_ns(self) -> int:
-        """The driver's time of the start."""
-        return self._origin
-
-    def look(self) -> None:
-        """Ask the page table where managed pages are; what moved between two looks is compared with
-        the records when the recording ends."""
-        cuda_driver.synchronize()
-        if why := self.looks.take(self.now_ns()):
-            self.notes.append(why)
 
     def settle(self) -> None:
         """Wait until what the driver noted so far is written."""
@@ -136,32 +112,10 @@ class DriverRecording:
         if self.dropped:
             what = ", ".join(f"{n:,} {k}" for k, n in self.lost.items())
             self.notes.append(f"the driver found no room for {what}: counts are too low")
-        try:
-            if not self.rows or self.unwanted:
-                self._writer.discard()
-            elif kind or self._failure:
-                self._writer.abandon()
-            else:
-                self._writer.close(self._closing_remarks())
-        except OSError as error:
-            self._failure = self._failure or error
-        if kind is None and self._failure is not None:
-            if isinstance(self._failure, OSError):
-                raise InputError(
-                    f"{self.path}: writing failed ({self._failure}); what was recorded until then is "
-                    "in the .partial file beside it"
-                )
-            raise self._failure
+        self._finish(self._writer, kind)
 
     def _closing_remarks(self) -> dict[str, Any]:
-        return {
-            "delivered": self.delivered, "dropped": self.dropped, "ignored": self.ignored,
-            "lost": self.lost, "flushed": self.flushed, "buffers": self.buffers,
-            "handover_ns": self.busy_ns, "clock_drift_ns": self.clock.drift_ns,
-            "looks": self.looks.compared(),
-            "managed": [list(r) for r in self.looks.ranges],
-            "notes": list(self.notes),
-        } | self.remarks  # fmt: skip
+        return super()._closing_remarks() | {"lost": self.lost, "flushed": self.flushed}
 
     def _drain(self) -> None:
         while not self._stop.wait(POLL_S):
