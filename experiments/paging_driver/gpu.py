@@ -37,7 +37,7 @@ MAIN = "from replay.commands.{0} import {0}; {0}()"
 """A command of uvmsim, which need not be installed for it."""
 STAGES = {
     "recording": 110, "calibrate": 240, "details": 110, "models": 100, "engine": 150, "llama": 330,
-    "sample": 60,
+    "sample": 60, "shapes": 330,
 }  # fmt: skip
 """Seconds a stage has at most."""
 SHORT = ("recording", "engine", "models", "llama")
@@ -56,6 +56,8 @@ class Stages:
         self.lib = ["--lib", str(Path(lib).resolve())] if lib else []
         self.profile = profile or out / "machine.toml"
         self.short = False
+        self.models: tuple[str, ...] = ()
+        """Those that are written; none named: all."""
         self.said: dict[str, str] = {}
         self.results = work / "validation"
 
@@ -112,14 +114,18 @@ class Stages:
 
     def do_models(self, seconds: float) -> int:
         return self.run(
-            "models", sys.executable, HERE / "models.py", self.work / "models", seconds=seconds
-        )
+            "models", sys.executable, HERE / "models.py", self.work / "models", *self.models,
+            seconds=seconds,
+        )  # fmt: skip
 
     def do_engine(self, seconds: float) -> int:
         return self.validate("engine", [], seconds)
 
     def do_llama(self, seconds: float) -> int:
         return self.validate("short" if self.short else "llama", self.lib, seconds)
+
+    def do_shapes(self, seconds: float) -> int:
+        return self.validate("shapes", self.lib, seconds)
 
     def validate(self, name: str, more: list[str], seconds: float) -> int:
         config = self.work / f"{name}.toml"
@@ -195,6 +201,8 @@ def main() -> None:
     profile = given.profile.resolve() if given.profile else None
     stages = Stages(given.out.resolve(), given.lib, profile, work.resolve())
     stages.short = given.short
+    if "shapes" in wanted and "llama" not in wanted:
+        stages.models = ("f16-24x32", "mxfp4-8x64")
     record: dict[str, Any] = {"python": platform.python_version(), "stages": {}}
     start = time.monotonic()
     for name in wanted:

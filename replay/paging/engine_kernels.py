@@ -97,7 +97,7 @@ class _Builder:
             "wave_hi": np.array(self.wave_hi, i64), "copy_bytes": np.zeros(k, i64),
             "tenant": np.zeros(k, np.int8), "tail_ns": np.zeros(k, i64),
             "touch_hi": np.array(self.touch_hi, i64), "entries": np.array(self.entries, np.int8),
-            "burst": np.array(self.burst, np.int8), "limit": np.zeros(w, np.int32),
+            "burst": np.array(self.burst, np.int8), "limit": np.full(w, self.sms, np.int32),
             "first": np.array(self.first, i64), "last": np.array(self.last, i64),
             "fetched": np.zeros(w, np.int16), "looks": np.ones(w, np.int8),
         }  # fmt: skip

@@ -66,6 +66,7 @@ def patterns(pages: int, sms: int, seed: int = 0) -> list[Touches]:
     half = np.arange(pages // 2)
     for step, name in ((1, "4 KiB"), (16, "64 KiB"), (64, "256 KiB"), (PAGES, "2 MiB")):
         made.append(_wide(f"stride of {name}, wide", np.arange(0, pages, step)[: len(half)], sms))
+    made += _turns(blocks, sms)
     some = rng.choice(pages, min(pages // 16, 8192), replace=False)
     made += [
         _wide("one page in 16, at random, wide", some, sms),
@@ -76,6 +77,28 @@ def patterns(pages: int, sms: int, seed: int = 0) -> list[Touches]:
             about={"kind": "few on many"},
         ),
     ]  # fmt: skip
+    return made
+
+
+def _turns(blocks: int, sms: int) -> list[Touches]:
+    """Crowds that go from block to block, where only their number differs: all want one page, or the
+    pages of a block, or 16 pages of a block 128 KiB apart; or each has a block of its own, and 64 KiB
+    come into each at every turn."""
+    made = []
+    first = (np.arange(min(40, blocks - 2)) + 2) * PAGES
+    for n in (32, sms, 4 * sms, 16 * sms):
+        warp = np.arange(n)[:, None]
+        for name, at in (
+            ("one page", np.full((n, 1), 5)), ("one block", warp % PAGES),
+            ("16 pages of a block", 32 * (warp % 16)),
+        ):  # fmt: skip
+            made.append(_crowd(f"{n} warps in turns, {name}", first[None, :] + at))
+            made[-1].about["turn"] = name
+    apart = np.array([0, 256, 128, 384, 64, 320, 192, 448, 32, 288, 160, 416, 96, 352, 224, 480])
+    for n in (8, 32, blocks - 2):
+        own = (np.arange(n)[:, None] + 1) * PAGES + apart[None, :]
+        made.append(_crowd(f"{n} warps in turns, a block each", own))
+        made[-1].about["turn"] = "a block each"
     return made
 
 

@@ -15,16 +15,18 @@ from replay.calibrate.stats import Row
 from replay.paging.fit import Constants, fit
 from uvmsim.machine.hardware_spec import UvmSpec
 
-SHARED = {
-    "batch_ns": "batches", "entry_ns": "entries", "page_ns": "pages", "service_ns": "services",
-    "map_ns": "mappings",
-}  # fmt: skip
+SHARED = {"batch_ns": "batches", "entry_ns": "entries", "service_ns": "services"}
 """Costs of the handler, whatever host memory is like."""
 WAKE = "runs"
 """Once a kernel, beside all counts: the first fault finds an idle driver. Fitted, so that nothing else
 has to explain it; the page model has no such key."""
-OWN = {"copy_ns": "operations", "h2d_bytes_per_s": "moved"}
-"""Costs of copies in."""
+OWN = {"push_ns": "moved"}
+"""Costs of pages that come in: the handler pushes their copies page by page and maps them. Copies run
+meanwhile, at the link's own speed."""
+CROWD = 4
+"""Warps an SM, from which more of them wait than the handler finds entries of."""
+CROWDED = ("one block", "16 pages of a block")
+"""Turns (`replay.paging.touches`) whose batches tell how many entries are there when it looks."""
 HOST = "huge"
 """The host memory that the table is of: what went through the GPU first and was sent out, as weights
 are that a program copied into managed memory."""
@@ -56,28 +58,26 @@ def table(
     made: Found = {
         k: (round(constants.shared[c]), _spread(how, constants, c)) for k, c in shared.items()
     }
-    resume = median_of(rows, "resume_ns")
-    if "replay_ns" in known and resume is None:
-        made["replay_ns"] = (0, "not seen apart from the batch")
-    elif "replay_ns" in known and resume is not None:
-        split = min(round(resume), made["batch_ns"][0])
-        made["batch_ns"] = (
-            made["batch_ns"][0] - split,
-            made["batch_ns"][1] + "; without the replay",
-        )
-        made["replay_ns"] = (
-            split,
-            "from a replay's end to the next entry of the warps it woke, median",
-        )
     own = constants.own[host]
-    made["copy_ns"] = (round(own["operations"]), _spread(how, constants, f"operations, {host}"))
-    moved = max(own["moved"], 1e-3)
+    made["push_ns"] = (round(own["moved"]), _spread(how, constants, f"moved, {host}"))
+    made["copy_ns"] = (0, "not told apart from push_ns")
     made["h2d_bytes_per_s"] = (
-        round(PAGE / moved * 1e9),
-        _spread(f"{how}; {moved:.0f} ns a page", constants, f"moved, {host}"),
+        round(h2d) if h2d else round(PAGE / max(own["moved"], 1e-3) * 1e9),
+        "large copies, as the machine's own h2d_bytes_per_s" if h2d else how,
     )  # fmt: skip
+    made |= _look(rows, int(device["sms"]))
     made |= _first_touch(rows) | _way_out(out_rows, d2h) | _kernel_keys(rows, device)
     return {k: v for k, v in made.items() if k in known}
+
+
+def _look(rows: Sequence[Row], sms: int) -> Found:
+    """Entries a batch while many more warps wait."""
+    crowds = [r for r in rows if r.get("turn") in CROWDED and r["warps"] >= CROWD * sms]
+    found = [r["counts"]["entries"] / r["counts"]["batches"] for r in crowds if r["counts"]["batches"]]
+    if not found:
+        return {}
+    how = f"entries a batch, mean of {len(found)} crowds of {CROWD} warps an SM and more"
+    return {"look_entries": (max(round(float(np.mean(found))), 1), how)}
 
 
 def _spread(how: str, constants: Constants, name: str) -> str:
@@ -114,24 +114,8 @@ def _way_out(rows: Sequence[Row], d2h: float) -> Found:
 
 def _kernel_keys(rows: Sequence[Row], device: dict[str, Any]) -> Found:
     """What is of the card and of how its SMs fault."""
-    runs, sharing = median_of(rows, "run_of_client"), median_of(rows, "entries_of_page")
     ctas = int(device.get("threads_per_sm", 2048)) // DECODE_THREADS
     return {
         "sm_count": (int(device["sms"]), "as the driver reports it"),
         "ctas_per_sm": (ctas, f"threads an SM holds, in blocks of {DECODE_THREADS}"),
-        "burst_pages": (
-            max(round(runs or 1), 1),
-            "entries of one translation buffer that follow one another, median of wide patterns",
-        ),
-        "fault_sharing": (
-            max(round(sharing or 1), 1), "entries of a page in a batch, median of wide patterns",
-        ),
     }  # fmt: skip
-
-
-def median_of(rows: Sequence[Row], key: str) -> float | None:
-    """The median over runs of the medians in ``key``, of patterns in which all SMs take part (of
-    chains for ``resume_ns``); None where no run has any."""
-    kind = "chain" if key == "resume_ns" else "wide"
-    found = [r[key]["p50"] for r in rows if r.get("kind") == kind and r.get(key)]
-    return float(np.median(found)) if found else None

@@ -52,6 +52,7 @@ class EngineSpec(BaseModel):
         value=32, source=f"{LLAMA_CPP} (ggml-cuda.cu, offload of MUL_MAT_ID)"
     )
     maps_weights: Sourced[bool] = Sourced(value=True, source=f"{LLAMA_CPP}, which maps the file")
+    build: Sourced[Count] | None = None
     terms: TermsSpec | None = None
 
 
@@ -108,6 +109,9 @@ class EngineProfile:
     are computed where the weights are."""
     maps_weights: bool = True
     """Whether weights that lie with the CPU are a mapped file, which is not page-locked."""
+    build: int | None = None
+    """Build of llama.cpp whose kernels page (`uvmsim.paging.touches.IN_ORDER_BUILD`); None: 7099, which
+    the published rows ran."""
     terms: Terms | None = None
     """Constants kernel by kernel (llama.cpp); where they and the model's graph are known, they take the
     place of the launch costs and speeds above."""

@@ -57,6 +57,17 @@ class UvmCosts:
     duplex: bool
     """Copies in and copies out run side by side while the driver evicts, each at
     `Hardware.duplex_factor` of its speed; false: one at a time."""
+    service_ns: int = 0
+    """A 2 MiB block served in a batch, beside its pages."""
+    push_ns: int = 0
+    """A 4 KiB page that comes in: the handler's part in copying and mapping it."""
+    look_entries: int = 0
+    """Entries of the fault buffer that are there when the handler looks, while warps go on faulting;
+    0: not measured, and kernels have numbers of their own."""
+
+
+UNSAID = ("service_ns", "push_ns", "look_entries")
+"""Constants of paging that a machine may leave out, which then are 0."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +292,8 @@ class Hardware:
         words = ("name", "gpu", "summary", "engine", "uvm")
         given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
         rows = [(k, k, v) for k, v in given.items() if v is not None]
-        rows += [(k, f"uvm.{k}", v) for k, v in vars(self.uvm).items()] if self.uvm else []
+        paging = vars(self.uvm) if self.uvm else {}
+        rows += [(k, f"uvm.{k}", v) for k, v in paging.items() if v or k not in UNSAID]
         return [(key, shown(k, v), self.sources.get(key, "")) for k, key, v in rows]
 
     def to_json(self) -> dict[str, Any]:
@@ -289,7 +301,8 @@ class Hardware:
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
         if self.reserve_bytes is None:
             del d["reserve_bytes"]
-        return d | {"uvm": vars(self.uvm) if self.uvm else None, "engine": self.engine.to_json()}
+        paging = {k: v for k, v in vars(self.uvm).items() if v or k not in UNSAID} if self.uvm else None
+        return d | {"uvm": paging, "engine": self.engine.to_json()}
 
     def numbers(self) -> dict[str, Any]:
         """Every number a run depends on, one name each: the engine's where it has one.

@@ -20,7 +20,6 @@ OLD_ENGINE_KEYS = (
 
 OLD_UVM_KEYS = {
     "page_ns": "entry_ns, an entry of the fault buffer, duplicates included",
-    "service_ns": "entry_ns and batch_ns",
     "map_ns": "first_touch_ns, a block's host pages mapped once",
     "replay_ns": "batch_ns, which has the replay in it",
     "burst_pages": "nothing: the kernels' shapes say it",
@@ -43,6 +42,9 @@ class UvmSpec(BaseModel):
     h2d_bytes_per_s: Sourced[Rate]
     d2h_bytes_per_s: Sourced[Rate]
     duplex: Sourced[bool]
+    service_ns: Sourced[Time] | None = None
+    push_ns: Sourced[Time] | None = None
+    look_entries: Sourced[Count] | None = None
 
     @model_validator(mode="before")
     @classmethod

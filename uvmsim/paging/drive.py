@@ -79,6 +79,7 @@ def costs_of(hw: Hardware, threshold: int) -> Costs:
         round(PAGE * PICO / u.h2d_bytes_per_s), round(PAGE * PICO / u.d2h_bytes_per_s),
         round(PAGE * PICO / hw.zero_copy_bytes_per_s), round(1024 * PICO / explicit),
         int(u.duplex), round(1000 * hw.duplex_factor), BATCH_ENTRIES, threshold,
+        u.service_ns, u.look_entries, u.push_ns,
     )  # fmt: skip
 
 

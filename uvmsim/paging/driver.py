@@ -69,7 +69,9 @@ def row(time: Time, kind, own_ns, ref):
 
 def service_ns(costs: Costs, moved: Moved):
     """The handler's time for a block, beside its entries in the buffer."""
-    ns = np.int64(costs.first_touch_ns) if moved.fresh else np.int64(0)
+    ns = costs.service_ns + moved.pages * costs.push_ns
+    if moved.fresh:
+        ns += costs.first_touch_ns
     return ns + costs.evict_ns if moved.victim >= 0 else ns
 
 

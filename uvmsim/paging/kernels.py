@@ -11,6 +11,7 @@ from uvmsim.machine.model import Model
 from uvmsim.machine.timing import dense_times, expert_times
 from uvmsim.paging.layout import BLOCK, PAGE, Layout, Placed, layout
 from uvmsim.paging.touches import (
+    IN_ORDER_BUILD,
     MMVQ_TOKENS,
     TILE_TOKENS,
     Buffers,
@@ -83,6 +84,7 @@ def kernels_of(
         ),
         Times(before, expert_times(w, model, hw, w.event_lo[1:]), after),
         dense, banks, blocks, _buffers(model, space), sm_count, sm_count * ctas_per_sm, copies,
+        (hw.engine.build or 0) >= IN_ORDER_BUILD,
     )  # fmt: skip
     n = np.zeros(3, np.int64)
     emit(work, Sink(_room(0, 0, 0), n, False))
@@ -115,6 +117,7 @@ def _table(layers: list[list[Placed]]) -> Matrices:
         np.array([t.row_bytes for t in flat], np.int64),
         np.array([t.strips for t in flat], np.int64),
         np.array(["down" in t.name for t in flat], bool),
+        np.array([t.is_float for t in flat], bool),
         np.cumsum([0, *(len(tensors) for tensors in layers)]),
     )
 

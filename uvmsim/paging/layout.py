@@ -24,6 +24,7 @@ ALIGN = 128
 PAD_WEIGHTS = 512
 MMQ_ITER_K = 256
 """Weights of a row that a prefill kernel loads at a time (ggml-cuda/mmq.cuh)."""
+FLOATS = ("F16", "BF16", "F32")
 ROW_GUESS = 1536
 """Bytes of a matrix row where the model's width is unknown."""
 
@@ -43,6 +44,8 @@ class Placed:
     """Times that a prefill kernel comes back to a row, 1 to 127."""
     experts: int = 1
     """Matrices in it: the model's experts for an expert bank, else 1."""
+    is_float: bool = False
+    """F16, BF16 or F32: not quantised."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def layout(model: Model) -> Layout:
         experts = model.n_experts if bank else 1
         own = min(row, nbytes // experts)
         strips = min(max(-(-(own // size * weights) // MMQ_ITER_K), 1), 127)
-        placed.append(Placed(name, block, at, nbytes, own, strips, experts))
+        is_float = kind.upper() in FLOATS
+        placed.append(Placed(name, block, at, nbytes, own, strips, experts, is_float))
         missing = -row_weights % PAD_WEIGHTS
         at += nbytes + (missing // weights * size if weights > 1 else 0)
     return Layout(tuple(placed), at)

@@ -107,6 +107,12 @@ class Costs(NamedTuple):
     batch: int
     """Fault entries of a batch (uvm_perf_fault_batch_count)."""
     threshold: int
+    service_ns: int
+    """A block, beside its copies."""
+    look: int
+    """Entries that are in the buffer when the handler looks; 0: as the kernels say."""
+    push_ns: int
+    """A page that comes in: the handler's part in copying and mapping it."""
 
 
 class Program(NamedTuple):

@@ -10,6 +10,10 @@ What is modelled (llama.cpp at build 7099, ggml-cuda):
   are walked row tile outermost, then expert, then tile of 128 tokens; SM b of S starts at fraction
   b/S. The tiles that all SMs work on at once are a *wave*. A tile is loaded strip by strip of
   256 weights (MMQ_ITER_K), so its rows are come back to; what was evicted meanwhile faults again.
+* From `IN_ORDER_BUILD` on (read at b11549, and seen in an H100's faults): where tiles fill the SMs to
+  90 % each thread block has one tile, in order (mmq.cuh, launch_mul_mat_q); gate, up and down of float
+  experts are kernels of their own, in prefill expert by expert, 32 rows a thread block (mmf.cuh,
+  mul_mat_f_ids); the fused kernel of quantised ones keeps a quarter of the thread blocks.
 * Dense matrices in the same two ways; small tensors, the KV cache (the positions in use) and the
   compute buffer are touched with a layer's first wave. Last, the output matrix.
 
@@ -41,6 +45,17 @@ ROW_LOOKS = 2
 ROW_BURST, ROW_FAULTS = 8, 32
 """Pages of a run of rows that fault together, and faults in the buffer when the driver looks, where
 thread blocks walk rows. Fitted to the decode rows of experiments/rtx5090_gpt_oss_120b."""
+IN_ORDER_BUILD = 11549
+"""Build of llama.cpp from which matrix kernels go in order; an earlier one may do so too."""
+EFFICIENT_PERCENT = 90
+"""SMs busy in the last round of tiles, from which each tile gets its own thread block."""
+FLOAT_ROWS = 32
+"""Rows of a float matrix that a thread block computes (mmf.cuh, MMF_ROWS_PER_BLOCK)."""
+FLOAT_RUN = 4
+"""Rows, a thread block each, that are one touch for a single token: all that fit fault side by side."""
+FUSED_SHARE = 4
+"""The fused kernel holds one in so many of the thread blocks that fit: 250 to 270 rows of gate and of
+up fault at a time on an H100 of 132 SMs."""
 SMALL = 64 << 10
 """Tensors below this size are touched at once."""
 NO_ACTIONS = np.zeros(0, np.int8)
@@ -92,6 +107,8 @@ class Matrices(NamedTuple):
     """int64 [M]: strips of a row, 1 to 127."""
     is_down: np.ndarray
     """bool [M]: multiplied after the others."""
+    is_float: np.ndarray
+    """bool [M]: F16, BF16 or F32, for which there are other kernels."""
     layer_lo: np.ndarray
     """int64 [layers + 1]: first one of each MoE layer, and the end."""
 
@@ -152,6 +169,8 @@ class Work(NamedTuple):
     """Thread blocks the GPU holds."""
     copies: bool
     """A prefill copies the experts it uses to scratch memory instead of touching them."""
+    in_order: bool
+    """llama.cpp from `IN_ORDER_BUILD` on."""
 
 
 KERNELS, WAVES, TOUCHES = range(3)
@@ -236,7 +255,48 @@ def _rows(to: Sink, work: Work, ev, down):
                 base = m.offset[k] + e * size
                 _touch(to, base + r0 * width, base + min(r1 * width, size))
         at = stop
-    _end_wave(to, ROW_BURST, ROW_FAULTS, max(matrices, 1) * work.window // work.sms, ROW_LOOKS)
+    limit = max(matrices, 1) * work.window // work.sms
+    if work.in_order and matrices > 1:
+        limit = max(limit // FUSED_SHARE, 1)
+    _end_wave(to, ROW_BURST, ROW_FAULTS, limit, ROW_LOOKS)
+
+
+@kernel_part
+def _float_rows(to: Sink, work: Work, ev, k, tokens):
+    """Matrix ``k`` of an event's float experts, a kernel: row by row in the experts' order of the
+    routing for one token, for more expert by expert in blocks of `FLOAT_ROWS`."""
+    r, m = work.routing, work.banks
+    size, width = m.nbytes[k], m.row_bytes[k]
+    a, b = r.event_lo[ev], r.event_lo[ev + 1]
+    run = (FLOAT_RUN if tokens == 1 else FLOAT_ROWS) * width
+    for i in range(a, b):
+        e = r.ids[i] % r.n_experts
+        if tokens > 1:  # the grid's second dimension is the expert
+            e = np.int64(-1)
+            for x in range(a, b):
+                rank = np.int64(0)
+                for y in range(a, b):
+                    rank += r.ids[y] % r.n_experts < r.ids[x] % r.n_experts
+                if rank == i - a:
+                    e = r.ids[x] % r.n_experts
+                    break
+        at = np.int64(0)
+        while e >= 0 and at < size:
+            base = m.offset[k] + e * size
+            _touch(to, base + at, base + min(at + run, size))
+            at += run
+    limit = work.window // FLOAT_RUN if tokens == 1 else work.sms
+    _end_wave(to, ROW_BURST, ROW_FAULTS, limit, 1)
+
+
+@kernel_part
+def _fills(work: Work, row_tiles, a, b, tokens):
+    """Whether a launch of all tiles, those of experts without tokens too, keeps the SMs busy."""
+    n = row_tiles * ((tokens + TILE_TOKENS - 1) // TILE_TOKENS)
+    if a < b:
+        n *= work.routing.n_experts
+    rounds = (n + work.sms - 1) // work.sms
+    return 100 * n >= EFFICIENT_PERCENT * rounds * work.sms
 
 
 @kernel_part
@@ -256,6 +316,23 @@ def _tiles(to: Sink, work: Work, m: Matrices, k, a, b, tokens):
     if total == 0:
         return
     burst = min((TILE_WARPS * row + PAGE - 1) // PAGE, 127)
+    if work.in_order and _fills(work, row_tiles, a, b, tokens):
+        for at in range(total):
+            r, c = at // per_row, at % per_row
+            e = np.int64(0)
+            if a < b:
+                i = a
+                while True:
+                    wide = (counts[i] + TILE_TOKENS - 1) // TILE_TOKENS
+                    if c < wide:
+                        break
+                    c -= wide
+                    i += 1
+                e = np.int64(ids[i] % work.routing.n_experts)
+            lo = offset + e * each + r * TILE_ROWS * row
+            _touch(to, lo, min(lo + TILE_ROWS * row, offset + (e + 1) * each))
+        _end_wave(to, burst, 0, sms, m.strips[k])
+        return
     longest = (total + sms - 1) // sms
     for j in range(longest):
         for s in range(sms):
@@ -320,7 +397,17 @@ def _experts(to: Sink, work: Work, ev, tokens):
     step, layer = r.event_step[ev], r.event_layer[ev]
     a, b = r.event_lo[ev], r.event_lo[ev + 1]
     lo, hi = m.layer_lo[layer], m.layer_lo[layer + 1]
-    if tokens <= MMVQ_TOKENS:
+    floats = work.in_order and not work.copies
+    for k in range(lo, hi):
+        floats = floats and (m.is_float[k] or m.nbytes[k] < SMALL)
+    if floats:
+        rest = ns
+        for k in range(lo, hi):
+            _float_rows(to, work, ev, k, tokens)
+            _end_kernel(to, step, ns // (hi - lo))
+            rest -= ns // (hi - lo)
+        _end_kernel(to, step, max(rest, 0))
+    elif tokens <= MMVQ_TOKENS:
         two = ns * 2 // 3
         _rows(to, work, ev, False)
         _end_kernel(to, step, two)
