@@ -6,6 +6,7 @@ twins of `naive_pages`. A kernel is a dictionary (see `kernel`), a page a number
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ PAGES = 512
 BIG = 16
 BATCH_ENTRIES = 256
 OVERTAKING = 4
+LOOK_BURST, ENTRY_TENTHS = 2, 34
 MIGRATE_ROOM = 16
 CPU_PREFERRED, READ_MOSTLY, GPU_PREFERRED, ACCESSED_BY = 1, 2, 4, 8
 
@@ -53,6 +55,9 @@ class Machine:
     duplex: bool
     permille: int
     threshold: int
+    service: int = 0
+    push: int = 0
+    look: int = 0
 
     def way_in(self, pages: int, operations: int) -> int:
         return operations * self.copy + pages * round(4096 * 10**12 / self.h2d) // 1000
@@ -193,24 +198,32 @@ class Driver:
         """One batch, of a single entry where the last one helped nobody; whose faults they were."""
         queues = [deque(p for p in pages if self.is_missing(p)) for pages in active]
         self.number += 1
-        in_order = []
-        for at in range(0, len(queues), OVERTAKING):
-            group = queues[at : at + OVERTAKING]
-            first = self.number % len(group)
-            in_order += group[first:] + group[:first]
         faults: list[int] = []
-        room = 1 if stuck else min(wave.fetched or BATCH_ENTRIES, BATCH_ENTRIES)
+        burst = wave.burst
+        room = min(wave.fetched or BATCH_ENTRIES, BATCH_ENTRIES)
+        if self.m.look:
+            burst = min(burst, LOOK_BURST)
+            room = max(min(self.m.look, BATCH_ENTRIES) * 10 // ENTRY_TENTHS, 1)
+            in_order = self.scattered(queues)
+        else:
+            in_order = []
+            for at in range(0, len(queues), OVERTAKING):
+                group = queues[at : at + OVERTAKING]
+                first = self.number % len(group)
+                in_order += group[first:] + group[:first]
+        room = 1 if stuck else room
         while len(faults) < room and any(queues):
             for q in in_order:
-                for _ in range(wave.burst):
+                for _ in range(burst):
                     if q and len(faults) < room:
                         faults.append(q.popleft())
         pages = sorted(set(faults))
         self.count["batches"] += 1
         self.world.batch += 1
         self.count["faults"] += len(pages)
-        self.count["entries"] += len(faults)
-        self.handler += self.m.batch + len(faults) * self.m.entry
+        entries = len(faults) * ENTRY_TENTHS // 10 if self.m.look else len(faults)
+        self.count["entries"] += entries
+        self.handler += self.m.batch + entries * self.m.entry
         self.world.now = self.handler
         blocks = sorted({p // PAGES for p in pages})
         last = self.handler
@@ -218,6 +231,7 @@ class Driver:
             faulted = {p % PAGES for p in pages if p // PAGES == block}
             wanted = faulted | self.region(block, faulted)
             moved, operations, fresh, back, evicted = self.make_resident(block, wanted)
+            self.handler += self.m.service + moved * self.m.push
             self.handler += fresh * self.m.first_touch + evicted * self.m.evict
             out_ns, in_ns = self.m.way_out(back), self.m.way_in(moved, operations)
             if self.m.duplex and i > 0 and back > 0:
@@ -225,6 +239,16 @@ class Driver:
             last = max(last, self.both_ways(out_ns, in_ns))
         self.handler = max(self.handler, last)
         return self.space.tenant[faults[0] // PAGES]
+
+    def scattered(self, queues: list) -> list:
+        """All of them, each as far from the one before as 0.618 of their number, or the next number
+        after that which has no divisor in common with it."""
+        n = len(queues)
+        step = max(n * 618 // 1000, 1)
+        while math.gcd(step, n) != 1:
+            step += 1
+        first = self.number * 2654435761 % n
+        return [queues[(first + i * step) % n] for i in range(n)]
 
     def migrations(self, tenant: int) -> None:
         """What the policy asked for in the batch, if it is the faulting process's."""

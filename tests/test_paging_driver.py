@@ -48,7 +48,8 @@ def hardware(m: Machine) -> Hardware:
     uvm = UvmCosts(
         sm_count=4, ctas_per_sm=2, batch_ns=m.batch, entry_ns=m.entry,
         first_touch_ns=m.first_touch, evict_ns=m.evict, copy_ns=m.copy, h2d_bytes_per_s=m.h2d,
-        d2h_bytes_per_s=m.d2h, duplex=m.duplex,
+        d2h_bytes_per_s=m.d2h, duplex=m.duplex, service_ns=m.service, push_ns=m.push,
+        look_entries=m.look,
     )  # fmt: skip
     return dataclasses.replace(
         plain_hardware(), uvm=uvm, duplex_factor=m.permille / 1000,
@@ -121,6 +122,8 @@ def machines(draw) -> Machine:
         *(draw(ns) for _ in range(5)), *(draw(rate) for _ in range(4)),
         duplex=draw(st.booleans()), permille=draw(st.sampled_from([1000, 760, 333])),
         threshold=draw(st.sampled_from([51, 51, 1, 25, 75, 100])),
+        service=draw(st.sampled_from([0, 0, 11_000])), push=draw(st.sampled_from([0, 0, 390])),
+        look=draw(st.sampled_from([0, 0, 1, 20, 146, 999])),
     )  # fmt: skip
 
 

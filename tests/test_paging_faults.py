@@ -136,7 +136,7 @@ def test_neighbours_overtake():
     assert served[0] == 1 and sorted(served) == [0, 1, 2, 3] != served
 
 
-@pytest.mark.parametrize("key", ["page_ns", "service_ns", "map_ns", "replay_ns", "burst_pages"])
+@pytest.mark.parametrize("key", ["page_ns", "map_ns", "replay_ns", "burst_pages"])
 def test_a_constant_of_before_names_its_heir(tmp_path, key):
     value = '"1 us"' if key.endswith("_ns") else "24"
     path = tmp_path / "mine.toml"

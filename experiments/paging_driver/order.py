@@ -2,10 +2,10 @@
 
     python experiments/paging_driver/order.py --lib BUILD/bin --out OUT [--only crowds,engine,llama]
 
-`crowds`: warps that fault in turns, where only their number differs; `engine`, `llama`: the cold runs of
-engine.toml and llama.toml, every entry kept with the unit that faulted and the GPU's own time. Makes
-OUT/crowds.json and OUT/NAME.npz (`columns`), OUT/NAME.json (what the recording knew), NAME.routing.arrow.
-`faults.py` reads them.
+`crowds`: warps that fault in turns, where only their number differs; `engine`, `llama`: the cold runs
+of engine.toml and llama.toml, every entry kept with the unit that faulted and the GPU's own time. Makes
+OUT/crowds.json and OUT/NAME.npz (`columns`), OUT/NAME.json (what the recording knew),
+NAME.routing.arrow. batches.py reads them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from traces.capture.uvm_queue import only  # noqa: E402
 
 MIB = 1 << 20
 KEPT = {
-    "gpu_fault": ("batch", "time", "time_gpu", "address", "gpc", "client", "client_type", "access", "fault"),
+    "gpu_fault": (
+        "batch", "time", "time_gpu", "address", "gpc", "client", "client_type", "access", "fault",
+    ),
     "replay": ("batch", "time", "time_gpu"),
     "migration": ("address", "bytes", "cause", "src", "begin", "end", "begin_gpu", "end_gpu"),
 }  # fmt: skip
@@ -92,12 +94,12 @@ def do_crowds(out: Path) -> None:
                 rows = batch_rows(seen)
                 kept = {k: v.tolist()[:80] for k, v in rows.items() if k != "batch"}
                 found["rows"].append(
-                    {"host": host, **t.about, "turns": int(t.pages.shape[1]), "ns": times, "warm_ns": warm,
-                     "recorded_ns": recorded, "counts": counts(seen).to_json(), "others": seen.others,
+                    {"host": host, **t.about, "turns": int(t.pages.shape[1]), "ns": times,
+                     "warm_ns": warm, "recorded_ns": recorded, "counts": counts(seen).to_json(), "others": seen.others,
                      "batches": kept}
                 )  # fmt: skip
                 r = found["rows"][-1]
-                print(host, r["kind"], r["n"], f"{np.median(times) / 1e3:.0f} us", r["counts"], flush=True)
+                print(host, r["kind"], r["n"], f"{np.median(times) / 1e3:.0f} us", r["counts"])
             (out / "crowds.json").write_text(json.dumps(found) + "\n")
     finally:
         d.close()
@@ -165,9 +167,8 @@ def do_llama(out: Path, lib: str, work: Path, names: list[str], config: str) -> 
         meta = open_faults(file).meta
         recorded = llama.step_ns(llama.opened(routing)).tolist()
         starts = llama.step_starts(llama.opened(routing)).tolist()
-        (out / f"{run.name}.json").write_text(
-            json.dumps({"step_ns": timed, "recorded_step_ns": recorded, "step_starts": starts, "meta": meta})
-        )  # fmt: skip
+        said = {"step_ns": timed, "recorded_step_ns": recorded, "step_starts": starts, "meta": meta}
+        (out / f"{run.name}.json").write_text(json.dumps(said))
         print(run.name, [sum(t) / 1e6 for t in timed], sum(recorded) / 1e6,
               f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
 
@@ -210,7 +211,9 @@ def main() -> None:
         begin = time.monotonic()
         try:
             if name == "llama":
-                do_llama(out, given.lib, work, [r for r in given.runs.split(",") if r], given.config)
+                do_llama(
+                    out, given.lib, work, [r for r in given.runs.split(",") if r], given.config
+                )
             else:
                 {"crowds": do_crowds, "engine": do_engine}[name](out)
         except Exception as err:

@@ -143,7 +143,7 @@ def _uvm(m: Measurements, base: Hardware) -> list[str]:
             value, how = found[key]
             lines += _table(f"uvm.{key}", value, f"{_stamp(m)}: {how}")
         return lines
-    for key, value in vars(base.uvm).items() if base.uvm else ():
+    for key, value in base.paging_constants().items():
         source = f"estimate: the {base.name} profile's ({base.sources.get(f'uvm.{key}', '')})"
         lines += _table(f"uvm.{key}", value, source)
     return lines

@@ -73,7 +73,9 @@ def table(
 def _look(rows: Sequence[Row], sms: int) -> Found:
     """Entries a batch while many more warps wait."""
     crowds = [r for r in rows if r.get("turn") in CROWDED and r["warps"] >= CROWD * sms]
-    found = [r["counts"]["entries"] / r["counts"]["batches"] for r in crowds if r["counts"]["batches"]]
+    found = [
+        r["counts"]["entries"] / r["counts"]["batches"] for r in crowds if r["counts"]["batches"]
+    ]
     if not found:
         return {}
     how = f"entries a batch, mean of {len(found)} crowds of {CROWD} warps an SM and more"

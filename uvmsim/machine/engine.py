@@ -109,9 +109,9 @@ class EngineProfile:
     are computed where the weights are."""
     maps_weights: bool = True
     """Whether weights that lie with the CPU are a mapped file, which is not page-locked."""
-    build: int | None = None
-    """Build of llama.cpp whose kernels page (`uvmsim.paging.touches.IN_ORDER_BUILD`); None: 7099, which
-    the published rows ran."""
+    build: int = 0
+    """Build of llama.cpp whose kernels page (`uvmsim.paging.touches.IN_ORDER_BUILD`); 0: not said, as
+    7099, which the published rows ran."""
     terms: Terms | None = None
     """Constants kernel by kernel (llama.cpp); where they and the model's graph are known, they take the
     place of the launch costs and speeds above."""
@@ -182,6 +182,7 @@ class EngineProfile:
         """``(field, value as people write it, source)`` of every quantity, in file order."""
         words = ("name", "summary", "machine", "terms")
         given = {k: getattr(self, k) for k in EngineSpec.model_fields if k not in words}
+        given["build"] = self.build or None
         rows = [
             (k, shown(k, v), self.sources.get(k, "")) for k, v in given.items() if v is not None
         ]
@@ -208,6 +209,8 @@ class EngineProfile:
         """Plain JSON types: every field, sources included."""
         made = {k: getattr(self, k) for k in self.__dataclass_fields__}
         terms = made.pop("terms")
+        if not self.build:
+            made.pop("build")
         return made | ({"terms": terms.to_json()} if terms else {})
 
 

@@ -292,8 +292,7 @@ class Hardware:
         words = ("name", "gpu", "summary", "engine", "uvm")
         given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
         rows = [(k, k, v) for k, v in given.items() if v is not None]
-        paging = vars(self.uvm) if self.uvm else {}
-        rows += [(k, f"uvm.{k}", v) for k, v in paging.items() if v or k not in UNSAID]
+        rows += [(k, f"uvm.{k}", v) for k, v in self.paging_constants().items()]
         return [(key, shown(k, v), self.sources.get(key, "")) for k, key, v in rows]
 
     def to_json(self) -> dict[str, Any]:
@@ -301,8 +300,12 @@ class Hardware:
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
         if self.reserve_bytes is None:
             del d["reserve_bytes"]
-        paging = {k: v for k, v in vars(self.uvm).items() if v or k not in UNSAID} if self.uvm else None
-        return d | {"uvm": paging, "engine": self.engine.to_json()}
+        return d | {"uvm": self.paging_constants() or None, "engine": self.engine.to_json()}
+
+    def paging_constants(self) -> dict[str, Any]:
+        """The paging driver's constants by name, those that are said; empty where there are none."""
+        found = vars(self.uvm) if self.uvm else {}
+        return {k: v for k, v in found.items() if v or k not in UNSAID}
 
     def numbers(self) -> dict[str, Any]:
         """Every number a run depends on, one name each: the engine's where it has one.

@@ -17,7 +17,7 @@ LOOK_BURST = 2
 """Pages of a touch that are in the buffer before another touch's are."""
 ENTRY_TENTHS = 34
 """Tenths of entries to a page that is missing: several warps read it, each asks for it again while it
-waits, and some entries are of pages that came meanwhile. Seen in six cold runs on an H100: 22 to 39
+waits, and some entries are of pages that came meanwhile. Seen in six cold runs on an H100: 26 to 38
 (experiments/paging_driver)."""
 
 
@@ -83,7 +83,12 @@ def fetch(t: Tables, k: Kernels, wave, active, alone, counters):
     apart, and a page has several entries."""
     d, p, x, costs = t.driver, t.pages, t.scratch, t.time.costs
     look = costs.look > 0
-    room, burst, start, step = np.int64(costs.batch), np.int64(k.burst[wave]), np.int64(0), np.int64(1)
+    room, burst, start, step = (
+        np.int64(costs.batch),
+        np.int64(k.burst[wave]),
+        np.int64(0),
+        np.int64(1),
+    )
     if look:
         room = max(min(np.int64(costs.look), room) * 10 // ENTRY_TENTHS, np.int64(1))
         burst = min(burst, np.int64(LOOK_BURST))

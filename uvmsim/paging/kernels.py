@@ -84,7 +84,7 @@ def kernels_of(
         ),
         Times(before, expert_times(w, model, hw, w.event_lo[1:]), after),
         dense, banks, blocks, _buffers(model, space), sm_count, sm_count * ctas_per_sm, copies,
-        (hw.engine.build or 0) >= IN_ORDER_BUILD,
+        hw.engine.build >= IN_ORDER_BUILD,
     )  # fmt: skip
     n = np.zeros(3, np.int64)
     emit(work, Sink(_room(0, 0, 0), n, False))

@@ -53,8 +53,8 @@ FLOAT_ROWS = 32
 """Rows of a float matrix that a thread block computes (mmf.cuh, MMF_ROWS_PER_BLOCK)."""
 FLOAT_RUN = 4
 """Rows, a thread block each, that are one touch for a single token: all that fit fault side by side."""
-FUSED_SHARE = 4
-"""The fused kernel holds one in so many of the thread blocks that fit: 250 to 270 rows of gate and of
+FUSED_SHARE = 8
+"""The fused kernel holds one in so many of the thread blocks that fit: some 130 rows of gate and of
 up fault at a time on an H100 of 132 SMs."""
 SMALL = 64 << 10
 """Tensors below this size are touched at once."""
