@@ -222,7 +222,7 @@ class Priced(FakePaging):
     """A stand-in whose times are sums of just those counts that the page model has keys for."""
 
     def _run(self, t: Touches):
-        ns, seen = super()._run(t)
+        _, seen = super()._run(t)
         c = counts(seen).to_json()
         costs = {"batches": 9000, "entries": 700, "services": 4000}
         return 2000.0 + sum(costs[k] * c[k] for k in SHARED.values()) + 340 * c["moved"], seen

@@ -95,8 +95,8 @@ def do_crowds(out: Path) -> None:
                 kept = {k: v.tolist()[:80] for k, v in rows.items() if k != "batch"}
                 found["rows"].append(
                     {"host": host, **t.about, "turns": int(t.pages.shape[1]), "ns": times,
-                     "warm_ns": warm, "recorded_ns": recorded, "counts": counts(seen).to_json(), "others": seen.others,
-                     "batches": kept}
+                     "warm_ns": warm, "recorded_ns": recorded,
+                     "counts": counts(seen).to_json(), "others": seen.others, "batches": kept}
                 )  # fmt: skip
                 r = found["rows"][-1]
                 print(host, r["kind"], r["n"], f"{np.median(times) / 1e3:.0f} us", r["counts"])
