@@ -16,7 +16,7 @@ from uvmsim.studies.search.cases import ETA, Case, Stretch
 from uvmsim.studies.search.proposals import Proposer, Rank
 from uvmsim.studies.search.space import Candidate
 
-WIDTH = 6
+WIDTH = 10
 """Candidates of a round, times the number of rungs."""
 
 Rung = Sequence[tuple[Case, Stretch]]

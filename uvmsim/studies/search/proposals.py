@@ -12,7 +12,7 @@ from uvmsim.studies.search.space import Candidate, Part, Space
 
 LEADS = ("learned", "learned+learned-next", "lrfu", "layer-lru")
 """Tried before all others, with what `uvmsim compare` shows."""
-NEW, RANDOM = 1 / 4, 1 / 8
+NEW, RANDOM = 1 / 5, 1 / 8
 """Shares of a round: policies nobody has tried, each of which takes seconds to compile, and draws
 from the whole space; the rest are changes to the best."""
 ELITE = 6

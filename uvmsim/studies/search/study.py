@@ -160,7 +160,7 @@ def search(
     with tempfile.TemporaryDirectory(prefix="uvmsim-") if folder is None else nullcontext(
         os.fspath(folder)
     ) as place:  # fmt: skip
-        home = Path(place)
+        home = Path(place).resolve()
         parts = _folder(home / "parts")
         given = [s.with_(trace=t) for t in traces] if traces else [s]
         cases = [case_of(x, parts) for x in given]
