@@ -1,12 +1,12 @@
-"""Synthetic routing whose choices depend on each other: a token's on each other, on the token before, on
-the layer before.
+"""Synthetic routing whose choices depend on each other: on the token before, on the layer before.
 
-The model is that of `traces.synth.generate`, popularity and persistent noise, and three kinds of pair
-weights. What was chosen already adds to the scores of all experts: ``after[i, e]`` if the token before
-chose i in this layer, ``below[i, e]`` if this token chose i in the layer before, ``beside[i, e]`` once it
-has chosen i right here (experts are chosen one after the other). Weights are centred, so that popularity
-stays what it was. A sequence's own taste, the part of the noise that lasts as long as it, drifts from
-sequence to sequence with correlation ``kept``. `traces.synth.dependent_fit` fits it.
+The model is that of `traces.synth.generate`, popularity and persistent noise, and three kinds of
+pair weights. What was chosen already adds to the scores of all experts: ``after[i, e]`` if the token
+before chose i in this layer, ``below[i, e]`` if this token chose i in the layer before,
+``beside[i, e]`` once it has chosen i right here (experts are chosen one after the other). Weights
+are centred, so that popularity stays what it was. A sequence's own taste, the part of the noise that
+lasts as long as it, drifts from sequence to sequence with correlation ``kept``.
+`traces.synth.dependent_fit` fits it.
 """
 
 from __future__ import annotations
@@ -103,5 +103,3 @@ def _information(a: np.ndarray, b: np.ndarray, n: int, own: bool = True) -> floa
     if not own:
         seen &= ~np.eye(n, dtype=bool)
     return float((joint[seen] * np.log(joint[seen] / even[seen])).sum())
-
-

@@ -1,15 +1,16 @@
 """Fits the dependent generator to a trace.
 
 Pair weights are learned from the trace (the ranks of the chosen by their scores, Plackett-Luce). Then
-traces are generated and measured, and knobs of each layer are turned until they agree with the real one:
-popularity by how often each expert was chosen, its spread by the Gini coefficient, the noise by the
-overlap at each lag, the pair weights by the mutual information of the pairs they speak of. The
+traces are generated and measured, and knobs of each layer are turned so that they come near the real
+one: popularity by how often each expert was chosen, its spread by the Gini coefficient, the noise by
+the overlap at each lag, the pair weights by the mutual information of the pairs they speak of. The
 round that came nearest is taken.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,9 @@ def fit_dependent(d: DenseRouting, seed: int = 0, ranked: bool = True) -> Depend
     for round_ in range(ROUNDS):
         model = knobs.model()
         made = [
-            replace(real.tokens, ids=model.generate(real.bounds, seed + 1 + round_ * COPIES + copy)[0])
+            replace(
+                real.tokens, ids=model.generate(real.bounds, seed + 1 + round_ * COPIES + copy)[0]
+            )
             for copy in range(real.copies)
         ]
         slower = 1.0 if round_ < 2 * ROUNDS // 3 else 0.4
@@ -170,12 +173,12 @@ def kept_between(d: DenseRouting) -> float:
     bounds = d.sequence_starts()
     if len(bounds) < 4:
         return 0.0
-    taste = [_taste(d.take(np.arange(lo, hi))) for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    taste = [_taste(d.take(np.arange(lo, hi))) for lo, hi in pairwise(bounds)]
     mean = np.mean(taste, axis=0)
     apart = [x - mean for x in taste]
-    next_ = np.mean([(a * b).mean() for a, b in zip(apart, apart[1:], strict=False)])
+    next_ = np.mean([(a * b).mean() for a, b in pairwise(apart)])
     halves = []
-    for lo, hi in zip(bounds, bounds[1:], strict=False):
+    for lo, hi in pairwise(bounds):
         mid = (lo + hi) // 2
         if lo < mid < hi:
             a, b = (_taste(d.take(np.arange(*x))) - mean for x in ((lo, mid), (mid, hi)))

@@ -50,7 +50,9 @@ def make(
         "--like": like,
     }
     if dependent and (not like or bench):
-        raise InputError("--dependent is fitted to a trace; give --like TRACE, without --llama-bench")
+        raise InputError(
+            "--dependent is fitted to a trace; give --like TRACE, without --llama-bench"
+        )
     if shuffle:
         _refuse(given, set(given), "--shuffle copies a trace as it is")
     elif like:

@@ -28,11 +28,11 @@ def generate_dependent(
 ) -> None:  # pragma: no cover
     """As `traces.synth.kernels.generate_layer`, with what a choice adds to the score of another.
 
-    ``after`` float32 [N, N]: what expert i of the token before adds to e; ``below`` float32 [N, N]: what
-    expert i of this token in the layer before adds; ``beside`` float32 [N, N]: what expert i of this
-    very choice, once chosen, adds; ``under`` int [T, k]: that choice (or [0, k] where
-    there is none). ``kept``: correlation of the sequence-long part (decay 1) from one sequence to the
-    next. Components without a share are not drawn.
+    ``after`` float32 [N, N]: what expert i of the token before adds to e; ``below`` float32 [N, N]:
+    what expert i of this token in the layer before adds, which is ``under``, int [T, k] (or [0, k]
+    where there is none); ``beside`` float32 [N, N]: what expert i of this very choice adds once it is
+    chosen. ``kept``: correlation of the sequence-long part (decay 1) from one sequence to the next.
+    Components without a share are not drawn.
     """
     n, c = len(logits), len(decay)
     state = np.zeros((n, c))
@@ -72,12 +72,12 @@ def generate_dependent(
                     for e in range(n):
                         z[e] += row[e]
             for j in range(k):  # one after the other: each speaks for those it goes with
-                e = np.argmax(z)
-                chosen[j] = e
-                ids[t, j] = e
-                perturbed[t, j] = z[e]
-                z[e] = -np.inf
-                row = beside[e]
+                best = np.argmax(z)
+                chosen[j] = best
+                ids[t, j] = best
+                perturbed[t, j] = z[best]
+                z[best] = -np.inf
+                row = beside[best]
                 for f in range(n):
                     z[f] += row[f]
 
@@ -99,12 +99,12 @@ def learn_pairs(
     below: np.ndarray,
     beside: np.ndarray,
 ) -> None:  # pragma: no cover
-    """Fit ``after``, ``below`` and ``beside`` (float64 [N, N], zeros at first) to a layer: the ranks of the chosen
-    by their scores (Plackett-Luce), with popularity and faded counts of uses beside the pairs, so that
-    what lasts is not taken for what follows. Adagrad, in the order of time.
+    """Fit ``after``, ``below`` and ``beside`` (float64 [N, N], zeros at first) to a layer: the ranks of
+    the chosen by their scores (Plackett-Luce), with popularity and faded counts of uses beside the
+    pairs, so that what lasts is not taken for what follows. Adagrad, in the order of time.
 
-    ``ids``, ``under`` [T, k], -1 where missing ([0, k]: no layer before); ``first`` bool [T]: a sequence
-    begins.
+    ``ids``, ``under`` [T, k], -1 where missing ([0, k]: no layer before); ``first`` bool [T]: where a
+    sequence begins.
     """
     t, k = ids.shape
     c = len(HALVES)
@@ -191,9 +191,7 @@ def _step(
 
 
 @compiled(nogil=True)
-def pair_counts(
-    a: np.ndarray, b: np.ndarray, n: int, out: np.ndarray
-) -> None:  # pragma: no cover
+def pair_counts(a: np.ndarray, b: np.ndarray, n: int, out: np.ndarray) -> None:  # pragma: no cover
     """Add to ``out`` int64 [N, N] how often i of a row of ``a`` and j of the same row of ``b`` stand
     together; rows with a missing choice (-1 first) are left out."""
     t, k = a.shape

@@ -13,7 +13,9 @@ from uvmsim.commands.flags import Command, hardware_list, machine_options, polic
 @click.command(cls=Command, short_help="Find a policy for your traces, and say what of it pays.")
 @click.argument("traces", nargs=-1, type=click.Path(), metavar="[TRACE]...")
 @click.option("--minutes", type=float, metavar="M", help="About how long; 10.")
-@click.option("--trials", type=int, metavar="N", help="How many to try: the same N, the same answer.")
+@click.option(
+    "--trials", type=int, metavar="N", help="How many to try: the same N, the same answer."
+)
 @click.option(
     "--objective", default="tokens", metavar="tokens|hits", help="Tokens per second, or hit rate."
 )
@@ -33,7 +35,9 @@ from uvmsim.commands.flags import Command, hardware_list, machine_options, polic
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
-@click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of each trace.")
+@click.option(
+    "--limit", type=int, metavar="TOKENS", help="Use only the first tokens of each trace."
+)
 @click.option(
     "--transfer", metavar="TRACE", multiple=True,
     help="Show what was found on another trace, with the same share of experts; repeatable.",

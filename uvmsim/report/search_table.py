@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +15,12 @@ from uvmsim.studies.search.cases import Case
 from uvmsim.studies.search.split import PARTS
 from uvmsim.studies.search.study import Line, Search
 
-LOOK = {"title_justify": "left", "title_style": "bold", "header_style": "bold", "padding": (0, 1, 0, 0)}
+LOOK: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "header_style": "bold",
+    "padding": (0, 1, 0, 0),
+}
 
 
 def print_search(s: Search, console: Console | None = None) -> None:
@@ -51,9 +57,7 @@ def _tokens(case: Case) -> str:
 
 
 def _pool(case: Case) -> str:
-    sizes = ", ".join(
-        f"{int(n):,} ({share})" for n, share in zip(case.scenario.slots, case.shares, strict=True)
-    )
+    sizes = ", ".join(f"{n:,} ({share})" for n, share in zip(case.slots, case.shares, strict=True))
     return f"{sizes} of {case.experts:,} experts resident"
 
 

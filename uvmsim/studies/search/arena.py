@@ -87,6 +87,8 @@ class Arena:
     ) -> dict[str, Score]:
         """What policies are worth, by name. Those not done when it is over are left out; ``tick`` is
         called now and then."""
+        if not policies:
+            return {}
         cells = [(case, self._cells(policies, case, at)) for case, at in where]
         todo = {c.key: c for _, found in cells for c in found if c.key not in self.rows}
         for batch in self._run(list(todo.values()), until):
@@ -117,9 +119,12 @@ class Arena:
 
     def _cells(self, policies: Sequence[str], case: Case, at: Stretch) -> list[Cell]:
         s = case.scenario
-        for path in (at.path, s.profile):
+        profile: Any = s.profile
+        for path in (at.path, profile):
             if path is not None and path not in self.facts:
-                self.facts[path] = self.cluster.facts([path])[path] if self.cluster else facts_of(path)
+                self.facts[path] = (
+                    self.cluster.facts([path])[path] if self.cluster else facts_of(path)
+                )
         config = config_of(s.with_(trace=at.path, limit=at.limit, policies=list(policies)), {})
         return expand(config, self.facts, self.resolver)
 

@@ -62,9 +62,15 @@ class Case:
     """The test part itself."""
 
     @property
+    def slots(self) -> tuple[int, ...]:
+        """The pool sizes, in experts."""
+        given: Any = self.scenario.slots
+        return tuple(int(n) for n in given)
+
+    @property
     def shares(self) -> tuple[str, ...]:
-        """The pool sizes as shares of all experts."""
-        return tuple(f"{100 * int(n) / self.experts:.12g}%" for n in self.scenario.slots)
+        """The same as shares of all experts."""
+        return tuple(f"{100 * n / self.experts:.12g}%" for n in self.slots)
 
 
 def case_of(s: Scenario, folder: Path) -> Case:

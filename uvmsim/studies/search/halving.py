@@ -31,8 +31,8 @@ class Found:
     ranks: dict[Candidate, Rank] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Why candidates could not be run, by name."""
-    cut: bool = False
-    """Time was over first."""
+    cut: str = ""
+    """What ended it before the trials that were asked for."""
 
     def best(self, n: int) -> list[Candidate]:
         """The ``n`` that came furthest and scored best there."""
@@ -56,6 +56,7 @@ def halve(
         n = WIDTH * len(rungs)
         asked = proposer.ask(n if trials is None else min(n, trials - found.trials))
         if not asked:
+            found.cut = "nothing was left to try"
             return found
         found.trials += len(asked)
         alive = asked
@@ -72,7 +73,8 @@ def halve(
                 break
         proposer.tell({c: found.ranks[c] for c in asked if c in found.ranks})
         tick(found)
-    found.cut = trials is not None and found.trials < trials
+    if trials is not None and found.trials < trials:
+        found.cut = "time was over"
     return found
 
 

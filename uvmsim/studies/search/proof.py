@@ -35,7 +35,7 @@ class Proof:
             self.replays.show(console)
 
 
-def prove(s: Scenario, test: RoutingTrace, policies: Sequence[str], backend: str) -> Proof:
+def prove(s: Scenario, test: RoutingTrace | None, policies: Sequence[str], backend: str) -> Proof:
     """Replay policies on a trace. What replays is a package above this one, found by its name."""
     try:
         replay = import_module("uvmsim").replay

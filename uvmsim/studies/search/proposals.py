@@ -12,13 +12,13 @@ from uvmsim.studies.search.space import Candidate, Part, Space
 
 LEADS = ("learned", "learned+learned-next", "lrfu", "layer-lru")
 """Tried before all others, with what `uvmsim compare` shows."""
-NEW, RANDOM = 1 / 5, 1 / 8
-"""Shares of a round: policies nobody has tried, each of which takes seconds to compile, and draws
-from the whole space; the rest are changes to the best."""
+NEW, RANDOM = 1 / 10, 1 / 8
+"""Shares of a round: policies nobody has tried, each of which takes seconds to compile, and those tried
+with all parameters drawn anew; the rest are small changes to the best."""
 ELITE = 6
 """How many of the best are changed; the better ones more often."""
-TRIES = 50
-"""Draws after which a policy that was tried before is taken as the end of the space."""
+TRIES = 10
+"""Draws for each candidate asked for: where all were tried before, the space is at its end."""
 
 Rank = tuple[int, float]
 """How far a candidate came, and what it scored there; the larger, the better."""
@@ -52,15 +52,20 @@ class Drawn:
         made: list[Candidate] = []
         while len(made) < n and self.leads:
             self._take(self.leads.popleft(), made)
-        for _ in range(round((n - len(made)) * NEW)):
-            self._take(self._new(), made)
-        for _ in range(TRIES):
+        for _ in range(max(1, round(n * NEW))):
+            if len(made) < n:
+                self._take(self._new(), made)
+        known = list(self.ranks) or list(made)
+        for _ in range(TRIES * n):
             if len(made) == n:
                 break
-            if not self.ranks or self.rng.random() < RANDOM / (1 - NEW):
-                self._take(self.space.drawn(self.rng), made)
+            if self.rng.random() < RANDOM:
+                c = known[self.rng.integers(len(known))]
+                self._take(self.space.redrawn(c, self.rng), made)
             else:
-                self._take(self._changed(), made)
+                self._take(self._changed(self._best() or known), made)
+        while len(made) < n and (new := self._new()):
+            self._take(new, made)
         return made
 
     def tell(self, found: dict[Candidate, Rank]) -> None:
@@ -75,11 +80,11 @@ class Drawn:
         return sorted(self.ranks, key=lambda c: (self.ranks[c], c.text), reverse=True)[:ELITE]
 
     def _new(self) -> Candidate | None:
-        """An eviction that was not tried, by turns with the best one and a prefetcher that was not
-        tried with it."""
+        """An eviction that was not tried, or one of the best with a prefetcher that was not tried with
+        it."""
         if self.untried and self.rng.random() < 0.5:
             return self.untried.popleft()
-        for best in self._best():
+        for best in self._best() or self.space.defaults()[:1]:
             for piece in self.space.prefetches:
                 c = Candidate(best.eviction, Part(piece))
                 if c.heads not in self.paired:
@@ -87,9 +92,8 @@ class Drawn:
                     return c
         return self.untried.popleft() if self.untried else None
 
-    def _changed(self) -> Candidate:
+    def _changed(self, best: list[Candidate]) -> Candidate:
         """A small change to one of the best; now and then with the prefetcher of another, or none."""
-        best = self._best()
         c = best[min(int(self.rng.exponential(1.5)), len(best) - 1)]
         if self.rng.random() < 0.2:
             other = best[self.rng.integers(len(best))]

@@ -147,17 +147,22 @@ class Space:
 
     def drawn(self, rng: np.random.Generator) -> Candidate:
         """Any candidate: parts evenly, one parameter in four at its default."""
-        eviction = _draw(Part(self.evictions[rng.integers(len(self.evictions))]), rng)
+        eviction = Part(self.evictions[rng.integers(len(self.evictions))])
         which = int(rng.integers(len(self.prefetches) + 1))
-        if which == len(self.prefetches):
-            return Candidate(eviction)
-        return Candidate(eviction, _draw(Part(self.prefetches[which]), rng))
+        fetch = Part(self.prefetches[which]) if which < len(self.prefetches) else None
+        return self.redrawn(Candidate(eviction, fetch), rng)
+
+    def redrawn(self, c: Candidate, rng: np.random.Generator) -> Candidate:
+        """The same policies, one parameter in four at its default, the others anywhere."""
+        for i, part in enumerate(c.parts):
+            c = c.with_part(i, _draw(Part(part.piece), rng))
+        return c
 
     def near(self, c: Candidate, rng: np.random.Generator) -> Candidate:
         """``c`` with a few of its parameters moved a little, one at least."""
         knobs = [(i, k) for i, p in enumerate(c.parts) for k in p.piece.ranges]
         if not knobs:
-            return self.drawn(rng)
+            return c
         moved = [knob for knob in knobs if rng.random() < 1.5 / len(knobs)]
         for i, key in moved or [knobs[rng.integers(len(knobs))]]:
             part = c.parts[i]

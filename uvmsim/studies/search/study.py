@@ -305,7 +305,7 @@ def _remarks(found: Found, best: Candidate, objective: str) -> list[str]:
         policy, why = next(iter(found.failed.items()))
         notes.append(f"{len(found.failed)} candidates could not be run, {policy}: {why}")
     if found.cut:
-        notes.append(f"time was over after {found.trials} trials")
+        notes.append(f"{found.cut} after {found.trials} trials")
     if objective == "tokens" and any(h.startswith("learned") for h in best.heads):
         notes.append(
             "speeds leave out the policies' own host time (`uvmsim compare --policy-time` counts it)"
@@ -335,5 +335,5 @@ def _case_json(c: Case) -> dict[str, Any]:
     return {
         "name": c.name, "split_by": c.by or None, "tokens": c.tokens,
         "rungs": [r.limit or c.tokens["train"] for r in c.rungs],
-        "slots": [int(n) for n in c.scenario.slots], "experts": c.experts,
+        "slots": list(c.slots), "experts": c.experts,
     }  # fmt: skip

@@ -19,13 +19,20 @@ OPTIONS = (
     "kv_type", "pool", "unit", "reset", "write_back", "pageable", "profile", "seed",
 )  # fmt: skip
 """Of a scenario, those that bear on a run, as `uvmsim compare` and a sweep's file name them."""
-USUAL: Mapping[str, Any] = {"hardware": "rtx5090", "pool": "global", "unit": "event", "reset": "never"}
+USUAL: Mapping[str, Any] = {
+    "hardware": "rtx5090",
+    "pool": "global",
+    "unit": "event",
+    "reset": "never",
+}
 
 
 def asked(s: Scenario) -> dict[str, Any]:
     """The options that are not as `uvmsim compare` has them anyway."""
     told = s.to_json()
-    return {k: told[k] for k in OPTIONS if told.get(k, USUAL.get(k)) not in (USUAL.get(k), False, 0)}
+    return {
+        k: told[k] for k in OPTIONS if told.get(k, USUAL.get(k)) not in (USUAL.get(k), False, 0)
+    }
 
 
 def command(case: Case, policy: str, s: Scenario) -> str:
@@ -34,7 +41,7 @@ def command(case: Case, policy: str, s: Scenario) -> str:
     for key, value in asked(s).items():
         flag = "--" + key.replace("_", "-")
         words += [flag] if value is True else [flag, str(value)]
-    words += ["--slots", ",".join(case.scenario.slots), "--policy", policy]
+    words += ["--slots", ",".join(map(str, case.slots)), "--policy", policy]
     return shlex.join(words)
 
 
