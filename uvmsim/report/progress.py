@@ -27,7 +27,7 @@ def bar(what: str, told: bool = False) -> Iterator[Callable[[int, int, str], Non
         def move(done: int, total: int, doing: str) -> None:
             nonlocal last
             last = f"{what}: {done:,} of {total:,}; {doing}"
-            p.update(task, completed=done, total=total, doing=doing)
+            p.update(task, completed=done, total=total, doing=doing[: max(10, console.width - 66)])
 
         yield move
     if told and last and not console.is_terminal:

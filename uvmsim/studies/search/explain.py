@@ -36,15 +36,16 @@ def single(c: Candidate) -> list[Without]:
     return made
 
 
-def trimmed(c: Candidate, value: Callable[[list[Candidate]], dict[str, float | None]]) -> Candidate:
+def trimmed(
+    c: Candidate, floor: float, value: Callable[[list[Candidate]], dict[str, float | None]]
+) -> Candidate:
     """``c`` less what does not pay: while something can be put back and the value, which ``value``
-    gives by name, does not fall, the one that leaves most is."""
+    gives by name, stays at ``floor`` or above, the one that leaves most is."""
     while options := single(c):
-        worth = value([c, *(w.candidate for w in options)])
-        now = worth.get(c.text)
+        worth = value([w.candidate for w in options])
         best = max(options, key=lambda w: worth.get(w.candidate.text) or float("-inf"))
         got = worth.get(best.candidate.text)
-        if now is None or got is None or got < now:
+        if got is None or got < floor:
             return c
         c = best.candidate
     return c

@@ -30,6 +30,8 @@ from uvmsim.version import __version__
 MINUTES = 10.0
 SEARCHING = 0.8
 """Share of the time after which what was found is judged and explained."""
+PAYS = 1e-3
+"""What a part of the winner must be worth on validation, all put-backs together, to stay in it."""
 FINALISTS = 8
 """Best candidates of train that are judged on validation, beside `uvmsim compare`'s and `LEADS`."""
 
@@ -208,7 +210,8 @@ class _Work:
         best = found.best(1)
         if best:
             value = found.ranks[best[0]][1]
-            self.said = f"best so far {best[0].text}: {_said(value, self.arena.objective)}"
+            told = _said(value, self.arena.objective)
+            self.said = f"{found.trials:,} tried, best so far {told} by {best[0].text}"
         done, total = self.until.seconds if self.trials is None else (found.trials, self.trials)
         self.progress(done, total, self.said)
 
@@ -225,7 +228,10 @@ class _Work:
         compiled = {c.heads for c in found.ranks}
         worth = self.value([c for c in known.values() if c.heads in compiled])
         best = max(worth, key=lambda t: (worth[t] or float("-inf"), t))
-        return trimmed(known[best], self.value)
+        # Never below a policy that needs no search.
+        usual = [worth.get(c.text) or 0.0 for c in plain if c.text != best]
+        floor = max((1 - PAYS) * (worth[best] or 0.0), *usual, 0.0)
+        return trimmed(known[best], floor, self.value)
 
     def value(self, candidates: list[Candidate]) -> dict[str, float | None]:
         """On validation, by name."""
