@@ -1,9 +1,10 @@
-"""Synthetic routing whose choices depend on each other: as written down, recovered, near the real one."""
+"""Synthetic routing whose choices depend on each other: as written down, recovered, near real."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def slow(m: DependentModel, bounds: list[int], seed: int) -> list[list[list[int]
         share, chosen = m.share[layer], []
         parts = [i for i in range(len(TIMES)) if share[i] > 0]
         noise = {}
-        for s, (lo, hi) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for s, (lo, hi) in enumerate(pairwise(bounds)):
             for e in range(n):
                 for i in parts:
                     x = rng.standard_normal()
@@ -170,8 +171,8 @@ def test_one_seed_one_trace():
 
 
 @given(
-    st.integers(1, 3), st.integers(2, 20), st.integers(1, 4), st.integers(1, 60), st.integers(0, 1000),
-    st.booleans(),
+    st.integers(1, 3), st.integers(2, 20), st.integers(1, 4), st.integers(1, 60),
+    st.integers(0, 1000), st.booleans(),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
 def test_any_trace_can_be_fitted(layers, n, k, tokens, seed, holes):

@@ -36,7 +36,7 @@ class DependentModel:
 
     def generate(self, bounds: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Routing of sequences with the given ``bounds`` [S + 1]: ids int16 [T, L, k] in rank order,
-        weights float32 [T, L, k] (softmax of the chosen scores, sorted). The same seed, the same routing."""
+        weights float32 [T, L, k] (softmax of the chosen scores, sorted). One seed, one routing."""
         n_layers, t, k = len(self.logits), int(bounds[-1]), self.top_k
         ids = np.empty((t, n_layers, k), np.int16)
         weights = np.empty((t, n_layers, k), np.float32)
