@@ -73,7 +73,7 @@ def tokens_of(parts) -> list[tuple[int, int, int]]:
 
 
 @given(st.integers(0, 50), st.integers(200, 900), st.integers(20, 900))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_parts_hold_every_token_once_and_no_sequence_twice(seed, tokens, sequence):
     t = toy(seed, tokens, sequence)
     cut = split(t)
@@ -290,6 +290,19 @@ def test_the_same_trials_give_the_same_bytes_whatever_runs_them(trace, tmp_path)
     assert other.to_json()["policies"] != one.to_json()["policies"] or other.best != one.best or (
         other.ran > 0
     )  # fmt: skip
+
+
+def test_a_dask_cluster_finds_the_same(trace, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
+    s = asked(trace)
+    with pytest.raises(uvmsim.InputError, match="workers must see"):
+        search(s, trials=4, dask="tcp://127.0.0.1:9")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        found = search(s, trials=25, folder=tmp_path / "dask", dask=cluster.scheduler_address)
+    alone = search(s, trials=25, folder=tmp_path / "alone")
+    assert found.to_json() == alone.to_json()
 
 
 def test_hits_as_the_objective(trace, tmp_path):

@@ -81,8 +81,12 @@ def search(traces: tuple[str, ...], prove: bool, as_json: bool, **given: Any) ->
     how["jobs"] = given.pop("jobs") or cores()
     folder = given.pop("folder") or f"{Path(traces[0]).stem if traces else 'bundled'}.search"
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
-    with bar("searching", told=True) as progress:
-        found = run(scenario, traces=traces or None, folder=folder, progress=progress, **how)
+    try:
+        with bar("searching", told=True) as progress:
+            found = run(scenario, traces=traces or None, folder=folder, progress=progress, **how)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was run is in {folder}, the same command goes on", err=True)
+        raise
     proof = found.prove() if prove else None
     if as_json:
         told = {} if proof is None else {"proof": proof.to_json()}

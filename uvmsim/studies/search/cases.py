@@ -42,7 +42,7 @@ class Case:
 
     name: str
     asked: str | None
-    """As the user named it; None: the bundled one."""
+    """As the user named it (TRACE.arrow, if it is in memory alone); None: the bundled one."""
     scenario: Scenario
     """What is asked of it, with the pool sizes as numbers of experts."""
     experts: int
@@ -121,7 +121,7 @@ def _bare(s: Scenario, r: Resolved) -> Case:
     path = r.trace.path
     return Case(
         name=path.stem if path else "trace",
-        asked=None if s.trace is None or path == BUNDLED else str(path or "in memory"),
+        asked=None if s.trace is None or path == BUNDLED else str(path or "TRACE.arrow"),
         scenario=s.with_(
             trace=None, slots=[str(n) for n in dict.fromkeys(sizes)], expert_size=size, limit=None
         ),

@@ -16,7 +16,7 @@ from uvmsim.studies.sweep.config import beside
 FILE = "best.toml"
 OPTIONS = (
     "model", "expert_size", "hardware", "program", "vram", "link", "ram_bandwidth", "reserve", "ctx",
-    "kv_type", "pool", "unit", "reset", "write_back", "pageable", "profile", "seed",
+    "kv_type", "pool", "unit", "reset", "write_back", "pageable", "profile", "limit", "seed",
 )  # fmt: skip
 """Of a scenario, those that bear on a run, as `uvmsim compare` and a sweep's file name them."""
 USUAL: Mapping[str, Any] = {
