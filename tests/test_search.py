@@ -456,7 +456,7 @@ def test_a_killed_search_goes_on(trace, tmp_path):
 
 
 def test_on_the_bundled_trace_it_beats_what_compare_shows(tmp_path):
-    found = search(minutes=2, folder=tmp_path, jobs=2)
+    found = search(trials=20, folder=tmp_path, jobs=2)
     rated = {x.policy: x.scores["test"].value for x in found.lines if not x.bound}
     shown = max(rated[p] for p in EXPERTS.defaults if p in rated)
     assert rated[found.best] >= shown
