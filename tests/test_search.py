@@ -216,6 +216,15 @@ def test_questions_follow_from_answers_alone_and_none_comes_twice():
     assert singles <= set(once)
 
 
+def test_no_time_at_all_still_judges_what_is_shown(trace, tmp_path):
+    found = search(asked(trace), minutes=1e-9, folder=tmp_path / "s")
+    rated = {x.policy: x.scores["validation"].value for x in found.lines if not x.bound}
+    assert found.trials == 0 and found.best in EXPERTS.defaults
+    assert rated[found.best] == max(rated[p] for p in EXPERTS.defaults if p in rated)
+    with pytest.raises(uvmsim.InputError, match="no candidate was done in time"):
+        search(asked(trace, policies=[f"{BUSY}:Busy"]), minutes=1e-9, folder=tmp_path / "t")
+
+
 def test_a_small_space_comes_to_its_end(trace, tmp_path):
     found = search(asked(trace, policies=["lru", "lfu", "mru"]), trials=50, folder=tmp_path)
     assert found.trials == 3 and any("after 3 trials" in n for n in found.notes)

@@ -30,6 +30,8 @@ from uvmsim.version import __version__
 MINUTES = 10.0
 SEARCHING = 0.8
 """Share of the time after which what was found is judged and explained."""
+SHOWN = tuple(dict.fromkeys(("learned", *EXPERTS.defaults)))
+"""Shown beside the winner, whatever was searched among."""
 PAYS = 1e-3
 """What a part of the winner must be worth on validation, all put-backs together, to stay in it."""
 FINALISTS = 8
@@ -173,10 +175,10 @@ def search(
             found = halve(
                 arena, Drawn(space, s.seed), rungs_of(cases), trials, searching, work.tick
             )
-            if not found.ranks:
-                raise InputError(_nothing(found))
             work.tick(found)
             best = work.winner(space, found)
+            if best is None:
+                raise InputError(_nothing(found))
             lines = work.lines([best.text, *_shown(cases), *(t.text for t in space.given)])
             effects = work.effects(best)
             shown = [line.policy for line in lines]
@@ -220,17 +222,23 @@ class _Work:
         where = [(c, c.parts[part]) for c in self.cases]
         return self.arena.scores(list(dict.fromkeys(policies)), where)
 
-    def winner(self, space: Space, found: Found) -> Candidate:
-        """The best of the finalists on validation, less what does not pay there."""
-        texts = dict.fromkeys((*EXPERTS.defaults, *LEADS))
-        plain = [c for c in (space.candidate(t) for t in texts) if c is not None]
-        known = {c.text: c for c in (*found.best(FINALISTS), *plain)}
+    def winner(self, space: Space, found: Found) -> Candidate | None:
+        """The best of the finalists on validation, less what does not pay there; None where none could
+        be run. What is shown in any case is judged in any case, however little there was time for."""
         compiled = {c.heads for c in found.ranks}
-        worth = self.value([c for c in known.values() if c.heads in compiled])
-        best = max(worth, key=lambda t: (worth[t] or float("-inf"), t))
+        texts = dict.fromkeys((*SHOWN, *LEADS))
+        plain = [
+            c for t in texts
+            if (c := space.candidate(t)) is not None and (t in SHOWN or c.heads in compiled)
+        ]  # fmt: skip
+        known = {c.text: c for c in (*found.best(FINALISTS), *plain)}
+        worth = {t: v for t, v in self.value(list(known.values())).items() if v is not None}
+        if not worth:
+            return None
+        best = max(worth, key=lambda t: (worth[t], t))
         # Never below a policy that needs no search.
         usual = [worth.get(c.text) or 0.0 for c in plain if c.text != best]
-        floor = max((1 - PAYS) * (worth[best] or 0.0), *usual, 0.0)
+        floor = max((1 - PAYS) * worth[best], *usual, 0.0)
         return trimmed(known[best], floor, self.value)
 
     def value(self, candidates: list[Candidate]) -> dict[str, float | None]:
@@ -275,8 +283,7 @@ def _policies(s: Scenario) -> list[str] | None:
 def _shown(cases: Sequence[Case]) -> list[str]:
     """What `uvmsim compare` shows, and `learned`, as far as all traces have what it needs."""
     offers = frozenset.intersection(*(c.offers for c in cases)) | {FUTURE}
-    named_ = dict.fromkeys(("learned", *EXPERTS.defaults))
-    return [p for p in named_ if parse(p).needs <= offers]
+    return [p for p in SHOWN if parse(p).needs <= offers]
 
 
 def _knows(policy: str) -> bool:
@@ -307,6 +314,8 @@ def _nothing(found: Found) -> str:
 
 def _remarks(found: Found, best: Candidate, objective: str) -> list[str]:
     notes = []
+    if not found.ranks:
+        notes.append("no candidate was done in time: only what needs no search was judged")
     if found.failed:
         policy, why = next(iter(found.failed.items()))
         notes.append(f"{len(found.failed)} candidates could not be run, {policy}: {why}")
