@@ -221,6 +221,10 @@ def filter_(
 @trace.command()
 @click.option("-o", "--out", required=True, type=TRACE, help="Trace to write (.arrow).")
 @click.option("--like", type=TRACE, help="Fit to this trace: its skew, locality and sequences.")
+@click.option(
+    "--dependent", is_flag=True,
+    help="With --like: choices depend on the token before and the layer before.",
+)  # fmt: skip
 @click.option("--shuffle", type=TRACE, help="Copy this trace, tokens shuffled in each sequence.")
 @click.option("--llama-bench", "bench", help="Uniformly random tokens, e.g. pp512,tg128.")
 @click.option("--shape", help="Shape of a published model, e.g. gpt-oss-120b.")
@@ -253,6 +257,7 @@ def synth(as_json: bool, out: str, **options: Any) -> None:
 
     \b
     uvmsim trace synth --like REAL.arrow -o T.arrow        fitted, and judged against it
+    uvmsim trace synth --like REAL.arrow --dependent -o T.arrow
     uvmsim trace synth --shape gpt-oss-120b -o T.arrow     from --zipf, --stickiness, --topic
     uvmsim trace synth --shape gpt-oss-120b --llama-bench pp512,tg128 -o T.arrow
     uvmsim trace synth --shuffle REAL.arrow -o T.arrow     time order removed

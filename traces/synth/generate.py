@@ -14,7 +14,7 @@ flattened until a synthetic trace of the same sequences shows the measured Gini 
 of a short trace's skew is topic, not taste.
 
 Not modelled: dependence between layers. On a synthetic trace a predictor that looks at the layer
-before learns nothing but popularity.
+before learns nothing but popularity; `traces.synth.dependent` has that.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ class SynthModel:
             ids[:, layer], weights[:, layer] = out, e / e.sum(axis=1, keepdims=True)
         return ids, weights
 
+    def describe(self) -> dict[str, Any]:
+        """`describe_model` of this."""
+        return describe_model(self)
+
 
 def zipf_logits(n_layers: int, n_experts: int, slope: float, seed: int) -> np.ndarray:
     """Log popularity rank**-slope, ranks dealt anew in each layer: float64 [L, N]."""
@@ -111,7 +115,7 @@ def with_overlap(logits: np.ndarray, k: int, near: float, far: float, seed: int)
     slow, fast = len(TIMES) - 1, (0, 1, 2)
     parts = np.array([0.4, 0.35, 0.25])
     at_lag_one = float((parts * DECAY[list(fast)]).sum())
-    for layer, curve in enumerate(_curves(logits, k, seed)):
+    for layer, curve in enumerate(curves_of(logits, k, seed)):
         r_far = _invert(curve, far)
         r_near = max(_invert(curve, near), r_far)
         share[layer, slow] = r_far
@@ -121,7 +125,7 @@ def with_overlap(logits: np.ndarray, k: int, near: float, far: float, seed: int)
 
 def reach(logits: np.ndarray, k: int, seed: int) -> tuple[float, float]:
     """Overlap of unrelated tokens, and the largest that can be asked for (means over layers)."""
-    curves = np.stack(_curves(logits, k, seed))
+    curves = np.stack(curves_of(logits, k, seed))
     return float(curves[:, 0].mean()), float(curves[:, -1].mean())
 
 
@@ -132,9 +136,9 @@ def fit(d: DenseRouting, seed: int = 0) -> SynthModel:
     sets = expert_sets(d)
     measured = overlap(sets, k, [lag for lag in LAGS if (np.diff(sets.bounds) > 2 * lag).any()])
     base = popularity_logits(expert_counts(d), k)
-    part = _some_sequences(sets.bounds, max(64, FIT_ROWS // len(d.layers)))
+    part = some_sequences(sets.bounds, max(64, FIT_ROWS // len(d.layers)))
     copies = int(np.clip(FIT_ROWS // (part[-1] * len(d.layers)), 1, FIT_COPIES))
-    target = _gini(expert_counts(d.take(np.arange(part[-1]))))
+    target = gini_of(expert_counts(d.take(np.arange(part[-1]))))
     # In a single text, a topic of its length cannot be told from popularity.
     longest = np.inf if len(sets.bounds) > 2 else part[-1] / 4
     sharpness = np.ones(len(base))
@@ -148,18 +152,19 @@ def fit(d: DenseRouting, seed: int = 0) -> SynthModel:
         got = np.zeros(len(base))
         for copy in range(copies):
             ids, _ = model.generate(part, seed + 1 + round_ * FIT_COPIES + copy)
-            got += _gini(expert_counts(replace(d, ids=ids))) / copies
+            got += gini_of(expert_counts(replace(d, ids=ids))) / copies
         # Gini is about proportional to the spread of the logits; the mean damps sampling noise.
         ratio = target / np.maximum(got, 1e-6)
         sharpness = np.clip(sharpness * (ratio * ratio.mean()) ** 0.75, 0.02, 2.0)
     return model
 
 
-def _gini(counts: np.ndarray) -> np.ndarray:
+def gini_of(counts: np.ndarray) -> np.ndarray:
+    """Gini coefficient of each layer's counts [L, N]: float64 [L]."""
     return np.array([skew(c[None])["gini"] for c in counts])
 
 
-def _some_sequences(bounds: np.ndarray, tokens: int) -> np.ndarray:
+def some_sequences(bounds: np.ndarray, tokens: int) -> np.ndarray:
     """The first sequences that hold about so many tokens, at least one; its bounds."""
     n = max(1, int(np.searchsorted(bounds, tokens, side="right")) - 1)
     part = bounds[: n + 1].copy()
@@ -168,7 +173,7 @@ def _some_sequences(bounds: np.ndarray, tokens: int) -> np.ndarray:
     return part
 
 
-def _curves(logits: np.ndarray, k: int, seed: int, draws: int = FINAL_DRAWS) -> list[np.ndarray]:
+def curves_of(logits: np.ndarray, k: int, seed: int, draws: int = FINAL_DRAWS) -> list[np.ndarray]:
     """Overlap against noise correlation (`GRID`) for each layer, made to rise."""
     pairs = int(np.clip(draws // logits.shape[1], 100, 2000))
     children = np.random.SeedSequence([seed, 1]).spawn(len(logits))
@@ -196,11 +201,18 @@ def _shares(
 
     Components that last more than ``longest`` tokens are left out.
     """
+    return shares_of(curves_of(logits, k, seed, draws), measured, longest)
+
+
+def shares_of(
+    curves: list[np.ndarray], measured: dict[int, np.ndarray], longest: float
+) -> np.ndarray:
+    """As `_shares`, of curves that are there."""
     lags = np.array(list(measured))
     usable = np.array(TIMES) <= longest
     shape = DECAY[None, usable] ** lags[:, None]
-    out = np.zeros((len(logits), len(TIMES)))
-    for layer, curve in enumerate(_curves(logits, k, seed, draws)):
+    out = np.zeros((len(curves), len(TIMES)))
+    for layer, curve in enumerate(curves):
         wanted = np.array([_invert(curve, float(measured[int(x)][layer])) for x in lags])
         seen = np.array([not np.isnan(measured[int(x)][layer]) for x in lags])
         if seen.any():

@@ -30,6 +30,7 @@ def make(
     tokens: int | None,
     sequence: int | None,
     seed: int,
+    dependent: bool = False,
 ) -> tuple[RoutingTrace, RoutingTrace | None]:
     """The trace asked for, and the real one it is to be compared with (or None).
 
@@ -48,6 +49,10 @@ def make(
         "--llama-bench": bench,
         "--like": like,
     }
+    if dependent and (not like or bench):
+        raise InputError(
+            "--dependent is fitted to a trace; give --like TRACE, without --llama-bench"
+        )
     if shuffle:
         _refuse(given, set(given), "--shuffle copies a trace as it is")
     elif like:
@@ -67,7 +72,7 @@ def make(
         if bench:
             logits = measured_logits(real)
             return llama_bench(bench, real.meta.model, real.layers, logits, seed), real
-        return _like(real, seed, tokens), real
+        return _like(real, seed, tokens, dependent), real
     model = _shape(shape, layers, experts, top_k)
     slope = ZIPF if zipf is None else zipf
     if bench:

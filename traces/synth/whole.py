@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from traces.routing import RoutingTrace
 from traces.routing.by_token import DenseRouting
 from traces.routing.columns import LISTS, missing_value
 from traces.routing.stats import expert_counts
+from traces.synth.dependent_fit import fit_dependent
 from traces.synth.generate import (
-    SynthModel,
-    describe_model,
     fit,
     independent,
     popularity_logits,
@@ -41,15 +40,32 @@ class Skeleton:
     phase: np.ndarray
 
 
-def like(t: RoutingTrace, seed: int, tokens: int | None = None) -> RoutingTrace:
+class Generator(Protocol):
+    """What makes routing."""
+
+    def generate(self, bounds: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int16 [T, L, k] and weights float32 [T, L, k] of sequences with ``bounds`` [S + 1]."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What goes into the metadata."""
+        ...
+
+
+def like(
+    t: RoutingTrace, seed: int, tokens: int | None = None, dependent: bool = False
+) -> RoutingTrace:
     """A trace fitted to ``t``: the same sequences, steps and phases, repeated or cut to
-    ``tokens``."""
+    ``tokens``. ``dependent``: choices depend on the token and the layer before."""
     d = t.dense
-    model = fit(d, seed)
+    ranked = t.meta.ids_order == "ranked"
+    model: Generator = fit_dependent(d, seed, ranked) if dependent else fit(d, seed)
     skeleton = Skeleton(d.seq, d.pos, d.step, d.phase)
     if tokens is not None:
         skeleton = _repeat(skeleton, tokens)
-    extra = {"like": str(t.path.name if t.path else ""), "like_sha256": t.sha256}
+    extra: dict[str, Any] = {"like": str(t.path.name if t.path else ""), "like_sha256": t.sha256}
+    if dependent:
+        extra["dependent"] = True
     return build(skeleton, model, replace(t.meta.model, source="synthetic"), t.layers, seed, extra)
 
 
@@ -119,7 +135,7 @@ def measured_logits(t: RoutingTrace) -> np.ndarray:
 
 def build(
     skeleton: Skeleton,
-    synth: SynthModel,
+    synth: Generator,
     model: ModelInfo,
     layers: Sequence[int],
     seed: int,
@@ -147,7 +163,7 @@ def build(
         "experts": ids[back[token], layer],
         "weights": weights[back[token], layer],
     }
-    about = {"synthetic": extra | {"seed": seed} | describe_model(synth)}
+    about = {"synthetic": extra | {"seed": seed} | synth.describe()}
     return RoutingTrace(columns, RoutingMeta(model, "ranked", extra=about))
 
 

@@ -14,7 +14,7 @@ See docs/policies.md for a worked example.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -165,6 +165,11 @@ class Policy:
     ``expert_in``). A policy that says it reads less is faster on plain sequences of ids
     (`uvmsim.cache_misses`), where the rest is then not kept. Holds for the class that declares it, not
     for those derived from it."""
+
+    search: ClassVar[Mapping[str, Any]] = {}
+    """What `uvmsim search` may set parameters to: ``(1, 256)``, ``(1, 256, "log")``, or a list of
+    values. A number that is not named here is tried from an eighth to eight times its default, if
+    that is not 0."""
 
     def state(self, ctx: Context) -> Any:
         """The policy's arrays, as a NamedTuple of NumPy arrays."""

@@ -3,7 +3,7 @@
 The value is E[gamma^(tokens to the next use)]; docs/learned-policies.md defines it.
 """
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,10 @@ class Learned(Eviction):
     """Step of the pair weights."""
     warm: int = 64
     """Tokens a layer learns from before its values count."""
+    search: ClassVar[dict[str, Any]] = {
+        "tau": (1, 32, "log"), "rate": (0.005, 0.5, "log"), "pair_rate": (0.001, 0.2, "log"),
+        "warm": (8, 512, "log"),
+    }  # fmt: skip
 
     def state(self, ctx):
         for name, least in (("tau", 0.1), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):

@@ -1,7 +1,7 @@
 """LRFU: between LRU and LFU by one number, the half-life of a use."""
 
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class LRFU(Eviction):
     reads = frozenset({"clock"})
     half_life: float = 12.0
     """Tokens (a plain sequence of ids: accesses) in which a use loses half its weight."""
+    search: ClassVar[dict[str, Any]] = {"half_life": (1, 256, "log")}
 
     def state(self, ctx):
         if not 0 < self.half_life < math.inf:

@@ -1,6 +1,6 @@
 """Prefetch what a layer ahead takes by a learned probability, as much as can arrive in time."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class LearnedNext(Prefetch):
     nothing is asked for. 0 = no governor."""
     rate: float = 0.05
     pair_rate: float = 0.02
+    search: ClassVar[dict[str, Any]] = {
+        "theta": (0.05, 0.95), "ahead": (1, 3), "n": (1, 16, "log"), "budget": (1e5, 1e9, "log"),
+        "useful": (0.0, 0.95), "rate": (0.005, 0.5, "log"), "pair_rate": (0.001, 0.2, "log"),
+    }  # fmt: skip
 
     def limit(self, ctx):
         return ctx.n_experts

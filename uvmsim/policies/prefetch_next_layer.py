@@ -1,6 +1,6 @@
 """Prefetch the next layer's experts from this layer's, by counted transitions."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class NextLayer(Prefetch):
     """Experts to ask for; 0 = top-k."""
     online: bool = True
     """Go on learning during the run."""
+    search: ClassVar[dict[str, Any]] = {"n": (1, 16, "log")}
 
     def limit(self, ctx):
         return min(self.n or ctx.top_k, ctx.n_experts)

@@ -1,6 +1,6 @@
 """Prefetch what the last forward pass used in the next layer."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class PreviousToken(Prefetch):
     source = "token-to-token reuse; overlap 0.26-0.44 on public traces"
     n: int = 0
     """Experts to ask for; 0 = top-k."""
+    search: ClassVar[dict[str, Any]] = {"n": (1, 16, "log")}
 
     def limit(self, ctx):
         return min(self.n or ctx.top_k, ctx.n_experts)

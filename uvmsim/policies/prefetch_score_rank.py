@@ -1,6 +1,6 @@
 """Prefetch by router scores: the runners-up of the last token are the next token's candidates."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class ScoreRank(Prefetch):
     needs = frozenset({"router_scores"})
     n: int = 0
     """Experts to ask for; 0 = one and a half times top-k."""
+    search: ClassVar[dict[str, Any]] = {"n": (1, 16, "log")}
 
     def limit(self, ctx):
         return min(self.n or ctx.top_k + (ctx.top_k + 1) // 2, ctx.n_experts)

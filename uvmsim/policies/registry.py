@@ -67,6 +67,12 @@ class Kind:
     known: Mapping[str, type[Policy]]
 
 
+def experts_kind() -> Kind:
+    """Policies of experts: those that evict and those that prefetch."""
+    bases = (Eviction, Prefetch)
+    return Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
+
+
 @functools.cache
 def builtin() -> dict[str, type[Policy]]:
     """All named policies: one class a name, found by looking, not by a list."""
@@ -114,8 +120,7 @@ def parse(text: str) -> PolicySpec:
     eviction: Eviction | None = None
     prefetch: Prefetch | None = None
     files = []
-    bases = (Eviction, Prefetch)
-    kind = Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
+    kind = experts_kind()
     for part in parts:
         policy, file = make(part, kind)
         if file:
@@ -141,8 +146,7 @@ def spec_of(policy: Any) -> PolicySpec:
     if isinstance(policy, str):
         return parse(policy)
     parts = policy if isinstance(policy, tuple) else (policy,)
-    bases = (Eviction, Prefetch)
-    kind = Kind("policy", bases, {b: ("on_event", *_static(b)) for b in bases}, builtin())
+    kind = experts_kind()
     made = [made_of(part, kind) for part in parts]
     name = "+".join(name_of(p) for p, _ in made)
     evicts: list[Eviction] = [p for p, _ in made if isinstance(p, Eviction)]

@@ -1,6 +1,6 @@
 """SLRU: a ladder of LRU segments; a use moves an expert one segment up."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class SLRU(Eviction):
     reads = frozenset()
     segments: int = 4
     """2 are the paper's probationary and protected segment."""
+    search: ClassVar[dict[str, Any]] = {"segments": (2, 8)}
 
     def state(self, ctx):
         room = np.tile(ctx.capacity // self.segments, (self.segments, 1))

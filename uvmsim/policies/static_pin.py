@@ -1,6 +1,6 @@
 """Static pin: the experts a profile trace calls hottest stay for ever."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class StaticPin(Eviction):
     reads = frozenset()
     scratch: int = 0
     """Slots a pool left for all other experts; 0 = top-k."""
+    search: ClassVar[dict[str, Any]] = {"scratch": (1, 256, "log")}
 
     def state(self, ctx):
         keep = np.zeros(ctx.n_total, np.uint8)

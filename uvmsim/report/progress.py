@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields a function (done, total, doing) that moves the bar."""
+def bar(what: str, told: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields a function (done, total, doing) that moves the bar. ``told``: off a terminal, one line
+    says at the end what was done last."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(),
@@ -20,10 +22,16 @@ def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         task = p.add_task(what, total=None, doing="")
 
+        last = ""
+
         def move(done: int, total: int, doing: str) -> None:
-            p.update(task, completed=done, total=total, doing=doing)
+            nonlocal last
+            last = f"{what}: {done:,} of {total:,}; {doing}"
+            p.update(task, completed=done, total=total, doing=doing[: max(10, console.width - 66)])
 
         yield move
+    if told and last and not console.is_terminal:
+        print(last, file=sys.stderr)
 
 
 def wide() -> Console:

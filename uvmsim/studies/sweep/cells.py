@@ -102,15 +102,17 @@ NAMES = (
 in the key."""
 
 
-def expand(config: SweepConfig, facts: dict[str | None, TraceFacts]) -> list[Cell]:
+def expand(
+    config: SweepConfig, facts: dict[str | None, TraceFacts], resolver: Resolver | None = None
+) -> list[Cell]:
     """All cells of the grid in a fixed order, each key once.
 
     ``facts`` has an entry for every trace and profile of the config. Options that do not apply (a
     policy for a mechanism without one, a profile nobody learns from) are dropped, and the cells
-    that then coincide are one.
+    that then coincide are one. ``resolver``: of the same facts, where more than one grid is expanded.
     """
     cells: dict[str, Cell] = {}
-    resolve = _Resolver(facts)
+    resolve = resolver or Resolver(facts)
     for point in itertools.product(*(_values(config, axis) for axis in AXES)):
         p = dict(zip(AXES, point, strict=True))
         p["mechanism"], p["policy"] = p["mechanism"]
@@ -133,7 +135,7 @@ def chunks(cells: list[Cell], most: int = CHUNK) -> Iterator[list[Cell]]:
             yield batch
 
 
-class _Resolver:
+class Resolver:
     """Turns points of the grid into cells; what many points share is resolved once."""
 
     def __init__(self, facts: dict[str | None, TraceFacts]):

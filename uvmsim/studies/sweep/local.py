@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import re
 import signal
 import threading
 from collections import Counter, deque
@@ -22,6 +23,10 @@ from uvmsim.studies.sweep.runner import Runner, failed
 
 TRIES = 2
 """Processes a cell may take down before it is given up."""
+SETTINGS = re.compile(r":\w+=[^:+]*")
+"""Parameters in a policy's name."""
+Kernel = tuple[str, str | None]
+
 POLL = 0.2
 """Seconds after which the caller gets control back, with or without a row."""
 
@@ -35,15 +40,8 @@ def cores() -> int:
 
 def run(cells: list[Cell], jobs: int) -> Iterator[list[dict[str, Any]]]:
     """Rows of all cells as they finish, in batches (maybe empty), in no particular order."""
-    if jobs == 1 or len(cells) == 1:
-        for row in Runner().rows(cells):
-            yield [row]
-        return
-    pool = _Pool(cells, min(jobs, len(cells)))
-    try:
-        yield from pool.rows()
-    finally:
-        pool.stop()
+    with Pool(min(jobs, len(cells))) as pool:
+        yield from pool.run(cells)
 
 
 class _Worker:
@@ -64,30 +62,54 @@ class _Worker:
             self.pipe.send(chunk)
 
 
-class _Pool:
-    def __init__(self, cells: list[Cell], jobs: int):
-        self.queue: deque[list[Cell]] = deque()
-        self.left = len(cells)
+class Pool:
+    """Processes that outlive a run, so that the next one finds traces open and kernels loaded; with
+    one job, this process itself. Close it when done."""
+
+    def __init__(self, jobs: int):
+        self.jobs = jobs
+        self.here = Runner() if jobs == 1 else None
+        self.workers: list[_Worker] = []
+        self.compiled: set[Kernel] = set()
         self.deaths: Counter[str] = Counter()
-        self.compiling: set[tuple[str, str | None]] = set()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, cells: list[Cell]) -> Iterator[list[dict[str, Any]]]:
+        """Rows of all cells as they finish, in batches (maybe empty), in no particular order. Left
+        before the end, it drops what is not done."""
+        if self.here:
+            for row in self.here.rows(cells):
+                yield [row]
+            return
+        while len(self.workers) < min(self.jobs, len(cells)):
+            self.workers.append(_Worker())
         self._enqueue(cells)
-        self.workers = [_Worker() for _ in range(jobs)]
+        try:
+            yield from self._rows(len(cells))
+        finally:
+            self._drop([w for w in self.workers if w.todo])
 
     def _enqueue(self, cells: list[Cell]) -> None:
-        """One cell of each policy goes first: whoever runs it compiles the policy's kernel, and all
-        others then load it from Numba's cache on disk."""
-        pilots: list[list[Cell]] = []
+        """One cell of each kernel goes first: whoever runs it compiles it, and all others then load it
+        from Numba's cache on disk."""
+        self.queue: deque[list[Cell]] = deque()
+        self.pilots: deque[list[Cell]] = deque()
+        self.compiling: set[Kernel] = set()
         for chunk in chunks(cells):
             kernel = _kernel(chunk[0])
-            if kernel not in self.compiling:
+            if kernel not in self.compiling | self.compiled:
                 self.compiling.add(kernel)
-                pilots.append([chunk.pop(0)])
+                self.pilots.append([chunk.pop(0)])
             if chunk:
                 self.queue.append(chunk)
-        self.pilots = deque(pilots)
 
-    def rows(self) -> Iterator[list[dict[str, Any]]]:
-        while self.left:
+    def _rows(self, left: int) -> Iterator[list[dict[str, Any]]]:
+        while left:
             for worker in self.workers:
                 if not worker.todo:
                     chunk = self._next()
@@ -98,7 +120,7 @@ class _Pool:
             for i, worker in enumerate(self.workers):
                 if worker.pipe in ready:
                     batch += self._answers(i, worker)
-            self.left -= len(batch)
+            left -= len(batch)
             yield batch
 
     def _next(self) -> list[Cell] | None:
@@ -116,12 +138,16 @@ class _Pool:
         try:
             while worker.pipe.poll():
                 row = worker.pipe.recv()
-                self.compiling.discard(_kernel(worker.todo.popleft()))
+                self._is_compiled(worker.todo.popleft())
                 rows.append(row)
         except (EOFError, OSError):
             rows += self._bury(worker)
             self.workers[i] = _Worker()
         return rows
+
+    def _is_compiled(self, cell: Cell) -> None:
+        self.compiling.discard(_kernel(cell))
+        self.compiled.add(_kernel(cell))
 
     def _bury(self, worker: _Worker) -> list[dict[str, Any]]:
         """Take back what a dead process had; the row of its cell where that was once too often."""
@@ -141,15 +167,21 @@ class _Pool:
             self.queue.appendleft(rest[1:])
         return [failed(culprit, f"the process running it died ({_how(worker.process.exitcode)})")]
 
-    def stop(self) -> None:
-        for worker in self.workers:
+    def close(self) -> None:
+        """End all processes."""
+        self._drop(list(self.workers))
+
+    def _drop(self, workers: list[_Worker]) -> None:
+        for worker in workers:
+            self.workers.remove(worker)
             worker.process.kill()
             worker.process.join()
             worker.pipe.close()
 
 
-def _kernel(cell: Cell) -> tuple[str, str | None]:
-    return cell.mechanism, cell.policy
+def _kernel(cell: Cell) -> Kernel:
+    """What is compiled once: parameters are data."""
+    return cell.mechanism, cell.policy and SETTINGS.sub("", cell.policy)
 
 
 def _how(code: int | None) -> str:

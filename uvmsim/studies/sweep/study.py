@@ -130,7 +130,7 @@ def _told(name: str, value: Any) -> Any:
     if _is_trace(name):
         return _file_of(name, value)
     if name == "policies":
-        return _named(value)
+        return named(value)
     raise InputError(f"{value.name}: a sweep takes names and files", argument=name)
 
 
@@ -148,10 +148,10 @@ def _file_of(name: str, trace: Any) -> str:
     return str(Path(trace.path).resolve())
 
 
-def _named(policy: Any) -> str:
+def named(policy: Any) -> str:
     """A policy as text: by its name, or by file and class."""
     if isinstance(policy, tuple):
-        return "+".join(x if isinstance(x, str) else _named(x) for x in policy)
+        return "+".join(x if isinstance(x, str) else named(x) for x in policy)
     if not isinstance(policy, Policy) and not isinstance(policy, type):
         return str(policy.name)
     cls = policy if isinstance(policy, type) else type(policy)
