@@ -23,9 +23,11 @@ from uvmsim.policies.online.history import History, new_history, place
 from uvmsim.policies.online.learner import (
     OLDEST,
     Learner,
+    check_known,
     count_use,
     features,
     keep_numbers,
+    knowledge,
     learn,
     new_learner,
     numbers,
@@ -66,6 +68,7 @@ class Learned(Eviction):
         "followed tokens like this one; layer-lru's order until a layer has seen 64 tokens"
     )
     reads = frozenset({"clock"})
+    knowledge_depends_on = frozenset({"tau"})
     tau: float = 4.0
     """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
     rate: float = 0.05
@@ -93,6 +96,15 @@ class Learned(Eviction):
             (gamma ** (np.arange(layers) / layers)).astype(np.float32),
             np.array([gamma], np.float32), np.array([self.warm], np.int64),
         )  # fmt: skip
+
+    def knowledge(self, s):
+        return knowledge(s.learner, int(s.tracks.now[0])) | {"learned": s.learned}
+
+    def recall(self, s, known):
+        check_known(known)
+        if (known["learned"] < 0).any():
+            raise InputError("layers that have seen fewer than no tokens; save it again")
+        super().recall(s, known)
 
     @staticmethod
     def on_event(s, pool, ev):

@@ -8,6 +8,7 @@ Steps: Adagrad (Duchi, Hazan and Singer 2011) for w, shrinking with the turns fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +76,23 @@ class Learner(NamedTuple):
     keep: np.ndarray
     scale: np.ndarray
     rate: np.ndarray
+
+
+def knowledge(s: Learner, n: int) -> dict[str, np.ndarray]:
+    """What is known of the model: weights and how far they have come, and the counts that a new
+    sequence begins with, which are those of track ``n``. Views."""
+    return {
+        "w": s.w, "gradient": s.gradient, "pairs": s.pairs, "counts": s.counts[n],
+        "last": s.last[n], "turn": s.turn[n],
+    }  # fmt: skip
+
+
+def check_known(known: Mapping[str, np.ndarray]) -> None:
+    """Raise `InputError` where no run can have ended with ``known``."""
+    last, turn = known["last"], known["turn"]
+    late = (last >= turn[:, None]) | (last < UNSEEN)
+    if (turn < 0).any() or late.any() or (known["counts"] < 0).any() or (known["gradient"] <= 0).any():
+        raise InputError("counts, turns or gradients that no run ends with; save it again")
 
 
 def sizes(ctx: Context) -> tuple[int, int]:
