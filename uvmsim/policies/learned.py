@@ -9,15 +9,17 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.core.jit import inlined
-from uvmsim.policies.base import LAYER, Eviction
+from uvmsim.policies.base import LAYER, Eviction, in_use
 from uvmsim.policies.layer_heaps import (
     LayerHeaps,
     layer_add,
+    layer_first,
     layer_least,
     layer_rebuild,
     layer_remove,
     new_layer_heaps,
 )
+from uvmsim.policies.lists import inner
 from uvmsim.policies.online.arithmetic import ONE
 from uvmsim.policies.online.history import History, new_history, place
 from uvmsim.policies.online.learner import (
@@ -39,12 +41,15 @@ from uvmsim.policies.online.rows import first_row, meet
 from uvmsim.policies.online.tracks import Tracks, is_live, new_tracks
 
 
+INFINITE = np.float32(np.inf)
+
+
 class State(NamedTuple):
     """values: heaps by value (float32); learner, history, tracks: see uvmsim/policies/online; served:
     int64 [layers], events of a layer; learned: int64 [layers], its tokens; used: int64 [n_total], event
     of its layer that used an expert last; fade: float32 [OLDEST + 1], gamma to the power of a number of
-    tokens; wait: float32 [layers], gamma to the power of a number of layers; gamma: float32 [1]; warm:
-    int64 [1], tokens a layer learns from before its values count."""
+    tokens; wait: float32 [2 layers], gamma to the power of a number of layers, once over and again;
+    gamma: float32 [1]; warm: int64 [1], tokens a layer learns from before its values count."""
 
     values: LayerHeaps
     learner: Learner
@@ -93,7 +98,7 @@ class Learned(Eviction):
             new_tracks(n_tracks), np.zeros(layers, np.int64), np.zeros(layers, np.int64),
             np.full(ctx.n_total, -OLDEST, np.int64),
             (gamma ** np.arange(OLDEST + 1)).astype(np.float32),
-            (gamma ** (np.arange(layers) / layers)).astype(np.float32),
+            (gamma ** (np.arange(2 * layers) % layers / layers)).astype(np.float32),
             np.array([gamma], np.float32), np.array([self.warm], np.int64),
         )  # fmt: skip
 
@@ -128,17 +133,33 @@ class Learned(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        one = pool.used.size > 1
-        best, least = np.int32(-1), np.float32(0)
-        for layer in range(p if one else 0, p + 1 if one else pool.n_layers):
-            e = layer_least(s.values, pool, layer)
-            if e < 0:
-                continue
-            wait = (layer - pool.clock[LAYER] - 1) % pool.n_layers
-            value = s.values.key[e] * s.wait[wait]
-            if best < 0 or value < least:
+        h, here = s.values, pool.clock[LAYER]
+        if pool.used.size > 1:
+            return layer_least(h, pool, p)
+        mine, shift = layer_least(h, pool, here), pool.n_layers - 1 - here
+        own = h.key[mine] * s.wait[shift + here] if mine >= 0 else INFINITE
+        best, least = here, own
+        for layer in range(pool.n_layers):
+            value = own if layer == here else h.top[layer] * s.wait[shift + layer]
+            if value < least or (value == least and layer < best):
+                best, least = np.int64(layer), value
+        if best == here:
+            return mine
+        e = layer_first(h, pool, best)
+        return e if not in_use(pool, e) else _free_victim(s, pool, here)
+
+
+@inner
+def _free_victim(s, pool, here):
+    """The victim where other layers have experts in use: just prefetched, or asked for."""
+    best, least = np.int32(-1), INFINITE
+    for layer in range(pool.n_layers):
+        e = layer_least(s.values, pool, layer)
+        if e >= 0:
+            value = s.values.key[e] * s.wait[pool.n_layers - 1 - here + layer]
+            if value < least:
                 best, least = e, value
-        return best
+    return best
 
 
 @inlined
