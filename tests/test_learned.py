@@ -121,7 +121,7 @@ def test_state_is_under_16_mib(shape):
     ("policy", "says"),
     [
         ("lrfu:half_life=0", "half_life=0 must be above 0 tokens"),
-        ("learned:tau=0", "tau=0 must be at least 0.1"),
+        ("learned:tau=-1", "tau=-1 must be at least 0"),
         ("learned:warm=-1", "warm=-1 must be at least 0"),
         ("lru+learned-next:ahead=4", "ahead=4 must be from 1 to 3"),
         ("lru+learned-next:theta=1.5", "theta=1.5 must be from 0 to 1"),

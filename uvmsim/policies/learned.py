@@ -74,8 +74,9 @@ class Learned(Eviction):
     )
     reads = frozenset({"clock"})
     knowledge_depends_on = frozenset({"tau"})
-    tau: float = 4.0
-    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
+    tau: float = 0.0
+    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight. 0: twice the tokens
+    whose experts the pool holds, from 2 to 6: what leaves a small pool soon is asked for soon."""
     rate: float = 0.05
     """Step of the features' weights (Adagrad)."""
     pair_rate: float = 0.015
@@ -84,14 +85,15 @@ class Learned(Eviction):
     """Tokens a layer learns from before its values count."""
 
     def state(self, ctx):
-        for name, least in (("tau", 0.1), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):
+        for name, least in (("tau", 0.0), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):
             if not least <= getattr(self, name) < 1e9:
                 raise InputError(
                     f"policy learned: {name}={getattr(self, name):g} must be at least {least:g}"
                 )
         n_tracks, n_tokens = sizes(ctx)
         layers = ctx.n_layers
-        gamma = np.exp(-1 / self.tau)
+        held = float(ctx.capacity.sum()) / (layers * ctx.top_k)
+        gamma = np.exp(-1 / (self.tau or min(max(2 * held, 2.0), 6.0)))
         return State(
             new_layer_heaps(ctx, np.float32),
             new_learner(ctx, n_tracks, self.rate, self.pair_rate), new_history(ctx, n_tokens),

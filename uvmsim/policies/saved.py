@@ -214,7 +214,7 @@ def read_state(path: str | os.PathLike[str], model: Shape) -> State:
         raise InputError(f"{p}: does not say what model it was learned on") from None
     if was != model:
         raise InputError(f"{p}: learned on {was}, this trace is of {model}")
-    if not file.schema.equals(COLUMNS) or file.trailer.get("sha256") != _digest(file.batches):
+    if not _is_whole(file):
         raise InputError(f"{p}: damaged; copy it or save it again")
     found: dict[tuple[str, int, str, int], dict[str, np.ndarray]] = {}
     for batch in file.batches:
@@ -225,6 +225,18 @@ def read_state(path: str | os.PathLike[str], model: Shape) -> State:
     for (policy, version, told, slots), arrays in found.items():
         saved.append(Saved(policy, version, _json(p, told), slots, arrays))
     return State(str(path), model, tuple(saved))
+
+
+def _is_whole(file: IpcFile) -> bool:
+    """Whether the rows are those written."""
+    if not file.schema.equals(COLUMNS) or file.trailer is None:
+        return False
+    try:
+        for batch in file.batches:
+            batch.validate(full=True)  # lengths of texts are read before any text is
+        return bool(file.trailer.get("sha256") == _digest(file.batches))
+    except (pa.ArrowException, UnicodeDecodeError):
+        return False
 
 
 def _meta(p: Path, file: IpcFile) -> dict[str, Any]:
