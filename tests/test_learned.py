@@ -140,3 +140,17 @@ def test_plain_sequences():
     assert cache_misses(ids, 50, "lrfu") < cache_misses(ids, 50, "fifo")
     with pytest.raises(InputError, match="too many"):
         cache_misses(np.arange(20_000, dtype=np.uint32), 50, "learned")
+
+
+@pytest.mark.parametrize("policy", ["learned:warm=0", "lrfu"])
+def test_equals_reference_where_layers_are_empty_or_in_use(policy):
+    """Pools so small that a layer has nobody, and prefetches that hold other layers' experts."""
+
+    @QUICK
+    @given(st.data())
+    def check(data):
+        case = data.draw(cases(max_decode=25))
+        slots = case.top_k + data.draw(st.integers(0, 2))
+        compare(case, f"{policy}+oracle:horizon=3", slots=slots)
+
+    check()

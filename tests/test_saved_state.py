@@ -74,7 +74,9 @@ def continued(first: Case, then: Case, policy: str, how: dict, more: dict) -> na
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_given_is_going_on_without_history(policy, tmp_path):
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(st.data())
     def check(data):
         first = data.draw(cases(max_decode=30))
@@ -166,7 +168,7 @@ def test_another_model_is_refused(made, other, says):
 def test_other_parameters_are_refused_and_those_of_no_matter_are_not(made):
     case, path = made
     state = read_state(path, shape_of(case))
-    with pytest.raises(InputError, match="holds learned with tau=3.0, and this is learned with tau=0"):
+    with pytest.raises(InputError, match=r"with tau=3\.0, and this is learned with tau=0"):
         mechanism("expert-cache").plan(case.job("learned", slots=8, state=state))
     mechanism("expert-cache").plan(case.job("learned:tau=3:rate=0.1", slots=8, state=state))
 
@@ -330,7 +332,10 @@ def test_a_policy_of_ones_own_needs_one_method(traces, tmp_path):
     one, two = (str(t.path) for t in traces)
     (tmp_path / "mine.py").write_text(USER)
     policy, state = f"{tmp_path}/mine.py:Favourites", str(tmp_path / "S")
-    assert run("compare", one, "--slots", "16", "--policy", policy, "--state-out", state).exit_code == 0
+    assert (
+        run("compare", one, "--slots", "16", "--policy", policy, "--state-out", state).exit_code
+        == 0
+    )
     (found,) = pa.ipc.open_file(state).read_all().to_pylist()
     ids, n = uvmsim.open_trace(one), 16
     uses = np.zeros(4 * n)

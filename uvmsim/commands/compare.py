@@ -51,7 +51,9 @@ from uvmsim.commands.flags import (
     "--reset", default="never", metavar="never|sequence", help="When the pool is emptied."
 )
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
-@click.option("--state", metavar="FILE", help="Begin with what --state-out saved, and from nothing.")
+@click.option(
+    "--state", metavar="FILE", help="Begin with what --state-out saved, and from nothing."
+)
 @click.option(
     "--state-out", metavar="FILE", help="Save what policies have learned by the end of the trace."
 )

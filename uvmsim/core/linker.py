@@ -26,8 +26,8 @@ class Linker:
     """What stands for what, and the functions made so far.
 
     ``swaps``: a template's function -> what is called instead. ``switches``: constants by name, for the
-    functions of the template's own package. ``compiled``: False for plain Python throughout. ``inline``:
-    whether copies of our own functions are put into their callers.
+    functions of the template's own package. ``compiled``: False for plain Python throughout.
+    ``inline``: whether copies of our own functions are put into their callers.
     """
 
     def __init__(

@@ -175,9 +175,9 @@ class Policy:
         return Nothing(np.zeros(1, np.int64))
 
     def knowledge(self, s: Any) -> dict[str, np.ndarray]:
-        """What of a state is known of the *model*, and would help with another trace of it: views of its
-        arrays by name, whose shapes and types depend on the model and the parameters alone. What tells
-        of the sequences served, or of who is resident, is none. Saved by ``--state-out``."""
+        """What of a state is known of the *model*, and would help with another trace of it: views of
+        its arrays by name, whose shapes and types depend on the model and the parameters alone. What
+        tells of the sequences served, or of who is resident, is none. Saved by ``--state-out``."""
         return {}
 
     def recall(self, s: Any, known: Mapping[str, np.ndarray]) -> None:

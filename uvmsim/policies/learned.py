@@ -40,7 +40,6 @@ from uvmsim.policies.online.learner import (
 from uvmsim.policies.online.rows import first_row, meet
 from uvmsim.policies.online.tracks import Tracks, is_live, new_tracks
 
-
 INFINITE = np.float32(np.inf)
 
 
@@ -75,8 +74,8 @@ class Learned(Eviction):
     reads = frozenset({"clock"})
     knowledge_depends_on = frozenset({"tau"})
     tau: float = 0.0
-    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight. 0: twice the tokens
-    whose experts the pool holds, from 2 to 6: what leaves a small pool soon is asked for soon."""
+    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight. 0: twice the
+    tokens whose experts the pool holds, from 2 to 6: what a small pool keeps must be used soon."""
     rate: float = 0.05
     """Step of the features' weights (Adagrad)."""
     pair_rate: float = 0.015
@@ -115,9 +114,27 @@ class Learned(Eviction):
 
     @staticmethod
     def on_event(s, pool, ev):
-        for r in range(first_row(s.history, ev), ev.chosen.shape[0]):
-            token, track = meet(s.learner, s.history, s.tracks, ev, r)
-            _turn(s, track, ev.layer, token, ev.chosen[r])
+        m, h, layer = s.learner, s.history, ev.layer
+        for r in range(first_row(h, ev), ev.chosen.shape[0]):
+            token, n = meet(m, h, s.tracks, ev, r)
+            # Learn from what was thought of the experts at the track's last turn, and think anew.
+            known = m.known[n, layer]
+            if known:
+                features(m, n, layer, m.old)
+            count_use(m, n, layer, ev.chosen[r])
+            see_followers(m, h, n, layer, token, True)
+            features(m, n, layer, m.x)
+            see_source(m, h, 0, token, layer)
+            see_source(m, h, 1, token, layer - 1)
+            see_source(m, h, 2, token, layer - 2)
+            see_source(m, h, 3, h.before[place(h, token)], layer)
+            numbers(m, layer)
+            if known:
+                number, gamma = m.number[n, layer], s.gamma[0]
+                for e in range(number.size):
+                    m.err[e] = (ONE if m.used[e] > 0 else gamma * m.u[e]) - number[e]
+                learn(m, n, layer)
+            keep_numbers(m, n, layer)
         s.learned[ev.layer] += ev.chosen.shape[0]
         s.served[ev.layer] += 1
         for j in range(len(ev.experts)):
@@ -145,7 +162,7 @@ class Learned(Eviction):
             value = own if layer == here else h.top[layer] * s.wait[shift + layer]
             if value < least or (value == least and layer < best):
                 best, least = np.int64(layer), value
-        if best == here:
+        if best == here or least == INFINITE:
             return mine
         e = layer_first(h, pool, best)
         return e if not in_use(pool, e) else _free_victim(s, pool, here)
@@ -162,29 +179,6 @@ def _free_victim(s, pool, here):
             if value < least:
                 best, least = e, value
     return best
-
-
-@inlined
-def _turn(s, track, layer, token, chosen):
-    """A token of a track has passed the layer: learn from what was thought of it, think anew."""
-    m, h = s.learner, s.history
-    known = m.known[track, layer]
-    if known:
-        features(m, track, layer, m.old)
-    count_use(m, track, layer, chosen)
-    see_followers(m, h, track, layer, token, True)
-    features(m, track, layer, m.x)
-    see_source(m, h, 0, token, layer)
-    see_source(m, h, 1, token, layer - 1)
-    see_source(m, h, 2, token, layer - 2)
-    see_source(m, h, 3, h.before[place(h, token)], layer)
-    numbers(m, layer)
-    if known:
-        number, gamma = m.number[track, layer], s.gamma[0]
-        for e in range(number.size):
-            m.err[e] = (ONE if m.used[e] > 0 else gamma * m.u[e]) - number[e]
-        learn(m, track, layer)
-    keep_numbers(m, track, layer)
 
 
 @inlined

@@ -104,7 +104,7 @@ class LRFU(Eviction):
                 left = h.top[layer] - (s.turn[layer] + s.wait[shift + layer]) * s.pace[0]
             if left < least or (left == least and layer < best):
                 best, least = np.int64(layer), left
-        if best == here:
+        if best == here or least == math.inf:
             return mine
         e = layer_first(h, pool, best)
         return e if not in_use(pool, e) else _free_victim(s, pool, here)

@@ -243,7 +243,9 @@ def _meta(p: Path, file: IpcFile) -> dict[str, Any]:
     """What the schema of a state file says. Raises `InputError` where it is another file."""
     meta = _json(p, (file.schema.metadata or {}).get(META_KEY, b"{}"))
     if meta.get("schema") != SCHEMA:
-        raise InputError(f"{p}: is no saved state of policies (`uvmsim compare --state-out` makes one)")
+        raise InputError(
+            f"{p}: is no saved state of policies (`uvmsim compare --state-out` makes one)"
+        )
     if meta.get("version") != VERSION:
         raise InputError(
             f"{p}: state file of version {meta.get('version')}, this uvmsim reads {VERSION}"

@@ -56,9 +56,7 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
             Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
         )
     if "over cold" in heads and any("over_cold" in r for r in shown):
-        console.print(
-            Text("  over cold: hits and tokens/s more than from nothing", style="dim")
-        )
+        console.print(Text("  over cold: hits and tokens/s more than from nothing", style="dim"))
     prefetched = any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown)
     if "ok/late/lost" in heads and prefetched:
         console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))

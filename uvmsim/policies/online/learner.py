@@ -92,7 +92,12 @@ def check_known(known: Mapping[str, np.ndarray]) -> None:
     """Raise `InputError` where no run can have ended with ``known``."""
     last, turn = known["last"], known["turn"]
     late = (last >= turn[:, None]) | (last < UNSEEN)
-    if (turn < 0).any() or late.any() or (known["counts"] < 0).any() or (known["gradient"] <= 0).any():
+    if (
+        (turn < 0).any()
+        or late.any()
+        or (known["counts"] < 0).any()
+        or (known["gradient"] <= 0).any()
+    ):
         raise InputError("counts, turns or gradients that no run ends with; save it again")
 
 
