@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import naive
 import numpy as np
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from routing import Case, assert_same, cases, generate, naive_of, settings_for
@@ -17,7 +20,6 @@ from routing import Case, assert_same, cases, generate, naive_of, settings_for
 import uvmsim
 from traces.errors import InputError
 from traces.routing import RoutingTrace
-from uvmsim.cli import main
 from uvmsim.experts.decisions import Decisions
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies import saved
@@ -235,8 +237,19 @@ def traces(tmp_path) -> tuple[RoutingTrace, RoutingTrace]:
     return found[0], found[1]
 
 
-def run(*arguments: str):
-    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+@dataclass
+class Ran:
+    exit_code: int
+    output: str
+
+
+def run(*arguments: str) -> Ran:
+    """The command line in a process of its own."""
+    words = [sys.executable, "-c", "from uvmsim.cli import main; main()", *arguments]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    return Ran(done.returncode, done.stdout + done.stderr)
 
 
 def test_compare_saves_and_gives(traces, tmp_path):
@@ -273,7 +286,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(traces, tmp_path):
     one, two = (str(t.path) for t in traces)
     before = Path(two).read_bytes()
     state = str(tmp_path / "S")
-    assert run("compare", one, "--policy", "learned", "--state-out", state).exit_code == 0
+    assert (
+        run("compare", one, "--policy", "learned", "--state-out", state, "--slots", "16").exit_code
+        == 0
+    )
     for arguments, says in (
         (("--policy", "lru", "--state-out", state), "nothing to save: lru learns nothing"),
         (("--policy", "lru", "--state", state), "holds learned, and none of the policies is that"),
@@ -282,7 +298,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(traces, tmp_path):
         (("--policy", "learned", "--state", state + "x"), "no such file"),
         (("--policy", "learned:tau=5", "--state", state), "holds learned with tau=0"),
     ):
-        found = CliRunner().invoke(main, ["compare", one, *arguments])
+        found = run("compare", one, *arguments)
         assert found.exit_code == 2 and says in found.output, found.output
         assert found.output.count("error:") == 1 and "Traceback" not in found.output
     assert Path(two).read_bytes() == before
@@ -339,7 +355,7 @@ def test_a_policy_of_ones_own_needs_one_method(traces, tmp_path):
     (found,) = pa.ipc.open_file(state).read_all().to_pylist()
     ids, n = uvmsim.open_trace(one), 16
     uses = np.zeros(4 * n)
-    for layer, row in zip(ids.layer, ids.experts, strict=True):
+    for layer, row in zip(ids.layer, ids.experts, strict=True):  # layers are numbered from 0 here
         uses[layer * n + row] += 1
     assert (np.frombuffer(found["data"]) == uses).all() and found["policy"] == "Favourites"
     warm = json.loads(
