@@ -188,7 +188,7 @@ def write_state(path: str | os.PathLike[str], model: Shape, saved: Iterable[Save
         ],
         schema=schema,
     )  # fmt: skip
-    writer = IpcWriter(path, schema, _digest)
+    writer = IpcWriter(Path(path), schema, _digest)
     try:
         writer.write(batch)
         writer.close()

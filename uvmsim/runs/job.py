@@ -64,7 +64,9 @@ class Job:
     @property
     def policy_name(self) -> str | None:
         """The policy's name, and whether it is warm."""
-        return self.policy and f"{self.policy.name}{' (warm)' if self.warm else ''}"
+        if self.policy is None:
+            return None
+        return f"{self.policy.name}{' (warm)' if self.warm else ''}"
 
 
 class DoesNotFit(Exception):
