@@ -10,6 +10,7 @@ from replay.backend import backend as backend_named
 from replay.backend.base import Backend
 from replay.modes import mode_named
 from replay.session import How, Session
+from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
@@ -19,6 +20,7 @@ from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.resolve import jobs, label, model_json, resolve, slots_of, trace_json
 from uvmsim.studies.scenario import Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
+from uvmsim.studies.states import with_states
 from uvmsim.version import __version__
 from uvmsim.workload import Workload
 
@@ -112,7 +114,10 @@ def replay(
     r = resolve(s, own_sizes=device.name == "host")
     given: Any = s.slots or (() if s.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
+    if s.state_out is not None:
+        raise InputError(": a replay saves nothing; uvmsim.compare does", argument="state_out")
     todo = list(jobs(r, modes, sizes, {EXPERTS.noun: specs}, decided_by))
+    todo = with_states(s, r, todo, cold=False)
     runs = []
     with Session(device, how) as session:
         for i, (job, mode) in enumerate(todo):

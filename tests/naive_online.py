@@ -87,6 +87,14 @@ class Reader:
         self.pairs = np.zeros((4, n, e, e), F)
         self.counted = 0
 
+    def begin(self, other: Reader) -> None:
+        """Go on with the weights of ``other``, and with the counts of its newest sequence; its tokens
+        and all other sequences are forgotten."""
+        self.w, self.gradient = other.w.copy(), other.gradient.copy()
+        self.pairs = other.pairs.copy()
+        self.now = self.track[0]
+        self.now.start_from(other.now)
+
     # ---- tokens ---------------------------------------------------------------------------------
 
     def is_kept(self, t: Token | None) -> bool:
@@ -208,11 +216,16 @@ class Learned(naive.Evict):
         get = world.options.get
         self.reader = Reader(world, get("rate", 0.05), get("pair_rate", 0.015))
         self.warm = get("warm", 64)
-        self.gamma = np.exp(-1 / get("tau", 4.0))
         n = world.n_layers
+        held = world.capacity * world.n_pools / (n * world.top_k)
+        self.gamma = np.exp(-1 / (get("tau", 0) or min(max(2 * held, 2.0), 6.0)))
         self.events, self.seen = [0] * n, [0] * n
         self.used: dict = {}
         self.value: dict = {e: F(0) for e in world.all_experts()}
+
+    def begin(self, other: Learned) -> None:
+        self.reader.begin(other.reader)
+        self.seen = list(other.seen)
 
     def event(self, ev):
         layer = ev.layer
@@ -278,6 +291,9 @@ class LearnedNext(naive.Fetch):
         self.used = self.unused = 0.0
         self.made: dict = {}
         self.left = np.ones(world.n_experts, F)
+
+    def begin(self, other: LearnedNext) -> None:
+        self.reader.begin(other.reader)
 
     def event(self, ev):
         self.queued = max(0.0, self.queued - self.budget)

@@ -121,7 +121,7 @@ def test_state_is_under_16_mib(shape):
     ("policy", "says"),
     [
         ("lrfu:half_life=0", "half_life=0 must be above 0 tokens"),
-        ("learned:tau=0", "tau=0 must be at least 0.1"),
+        ("learned:tau=-1", "tau=-1 must be at least 0"),
         ("learned:warm=-1", "warm=-1 must be at least 0"),
         ("lru+learned-next:ahead=4", "ahead=4 must be from 1 to 3"),
         ("lru+learned-next:theta=1.5", "theta=1.5 must be from 0 to 1"),
@@ -140,3 +140,17 @@ def test_plain_sequences():
     assert cache_misses(ids, 50, "lrfu") < cache_misses(ids, 50, "fifo")
     with pytest.raises(InputError, match="too many"):
         cache_misses(np.arange(20_000, dtype=np.uint32), 50, "learned")
+
+
+@pytest.mark.parametrize("policy", ["learned:warm=0", "lrfu"])
+def test_equals_reference_where_layers_are_empty_or_in_use(policy):
+    """Pools so small that a layer has nobody, and prefetches that hold other layers' experts."""
+
+    @QUICK
+    @given(st.data())
+    def check(data):
+        case = data.draw(cases(max_decode=25))
+        slots = case.top_k + data.draw(st.integers(0, 2))
+        compare(case, f"{policy}+oracle:horizon=3", slots=slots)
+
+    check()

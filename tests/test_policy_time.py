@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from routing import generate
 
+import uvmsim
+from traces.errors import InputError
 from uvmsim.experts import hook_time
 from uvmsim.mechanisms import mechanism
 
@@ -56,3 +59,27 @@ def test_another_machine_keeps_what_was_measured(job, monkeypatch):
     )
     again = cache.again(cache.run(timed, "fast", False), faster)
     assert again.speeds() == cache.run(faster, "fast", False).speeds()
+
+
+def test_a_sweep_measures_where_it_is_asked_to(monkeypatch):
+    """An axis of its own; cells without it keep their keys."""
+    told = hook_time.HookTime(prefill=0.0, decode=5000.0)
+    monkeypatch.setattr("uvmsim.mechanisms.expert_cache.hook_time", lambda job: told)
+    asked = uvmsim.Scenario(policies=["lru"], slots=64, limit=780)
+    plain = uvmsim.sweep(asked, {"link": ["28GB/s", "55GB/s"]}).table()
+    both = uvmsim.sweep(asked, {"link": ["28GB/s", "55GB/s"], "policy_time": [False, True]}).table()
+    off = both.filter(pc.invert(both["policy_time"]))
+    on = both.filter(both["policy_time"])
+    assert off.drop_columns("time_s").num_rows == on.num_rows == 2
+    assert off["cell"].to_pylist() == plain["cell"].to_pylist() != on["cell"].to_pylist()
+    assert off["time_s"].to_pylist() == plain["time_s"].to_pylist()
+    assert off["hits"].to_pylist() == on["hits"].to_pylist()
+    slower = [
+        a < b for a, b in zip(off["time_s"].to_pylist(), on["time_s"].to_pylist(), strict=True)
+    ]
+    assert slower == [True, True]
+
+
+def test_a_sweep_begins_from_nothing():
+    with pytest.raises(InputError, match="state: a sweep's policies begin from nothing"):
+        uvmsim.sweep(uvmsim.Scenario(state="S"), {"link": ["28GB/s"]})

@@ -36,6 +36,12 @@ PARTS = {
     "OLMoE (299 tokens)": ("olmoe", None),
     "GLM-4.5-Air (123 tokens)": ("glm", None),
 }
+LEARNED_ON = {
+    "gpqa_main, test": "gpqa_main, train", "mmlu_dev, test": "mmlu_dev, train",
+    "polyglot": "mmlu_dev, train",
+}  # fmt: skip
+"""Parts whose warm runs begin with what was learned on another part."""
+WARM = "learned (warm)"
 EVICTING = ("layer-lru", "s3fifo", "lrfu", "learned")
 FETCHING = (
     "lru+next-layer", "learned", "learned+learned-next", "learned+learned-next:theta=0.8",
@@ -48,13 +54,18 @@ def uvmsim(*arguments: str) -> str:
     return subprocess.run([*UVMSIM, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def compared(trace: Path, policies: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """By size and policy: hits, misses, decode tokens/s; and a policy's share of the gap."""
+def compared(
+    trace: Path, policies: tuple[str, ...], state: Path | None = None, state_out: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """By size and policy: hits, misses, decode tokens/s; and a policy's share of the gap. ``state``:
+    what `learned` also begins with; ``state_out``: where what it has learned goes."""
     size = [] if "gpqa" in trace.stem or "mmlu" in trace.stem or "poly" in trace.stem else ["13MB"]
     out = uvmsim(
         "compare", str(trace), "--json", "--slots", ",".join(SLOTS),
         "--policy", ",".join(("lru", *policies, "belady")),
         *(["--expert-size", *size] if size else []),
+        *(["--state", str(state)] if state else []),
+        *(["--state-out", str(state_out)] if state_out else []),
     )  # fmt: skip
     runs = json.loads(out)["runs"]
     found: dict[str, dict[str, Any]] = {}
@@ -87,7 +98,9 @@ def main(routing: Path) -> None:
                 uvmsim(
                     "trace", "filter", str(work / f"{name}.arrow"), "-o", str(trace), *kept.split()
                 )
-            results["evicting"][part] = compared(trace, EVICTING)
+            given = work / LEARNED_ON[part] if part in LEARNED_ON else None
+            kept_as = work / part if part in LEARNED_ON.values() else None
+            results["evicting"][part] = compared(trace, EVICTING, given, kept_as)
             if part.endswith("test"):
                 results["fetching"][part] = compared(trace, FETCHING)
             show(part, results)
@@ -97,7 +110,10 @@ def main(routing: Path) -> None:
 def show(part: str, results: dict[str, Any]) -> None:
     """The rows of a part."""
     for size, of in results["evicting"][part].items():
-        shares = " | ".join(f"{of[p]['hits']:.1%} ({of[p]['share']:+.1%})" for p in EVICTING)
+        shares = " | ".join(
+            f"{of[p]['hits']:.1%} ({of[p]['share']:+.1%})" if p in of else ""
+            for p in (*EVICTING, WARM)
+        )
         ends = f"{of['lru']['hits']:.1%} | {of['belady']['hits']:.1%}"
         print(f"| {part} | {size} | {ends} | {shares} |", flush=True)
     for name in FETCHING if part in results["fetching"] else ():

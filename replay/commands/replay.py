@@ -42,6 +42,7 @@ from uvmsim.commands.flags import Command, policy_list
     "--reset", default="never", metavar="never|sequence", help="When the pool is emptied."
 )
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
+@click.option("--state", metavar="FILE", help="Begin with what `uvmsim compare --state-out` saved.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")

@@ -93,6 +93,8 @@ class ValidationConfig(BaseModel):
     """Repetitions after the first are left out once the measuring has taken this long."""
     pageable: Flag = False
     write_back: Flag = False
+    policy_time: Flag = False
+    """Count the policies' own host time in the predictions, as measured here before them."""
     seed: Annotated[int, BeforeValidator(whole)] = 0
     target_mape: Annotated[float, Field(gt=0)] = 0.05
     """What the report calls good: mean absolute percentage error, worst cell, rank correlation."""

@@ -61,7 +61,7 @@ ADDED: tuple[str, ...] = (
     "sweep-*/program", "sweep-*/ram_bytes_per_s", "sweep-*/reserve_bytes", "sweep-*/ctx",
     "sweep-*/kv_type", "hardware/rtx3060", "hardware/rtx3090", "hardware/rtx4060ti",
     "hardware/rtx5070ti", "hardware/rtx6000ada", "hardware/rtxpro6000", "trace-*/missing",
-    "microbench-*/missing", "loops",
+    "microbench-*/missing", "loops", "sweep-*/policy_time",
 )  # fmt: skip
 """Keys that a result may have and the frozen one has not."""
 

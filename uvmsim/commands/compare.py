@@ -51,6 +51,12 @@ from uvmsim.commands.flags import (
     "--reset", default="never", metavar="never|sequence", help="When the pool is emptied."
 )
 @click.option("--profile", metavar="TRACE", help="What static-pin and next-layer learn from.")
+@click.option(
+    "--state", metavar="FILE", help="Begin with what --state-out saved, and from nothing."
+)
+@click.option(
+    "--state-out", metavar="FILE", help="Save what policies have learned by the end of the trace."
+)
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
@@ -76,6 +82,8 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --slots 12.5%,25%,50% --policy lru,lfu,belady
       uvmsim compare T.arrow --mechanism resident --mechanism zero-copy --mechanism expert-cache
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
+      uvmsim compare T.arrow --policy learned --state-out S
+      uvmsim compare T2.arrow --policy learned --state S
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
     from uvmsim.report.progress import bar

@@ -48,25 +48,27 @@ def bind(
     *,
     states: tuple[Any, ...] = (),
     compiled: bool = True,
+    inline: bool = False,
 ) -> Bound:
     """``template`` with functions of it replaced by ``swaps`` and constants of its package by
     ``switches``.
 
     ``states``: what the hooks keep between calls, whose fields' order is compiled in. ``compiled``:
-    False for plain Python throughout. Nothing is compiled before the first call; Numba's errors come
-    from there.
+    False for plain Python throughout. ``inline``: whether copies of our own functions are put into
+    their callers: a state of fifty arrays is 4 kB to hand over, which a learned policy's victim pays
+    three times. Nothing is compiled before the first call; Numba's errors come from there.
     """
     with _lock:
-        return _bind(template, swaps, switches or {}, states, compiled)
+        return _bind(template, swaps, switches or {}, states, compiled, inline)
 
 
 def _bind(
     template: Any, swaps: Mapping[Callable[..., Any], Callable[..., Any]],
-    switches: Mapping[str, Any], states: tuple[Any, ...], compiled: bool,
+    switches: Mapping[str, Any], states: tuple[Any, ...], compiled: bool, inline: bool,
 ) -> Bound:  # fmt: skip
-    linker = Linker(template, swaps, switches, compiled)
+    linker = Linker(template, swaps, switches, compiled, inline)
     digest = linker.digest()
-    digest.add(repr((compiled, [layout(s) for s in states])), "the states")
+    digest.add(repr((compiled, inline, [layout(s) for s in states])), "the states")
     name = digest.hexdigest()
     if name not in _bound:
         plain = linker.link(name)

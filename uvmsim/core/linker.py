@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 
 from uvmsim.core.digest import STABLE, Digest
 from uvmsim.core.globals_of import MISSING, OURS, GlobalPath, global_paths, lookup, plain
-from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, kernel_part
+from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, inlined, kernel_part
 
 
 class Linker:
@@ -27,11 +27,12 @@ class Linker:
 
     ``swaps``: a template's function -> what is called instead. ``switches``: constants by name, for the
     functions of the template's own package. ``compiled``: False for plain Python throughout.
+    ``inline``: whether copies of our own functions are put into their callers.
     """
 
     def __init__(
         self, template: FunctionType, swaps: Mapping[Callable, Callable],
-        switches: Mapping[str, Any], compiled: bool,
+        switches: Mapping[str, Any], compiled: bool, inline: bool = False,
     ):  # fmt: skip
         if compiled:
             cpu_target.typing_context.refresh()  # so that overloads are known
@@ -39,7 +40,7 @@ class Linker:
         self._template = template
         self._swaps = {id(plain(k)): v for k, v in swaps.items()}
         self._switches = dict(switches)
-        self._compiled = compiled
+        self._compiled, self._inline = compiled, inline
         self._made: dict[int, Any] = {}
         self._name = ""
         self._alive: list[Any] = [*swaps, *swaps.values()]
@@ -92,7 +93,7 @@ class Linker:
             own = {k: v for k, v in own.items() if k not in ("nopython", "cache")}
             jit: Any = njit(**(own | INNER_OPTIONS | CHECKED_OPTIONS))
         else:
-            jit = kernel_part
+            jit = inlined if self._inline else kernel_part
         copy = self._copy(f, later=True)
         made = jit(copy)
         self._made[id(f)] = made  # before what it calls, which may be itself

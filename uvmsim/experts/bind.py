@@ -32,7 +32,9 @@ def bind(spec: PolicySpec, states: tuple[Any, ...] = (), compiled: bool = True) 
         "BYPASSES": bypasses,
         "PREFETCHES": spec.prefetch is not None,
     }
-    return put_into(pool.plan_events, swaps, switches, states=states, compiled=compiled)
+    return put_into(
+        pool.plan_events, swaps, switches, states=states, compiled=compiled, inline=True
+    )
 
 
 def bind_access(
@@ -49,7 +51,9 @@ def bind_access(
         "READS_CLOCK": "clock" in reads,
         "READS_SLOTS": "slots" in reads,
     }
-    return put_into(access_kernel.replay, swaps, switches, states=states, compiled=compiled)
+    return put_into(
+        access_kernel.replay, swaps, switches, states=states, compiled=compiled, inline=True
+    )
 
 
 def read_by(policy: type[Policy]) -> frozenset[str]:

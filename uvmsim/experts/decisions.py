@@ -40,6 +40,7 @@ from uvmsim.experts.pool import (
 )
 from uvmsim.policies.base import EVENT, Eviction, Pool
 from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.saved import Saved, learning, saved_by
 from uvmsim.runs.job import Job, capacities
 from uvmsim.runs.plan import Counters
 
@@ -185,6 +186,12 @@ class Decisions:
             bypassed_hits=int(n[BYPASSED_HITS]),
         )
 
+    def saved(self) -> list[Saved]:
+        """What the policy has learned so far: copies, one a part of it that learns."""
+        parts = [*zip((self.spec.eviction, self.spec.prefetch), self._states, strict=True)]
+        learns = learning(self.spec)
+        return [saved_by(p, s, self.slots) for p, s in parts if p is not None and p in learns]
+
     # ---- the kernel -----------------------------------------------------------------------------
 
     def _begin(self, first: int, last: int) -> None:
@@ -260,6 +267,10 @@ class Decisions:
             raise InputError(
                 f"policy {self.spec.name}, state(): {type(err).__name__}: {err}"
             ) from err
+        if self.job.state:
+            for policy, state in ((self.spec.eviction, es), (self.spec.prefetch, ps)):
+                if policy:
+                    self.job.state.give(policy, state, self.slots)
         return es, ps
 
     def _room(self, first: int, last: int) -> Out:

@@ -60,6 +60,7 @@ class ExpertCache(Planned):
             slots=decisions.slots,
             policy_ns=policy_ns,
             notes=decisions.notes,
+            saved=decisions.saved() if job.keeps_state else [],
         )
         return price(plan, job)
 

@@ -165,6 +165,10 @@ class Policy:
     ``expert_in``). A policy that says it reads less is faster on plain sequences of ids
     (`uvmsim.cache_misses`), where the rest is then not kept. Holds for the class that declares it, not
     for those derived from it."""
+    knowledge_version: ClassVar[int] = 1
+    """Of what `knowledge` means; a saved one of another version is refused."""
+    knowledge_depends_on: ClassVar[frozenset[str] | None] = None
+    """Parameters that must be equal where knowledge was saved and where it is given; None: all."""
 
     search: ClassVar[Mapping[str, Any]] = {}
     """What `uvmsim search` may set parameters to: ``(1, 256)``, ``(1, 256, "log")``, or a list of
@@ -174,6 +178,19 @@ class Policy:
     def state(self, ctx: Context) -> Any:
         """The policy's arrays, as a NamedTuple of NumPy arrays."""
         return Nothing(np.zeros(1, np.int64))
+
+    def knowledge(self, s: Any) -> dict[str, np.ndarray]:
+        """What of a state is known of the *model*, and would help with another trace of it: views of
+        its arrays by name, whose shapes and types depend on the model and the parameters alone. What
+        tells of the sequences served, or of who is resident, is none. Saved by ``--state-out``."""
+        return {}
+
+    def recall(self, s: Any, known: Mapping[str, np.ndarray]) -> None:
+        """Begin with what `knowledge` gave at the end of another run. ``s`` is new; ``known`` has an
+        array of the same type and shape for each of `knowledge`'s, floats finite. Raises `InputError`
+        where the values can mean nothing."""
+        for name, mine in self.knowledge(s).items():
+            mine[...] = known[name]
 
     @staticmethod
     def on_event(s: Any, pool: Pool, ev: Event) -> None:

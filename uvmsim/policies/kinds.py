@@ -35,7 +35,7 @@ class PolicyKind:
 
 
 EXPERTS = PolicyKind(
-    "expert", spec_of, ("lru", "lfu", "layer-lru", "lru+next-layer", "belady"), "lru", True
+    "expert", spec_of, ("lru", "lfu", "layer-lru", "lru+next-layer", "learned", "belady"), "lru", True
 )  # fmt: skip
 PAGES = PolicyKind(
     "page", phased_of, ("default", "prefetch_always_max", "prefetch_stride", "prefetch_none"),

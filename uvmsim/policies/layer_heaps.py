@@ -17,12 +17,14 @@ from uvmsim.policies.lists import inner
 
 class LayerHeaps(NamedTuple):
     """at: int32 [n_total], members, layer l's from l * n_experts on; place: int32 [n_total], where in
-    its heap a member is, -1 if absent; key: float64 [n_total]; size: int64 [layers]."""
+    its heap a member is, -1 if absent; key: float64 [n_total]; size: int64 [layers]; top: float64
+    [layers], key of the first member, infinite where there is none."""
 
     at: np.ndarray
     place: np.ndarray
     key: np.ndarray
     size: np.ndarray
+    top: np.ndarray
 
 
 def new_layer_heaps(ctx: Context, key: type = np.float64) -> LayerHeaps:
@@ -30,7 +32,7 @@ def new_layer_heaps(ctx: Context, key: type = np.float64) -> LayerHeaps:
     n = ctx.n_total
     return LayerHeaps(
         np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, key),
-        np.zeros(ctx.n_layers, np.int64),
+        np.zeros(ctx.n_layers, np.int64), np.full(ctx.n_layers, np.inf, key),
     )  # fmt: skip
 
 
@@ -75,7 +77,9 @@ def layer_add(h, pool, e):
     layer = pool.layer_of[e]
     n = h.size[layer]
     h.size[layer] = n + 1
-    _settle(h, layer * pool.n_experts, n + 1, np.int32(e), n)
+    lo = layer * pool.n_experts
+    _settle(h, lo, n + 1, np.int32(e), n)
+    h.top[layer] = h.key[h.at[lo]]
 
 
 @inner
@@ -88,6 +92,7 @@ def layer_remove(h, pool, e):
     h.size[layer] = n
     if j < n:
         _settle(h, lo, n, h.at[lo + n], np.int64(j))
+    h.top[layer] = h.key[h.at[lo]] if n else np.inf
 
 
 @inner
@@ -97,7 +102,9 @@ def layer_set(h, pool, e, key):
     j = h.place[e]
     if j >= 0:
         layer = pool.layer_of[e]
-        _settle(h, layer * pool.n_experts, h.size[layer], np.int32(e), np.int64(j))
+        lo = layer * pool.n_experts
+        _settle(h, lo, h.size[layer], np.int32(e), np.int64(j))
+        h.top[layer] = h.key[h.at[lo]]
 
 
 @inner
@@ -106,6 +113,14 @@ def layer_rebuild(h, pool, layer):
     lo, n = layer * pool.n_experts, h.size[layer]
     for j in range(n // 2 - 1, -1, -1):
         _sink(h, lo, n, h.at[lo + j], j)
+    if n:
+        h.top[layer] = h.key[h.at[lo]]
+
+
+@inner
+def layer_first(h, pool, layer):
+    """The first member of a layer that has one, in use or not: its key is ``h.top[layer]``."""
+    return h.at[layer * pool.n_experts]
 
 
 @inner

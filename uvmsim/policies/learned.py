@@ -9,23 +9,27 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.core.jit import inlined
-from uvmsim.policies.base import LAYER, Eviction
+from uvmsim.policies.base import LAYER, Eviction, in_use
 from uvmsim.policies.layer_heaps import (
     LayerHeaps,
     layer_add,
+    layer_first,
     layer_least,
     layer_rebuild,
     layer_remove,
     new_layer_heaps,
 )
+from uvmsim.policies.lists import inner
 from uvmsim.policies.online.arithmetic import ONE
 from uvmsim.policies.online.history import History, new_history, place
 from uvmsim.policies.online.learner import (
     OLDEST,
     Learner,
+    check_known,
     count_use,
     features,
     keep_numbers,
+    knowledge,
     learn,
     new_learner,
     numbers,
@@ -36,13 +40,15 @@ from uvmsim.policies.online.learner import (
 from uvmsim.policies.online.rows import first_row, meet
 from uvmsim.policies.online.tracks import Tracks, is_live, new_tracks
 
+INFINITE = np.float32(np.inf)
+
 
 class State(NamedTuple):
     """values: heaps by value (float32); learner, history, tracks: see uvmsim/policies/online; served:
     int64 [layers], events of a layer; learned: int64 [layers], its tokens; used: int64 [n_total], event
     of its layer that used an expert last; fade: float32 [OLDEST + 1], gamma to the power of a number of
-    tokens; wait: float32 [layers], gamma to the power of a number of layers; gamma: float32 [1]; warm:
-    int64 [1], tokens a layer learns from before its values count."""
+    tokens; wait: float32 [2 layers], gamma to the power of a number of layers, once over and again;
+    gamma: float32 [1]; warm: int64 [1], tokens a layer learns from before its values count."""
 
     values: LayerHeaps
     learner: Learner
@@ -66,8 +72,10 @@ class Learned(Eviction):
         "followed tokens like this one; layer-lru's order until a layer has seen 64 tokens"
     )
     reads = frozenset({"clock"})
-    tau: float = 4.0
-    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight."""
+    knowledge_depends_on = frozenset({"tau"})
+    tau: float = 0.0
+    """gamma = exp(-1 / tau): tokens in which a use to come loses most of its weight. 0: twice the
+    tokens whose experts the pool holds, from 2 to 6: what a small pool keeps must be used soon."""
     rate: float = 0.05
     """Step of the features' weights (Adagrad)."""
     pair_rate: float = 0.015
@@ -80,29 +88,57 @@ class Learned(Eviction):
     }  # fmt: skip
 
     def state(self, ctx):
-        for name, least in (("tau", 0.1), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):
+        for name, least in (("tau", 0.0), ("rate", 0.0), ("pair_rate", 0.0), ("warm", 0)):
             if not least <= getattr(self, name) < 1e9:
                 raise InputError(
                     f"policy learned: {name}={getattr(self, name):g} must be at least {least:g}"
                 )
         n_tracks, n_tokens = sizes(ctx)
         layers = ctx.n_layers
-        gamma = np.exp(-1 / self.tau)
+        held = float(ctx.capacity.sum()) / (layers * ctx.top_k)
+        gamma = np.exp(-1 / (self.tau or min(max(2 * held, 2.0), 6.0)))
         return State(
             new_layer_heaps(ctx, np.float32),
             new_learner(ctx, n_tracks, self.rate, self.pair_rate), new_history(ctx, n_tokens),
             new_tracks(n_tracks), np.zeros(layers, np.int64), np.zeros(layers, np.int64),
             np.full(ctx.n_total, -OLDEST, np.int64),
             (gamma ** np.arange(OLDEST + 1)).astype(np.float32),
-            (gamma ** (np.arange(layers) / layers)).astype(np.float32),
+            (gamma ** (np.arange(2 * layers) % layers / layers)).astype(np.float32),
             np.array([gamma], np.float32), np.array([self.warm], np.int64),
         )  # fmt: skip
 
+    def knowledge(self, s):
+        return knowledge(s.learner, int(s.tracks.now[0])) | {"learned": s.learned}
+
+    def recall(self, s, known):
+        check_known(known)
+        if (known["learned"] < 0).any():
+            raise InputError("layers that have seen fewer than no tokens; save it again")
+        super().recall(s, known)
+
     @staticmethod
     def on_event(s, pool, ev):
-        for r in range(first_row(s.history, ev), ev.chosen.shape[0]):
-            token, track = meet(s.learner, s.history, s.tracks, ev, r)
-            _turn(s, track, ev.layer, token, ev.chosen[r])
+        m, h, layer = s.learner, s.history, ev.layer
+        for r in range(first_row(h, ev), ev.chosen.shape[0]):
+            token, n = meet(m, h, s.tracks, ev, r)
+            # Learn from what was thought of the experts at the track's last turn, and think anew.
+            known = m.known[n, layer]
+            if known:
+                features(m, n, layer, m.old)
+            count_use(m, n, layer, ev.chosen[r])
+            see_followers(m, h, n, layer, token, True)
+            features(m, n, layer, m.x)
+            see_source(m, h, 0, token, layer)
+            see_source(m, h, 1, token, layer - 1)
+            see_source(m, h, 2, token, layer - 2)
+            see_source(m, h, 3, h.before[place(h, token)], layer)
+            numbers(m, layer)
+            if known:
+                number, gamma = m.number[n, layer], s.gamma[0]
+                for e in range(number.size):
+                    m.err[e] = (ONE if m.used[e] > 0 else gamma * m.u[e]) - number[e]
+                learn(m, n, layer)
+            keep_numbers(m, n, layer)
         s.learned[ev.layer] += ev.chosen.shape[0]
         s.served[ev.layer] += 1
         for j in range(len(ev.experts)):
@@ -120,40 +156,33 @@ class Learned(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        one = pool.used.size > 1
-        best, least = np.int32(-1), np.float32(0)
-        for layer in range(p if one else 0, p + 1 if one else pool.n_layers):
-            e = layer_least(s.values, pool, layer)
-            if e < 0:
-                continue
-            wait = (layer - pool.clock[LAYER] - 1) % pool.n_layers
-            value = s.values.key[e] * s.wait[wait]
-            if best < 0 or value < least:
+        h, here = s.values, pool.clock[LAYER]
+        if pool.used.size > 1:
+            return layer_least(h, pool, p)
+        mine, shift = layer_least(h, pool, here), pool.n_layers - 1 - here
+        own = h.key[mine] * s.wait[shift + here] if mine >= 0 else INFINITE
+        best, least = here, own
+        for layer in range(pool.n_layers):
+            value = own if layer == here else h.top[layer] * s.wait[shift + layer]
+            if value < least or (value == least and layer < best):
+                best, least = np.int64(layer), value
+        if best == here or least == INFINITE:
+            return mine
+        e = layer_first(h, pool, best)
+        return e if not in_use(pool, e) else _free_victim(s, pool, here)
+
+
+@inner
+def _free_victim(s, pool, here):
+    """The victim where other layers have experts in use: just prefetched, or asked for."""
+    best, least = np.int32(-1), INFINITE
+    for layer in range(pool.n_layers):
+        e = layer_least(s.values, pool, layer)
+        if e >= 0:
+            value = s.values.key[e] * s.wait[pool.n_layers - 1 - here + layer]
+            if value < least:
                 best, least = e, value
-        return best
-
-
-@inlined
-def _turn(s, track, layer, token, chosen):
-    """A token of a track has passed the layer: learn from what was thought of it, think anew."""
-    m, h = s.learner, s.history
-    known = m.known[track, layer]
-    if known:
-        features(m, track, layer, m.old)
-    count_use(m, track, layer, chosen)
-    see_followers(m, h, track, layer, token, True)
-    features(m, track, layer, m.x)
-    see_source(m, h, 0, token, layer)
-    see_source(m, h, 1, token, layer - 1)
-    see_source(m, h, 2, token, layer - 2)
-    see_source(m, h, 3, h.before[place(h, token)], layer)
-    numbers(m, layer)
-    if known:
-        number, gamma = m.number[track, layer], s.gamma[0]
-        for e in range(number.size):
-            m.err[e] = (ONE if m.used[e] > 0 else gamma * m.u[e]) - number[e]
-        learn(m, track, layer)
-    keep_numbers(m, track, layer)
+    return best
 
 
 @inlined

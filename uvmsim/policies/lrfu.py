@@ -6,22 +6,25 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from traces.errors import InputError
-from uvmsim.policies.base import LAYER, Eviction
+from uvmsim.policies.base import LAYER, Eviction, in_use
 from uvmsim.policies.layer_heaps import (
     LayerHeaps,
     layer_add,
+    layer_first,
     layer_least,
     layer_remove,
     layer_set,
     new_layer_heaps,
 )
+from uvmsim.policies.lists import inner
 
 
 class State(NamedTuple):
     """heaps: by log2 of an expert's count, had it not faded since the run began; counts: float64
     [n_total], decayed uses as of turn `at`; at: int64 [n_total], token of its layer that used it last;
     turn: int64 [layers], tokens a layer has served; fade: float64, by tokens passed; pace: float64
-    [1], halvings a token."""
+    [1], halvings a token; wait: float64 [2 layers], layers to go as a share of all, once over and
+    again."""
 
     heaps: LayerHeaps
     counts: np.ndarray
@@ -29,6 +32,7 @@ class State(NamedTuple):
     turn: np.ndarray
     fade: np.ndarray
     pace: np.ndarray
+    wait: np.ndarray
 
 
 class LRFU(Eviction):
@@ -55,6 +59,7 @@ class LRFU(Eviction):
         return State(
             heaps, np.zeros(n), np.zeros(n, np.int64),
             np.zeros(ctx.n_layers, np.int64), fade, np.array([1 / self.half_life]),
+            np.arange(2 * ctx.n_layers) % ctx.n_layers / ctx.n_layers,
         )  # fmt: skip
 
     @staticmethod
@@ -85,15 +90,36 @@ class LRFU(Eviction):
 
     @staticmethod
     def victim(s, pool, p):
-        one = pool.used.size > 1
-        best, least = np.int32(-1), 0.0
-        for layer in range(p if one else 0, p + 1 if one else pool.n_layers):
-            e = layer_least(s.heaps, pool, layer)
-            if e < 0:
-                continue
-            # What is left of the count at the layer's next turn.
-            wait = (layer - pool.clock[LAYER] - 1) % pool.n_layers / pool.n_layers
+        h, here, n = s.heaps, pool.clock[LAYER], pool.n_layers
+        if pool.used.size > 1:
+            return layer_least(h, pool, p)
+        # What is left of the counts at the layers' next turns.
+        mine, shift = layer_least(h, pool, here), n - 1 - here
+        own = math.inf
+        if mine >= 0:
+            own = h.key[mine] - (s.turn[here] + s.wait[shift + here]) * s.pace[0]
+        best, least = here, own
+        for layer in range(n):
+            left = own
+            if layer != here:
+                left = h.top[layer] - (s.turn[layer] + s.wait[shift + layer]) * s.pace[0]
+            if left < least or (left == least and layer < best):
+                best, least = np.int64(layer), left
+        if best == here or least == math.inf:
+            return mine
+        e = layer_first(h, pool, best)
+        return e if not in_use(pool, e) else _free_victim(s, pool, here)
+
+
+@inner
+def _free_victim(s, pool, here):
+    """The victim where other layers have experts in use: just prefetched, or asked for."""
+    best, least = np.int32(-1), math.inf
+    for layer in range(pool.n_layers):
+        e = layer_least(s.heaps, pool, layer)
+        if e >= 0:
+            wait = s.wait[pool.n_layers - 1 - here + layer]
             left = s.heaps.key[e] - (s.turn[layer] + wait) * s.pace[0]
-            if best < 0 or left < least:
+            if left < least:
                 best, least = e, left
-        return best
+    return best

@@ -12,9 +12,11 @@ from uvmsim.policies.online.governor import Governor, ask, asks_for, judge, new_
 from uvmsim.policies.online.history import History, new_history, place
 from uvmsim.policies.online.learner import (
     Learner,
+    check_known,
     count_use,
     features,
     keep_numbers,
+    knowledge,
     learn,
     new_learner,
     numbers,
@@ -50,6 +52,7 @@ class LearnedNext(Prefetch):
         "ours: a logistic of decayed counts, pairs of choices, and what tokens like this one chose, "
         "learned while running; admitted while a FIFO link can bring it in time"
     )
+    knowledge_depends_on = frozenset({"ahead"})
     theta: float = 0.5
     """Least probability."""
     ahead: int = 1
@@ -89,6 +92,13 @@ class LearnedNext(Prefetch):
             new_link(ctx, self.budget), np.full((n_tracks, ctx.n_layers), -1, np.int32),
             np.ones(ctx.n_experts, np.float32), np.array([self.ahead, self.n or ctx.top_k]),
         )  # fmt: skip
+
+    def knowledge(self, s):
+        return knowledge(s.learner, int(s.tracks.now[0]))
+
+    def recall(self, s, known):
+        check_known(known)
+        super().recall(s, known)
 
     @staticmethod
     def on_event(s, pool, ev):

@@ -25,6 +25,7 @@ from uvmsim.policies.base import Eviction, Policy, Prefetch
 CONTRACT = (
     "base",
     "registry",
+    "saved",
     "user_files",
     "bitset",
     "lists",

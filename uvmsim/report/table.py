@@ -55,6 +55,8 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         console.print(
             Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
         )
+    if "over cold" in heads and any("over_cold" in r for r in shown):
+        console.print(Text("  over cold: hits and tokens/s more than from nothing", style="dim"))
     prefetched = any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown)
     if "ok/late/lost" in heads and prefetched:
         console.print(Text("  ok/late/lost: prefetches in time, late, never used", style="dim"))
@@ -158,6 +160,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("decode t/s", lambda run, r, c: _rate(r["decode_tokens_per_s"])),
     ("prefill t/s", lambda run, r, c: _rate(r["prefill_tokens_per_s"])),
     ("hit rate", lambda run, r, c: _percent(r.get("hit_rate"))),
+    ("over cold", lambda run, r, c: _gain(r.get("over_cold"))),
     ("GB in", lambda run, r, c: _gigabytes(r["bytes_h2d"])),
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
     ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
@@ -168,7 +171,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "prefill t/s", "hit rate", "GB in", "x Belady", "chunks in", "GB out",
+    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out",
     "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
@@ -206,6 +209,14 @@ def _prefetch(p: dict[str, int]) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
+
+
+def _gain(more: dict[str, float] | None) -> str:
+    """Points of hit rate and tokens a second more than from nothing."""
+    if not more:
+        return ""
+    rate = more.get("decode_tokens_per_s", more.get("prefill_tokens_per_s", 0.0))
+    return f"{100 * more['hit_rate']:+.1f} %, {rate:+.1f} t/s"
 
 
 def _plain(value: float | None) -> str:

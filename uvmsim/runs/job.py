@@ -10,6 +10,8 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import Spec
+from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.saved import State
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
 
@@ -48,6 +50,23 @@ class Job:
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""
+    state: State | None = None
+    """What the policy begins with, where it has something of it (`uvmsim.policies.saved`)."""
+    keeps_state: bool = False
+    """Keep what the policy has learned by the end (`Plan.saved`)."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether the policy begins with what it has learned before."""
+        spec = self.policy
+        return self.state is not None and isinstance(spec, PolicySpec) and self.state.knows(spec)
+
+    @property
+    def policy_name(self) -> str | None:
+        """The policy's name, and whether it is warm."""
+        if self.policy is None:
+            return None
+        return f"{self.policy.name}{' (warm)' if self.warm else ''}"
 
 
 class DoesNotFit(Exception):

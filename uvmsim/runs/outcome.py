@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def policy(self) -> str | None:
-        return self.job.policy.name if self.job.policy else None
+        return self.job.policy_name
 
     @property
     def pooled(self) -> bool:
@@ -121,7 +121,7 @@ class Outcome:
 def about_job(job: Job, mechanism: str) -> dict[str, Any]:
     """What a run of expert grain says of its question."""
     return {
-        "policy": job.policy.name if job.policy else None,
+        "policy": job.policy_name,
         "mechanism": mechanism,
         "model": job.model.name,
         "hardware": job.hardware.name,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uvmsim.policies.saved import Saved
 from uvmsim.workload import Workload
 
 DEMAND, PREFETCH, WRITEBACK = 0, 1, 2
@@ -82,6 +83,8 @@ class Plan:
     policy_ns: np.ndarray | None = None
     """int64 [E]: measured host time of the policy's hooks, by event; None: not measured."""
     notes: list[str] = field(default_factory=list)
+    saved: list[Saved] = field(default_factory=list)
+    """What the policy had learned by the end, where the job keeps it."""
 
     def bytes_of(self, kind: int) -> int:
         """Bytes of all copies of one kind."""

@@ -27,6 +27,7 @@ from uvmsim.studies.resolve import (
 )
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
 from uvmsim.studies.simulate import simulate
+from uvmsim.studies.states import save, with_states
 from uvmsim.version import __version__
 from uvmsim.workload import Workload
 
@@ -85,8 +86,17 @@ class Comparison(Answer):
             if run.pooled and least:
                 d["belady_misses"] = least
                 d["misses_over_belady"] = d["misses"] / least
+            if run.job.warm and run.does_not_fit is None:
+                d["over_cold"] = self._over_cold(run, d)
             runs.append(d)
         return runs
+
+    def _over_cold(self, run: Outcome, d: dict[str, Any]) -> dict[str, Any]:
+        """What a warm run has more than the one from nothing, which stands right before it."""
+        at = next(i for i, other in enumerate(self.runs) if other is run)
+        before = self.runs[at - 1].to_json()
+        keys = ("hits", "hit_rate", "decode_tokens_per_s", "prefill_tokens_per_s")
+        return {k: d[k] - before[k] for k in keys if d[k] is not None}
 
 
 def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -> Comparison:
@@ -105,6 +115,7 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     r = resolve(s, several=True)
     sizes = _sizes(s, r)
     todo = [x for hw in r.machines for x in jobs(r.on(hw), mechanisms, sizes, chosen)]
+    todo = with_states(s, r, todo, cold=True)
     runs = []
     for i, (job, mechanism) in enumerate(todo):
         if progress:
@@ -119,6 +130,7 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
             "no expert ever had to leave, so policies do not differ; give fewer --slots (25%) or "
             "less --vram"
         )
+    save(s, r, runs)
     several = r.machines if len(r.machines) > 1 else ()
     return Comparison(s, r.trace, r.workload, r.model, r.hardware, runs, least, r.notes, several)
 

@@ -321,4 +321,4 @@ def hardware_json(machines: Sequence[Hardware]) -> Any:
 
 def label(job: Job, mechanism: str) -> str:
     """What a progress bar says of a run."""
-    return job.policy.name if job.policy else mechanism
+    return job.policy_name or mechanism

@@ -94,6 +94,11 @@ class Scenario:
     """cpu-offload: layers kept on the CPU, one number or several; None: all."""
     profile: str | os.PathLike[str] | RoutingTrace | None = None
     """A trace that policies learn from."""
+    state: str | os.PathLike[str] | None = None
+    """What policies have learned before (a file that ``state_out`` made): those that it knows run with
+    it, in `compare` from nothing too."""
+    state_out: str | os.PathLike[str] | None = None
+    """`compare`: a file to save in what policies have learned by the end."""
     limit: int | None = None
     """Use the first tokens of the trace."""
     seed: int = 0
@@ -330,7 +335,7 @@ def field_as_kept(name: str, values: Any) -> Any:
 
 _TIDY: dict[str, Callable[[Any], Any]] = {
     "trace": _trace, "profile": _trace, "model": _described, "hardware": _machines,
-    "program": _path,
+    "program": _path, "state": _path, "state_out": _path,
     "expert_size": _number, "vram": _number, "link": _number,
     "ram_bandwidth": _number, "reserve": _number, "ctx": _whole, "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,

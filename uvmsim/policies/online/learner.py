@@ -8,12 +8,14 @@ Steps: Adagrad (Duchi, Hazan and Singer 2011) for w, shrinking with the turns fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from traces.errors import InputError
 from uvmsim.core.jit import inlined
+from uvmsim.core.lanes import sums_of_products
 from uvmsim.policies.base import Context
 from uvmsim.policies.online.arithmetic import ONE, ZERO, chance_of, log_of
 from uvmsim.policies.online.history import LIKE, kept, place
@@ -75,6 +77,28 @@ class Learner(NamedTuple):
     keep: np.ndarray
     scale: np.ndarray
     rate: np.ndarray
+
+
+def knowledge(s: Learner, n: int) -> dict[str, np.ndarray]:
+    """What is known of the model: weights and how far they have come, and the counts that a new
+    sequence begins with, which are those of track ``n``. Views."""
+    return {
+        "w": s.w, "gradient": s.gradient, "pairs": s.pairs, "counts": s.counts[n],
+        "last": s.last[n], "turn": s.turn[n],
+    }  # fmt: skip
+
+
+def check_known(known: Mapping[str, np.ndarray]) -> None:
+    """Raise `InputError` where no run can have ended with ``known``."""
+    last, turn = known["last"], known["turn"]
+    late = (last >= turn[:, None]) | (last < UNSEEN)
+    if (
+        (turn < 0).any()
+        or late.any()
+        or (known["counts"] < 0).any()
+        or (known["gradient"] <= 0).any()
+    ):
+        raise InputError("counts, turns or gradients that no run ends with; save it again")
 
 
 def sizes(ctx: Context) -> tuple[int, int]:
@@ -244,7 +268,7 @@ def learn(s, n, layer):
     err = s.err
     for j in range(FEATURES):
         row = s.old[j]
-        first, second = _sums(err, row)
+        first, second = sums_of_products(err, row)
         s.gradient[j] += second
         s.w[j] += s.rate[0] * first / np.sqrt(s.gradient[j])
     rate = s.rate[1] * (ONE + EAGER * (EARLY / (EARLY + np.float32(s.turn[n, layer]))))
@@ -255,28 +279,6 @@ def learn(s, n, layer):
                 pair = s.pairs[which, layer, i]
                 for e in range(err.size):
                     pair[e] += rate * err[e]
-
-
-@inlined
-def _sums(a, b):
-    """Sums of a * b and of its squares, in four lanes each: one sum waits for itself at every step."""
-    n = a.size
-    f0 = f1 = f2 = f3 = s0 = s1 = s2 = s3 = ZERO
-    for e in range(0, n - 3, 4):
-        d0, d1, d2, d3 = a[e] * b[e], a[e + 1] * b[e + 1], a[e + 2] * b[e + 2], a[e + 3] * b[e + 3]
-        f0 += d0
-        f1 += d1
-        f2 += d2
-        f3 += d3
-        s0 += d0 * d0
-        s1 += d1 * d1
-        s2 += d2 * d2
-        s3 += d3 * d3
-    for e in range(n - n % 4, n):
-        d0 = a[e] * b[e]
-        f0 += d0
-        s0 += d0 * d0
-    return (f0 + f1) + (f2 + f3), (s0 + s1) + (s2 + s3)
 
 
 @inlined

@@ -71,6 +71,7 @@ class Cell:
     """Why it cannot be run, where that is known already."""
     threshold: int = 51
     ctx: int | None = None
+    policy_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class _Resolved:
 
 AXES = (
     "trace", "limit", "unit", "profile", "model", "expert_size", "kv_type", "mechanism", "policy",
-    "pool", "reset", "write_back", "seed", "ncmoe", "threshold", "slots", "ctx", "vram", "reserve",
-    "hardware", "program", "pageable", "ram_bandwidth", "link",
+    "pool", "reset", "write_back", "seed", "policy_time", "ncmoe", "threshold", "slots", "ctx",
+    "vram", "reserve", "hardware", "program", "pageable", "ram_bandwidth", "link",
 )  # fmt: skip
 """Order of expansion, slowest first: neighbours share as much as they can."""
 
@@ -183,6 +184,7 @@ class Resolver:
             n_moe = None
         elif n_moe is None and m is not None:
             n_moe = m.n_layers
+        timed = p["policy_time"] if pool else None  # measured of an expert pool's policies
         row = {
             "uvmsim": __version__,
             "trace": trace.path or "bundled",
@@ -213,6 +215,7 @@ class Resolver:
             "ncmoe": n_moe,
             "threshold": p["threshold"] if paged else None,
             "seed": p["seed"] if policy else None,
+            "policy_time": timed,
             "profile": profile.path if profile else None,
             "profile_sha256": profile.sha256 if profile else None,
         }
@@ -222,6 +225,8 @@ class Resolver:
             del told["threshold"]
         if p["ctx"] is None:  # and those made before the context could be asked for
             del told["ctx"]
+        if not timed:
+            del told["policy_time"]
         told |= {"model": model.digest, "hardware": machine.digest, "policy": policy_digest}
         told["slots_asked"] = slots if slots is not None else asked
         key = _digest(told)
@@ -234,7 +239,7 @@ class Resolver:
             mechanism=p["mechanism"], policy=policy, slots=slots, pool=pool or "global",
             reset=reset or "never", write_back=p["write_back"], pinned=not p["pageable"],
             ncmoe=n_moe or 0, seed=p["seed"], profile=profile, error=error, threshold=p["threshold"],
-            ctx=p["ctx"],
+            ctx=p["ctx"], policy_time=bool(timed),
         )  # fmt: skip
 
     def _model(

@@ -162,6 +162,7 @@ class SweepConfig(BaseModel):
     profile: Texts = [None]
     write_back: Flags = [False]
     pageable: Flags = [False]
+    policy_time: Flags = [False]
     ncmoe: Wholes = [None]
     threshold: Annotated[list[int], _axis(whole)] = [51]
     limit: Wholes = [None]

@@ -43,6 +43,7 @@ PARAMETERS: tuple[tuple[str, pa.DataType], ...] = (
     ("seed", _I),
     ("profile", _S),
     ("profile_sha256", _S),
+    ("policy_time", _B),  # the policy's own host time was measured and counted; null without a pool
 )
 
 OUTCOME: tuple[tuple[str, pa.DataType], ...] = (

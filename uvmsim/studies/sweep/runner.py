@@ -73,6 +73,7 @@ class Runner:
             threshold=cell.threshold, ctx=cell.ctx,
             slots=cell.slots, pool=cell.pool, reset=cell.reset, write_back=cell.write_back,
             pinned=cell.pinned, ncmoe=cell.ncmoe, seed=cell.seed, profile=profile,
+            policy_time=cell.policy_time,
         )  # fmt: skip
         check_needs(job, trace)
         outcome = self.outcome(job, cell)
@@ -91,6 +92,7 @@ class Runner:
         share = (
             cell.trace.sha256, cell.limit, cell.unit, cell.model, cell.policy, decided,
             cell.pool, cell.reset, cell.write_back, cell.seed, cell.profile and cell.profile.sha256,
+            cell.policy_time,
         )  # fmt: skip
         if self._before is None or share != self._share:
             self._share, self._before = None, None  # frees the old one before the new is made

@@ -78,6 +78,9 @@ def sweep(
     s = scenario_of(scenario)
     if s.engine != "fast":
         raise InputError(f"{s.engine}: a sweep's clock is the compiled one", argument="engine")
+    for name in ("state", "state_out"):
+        if getattr(s, name) is not None:
+            raise InputError(": a sweep's policies begin from nothing", argument=name)
     config = config_of(s, axes or {})
     with tempfile.TemporaryDirectory(prefix="uvmsim-") as temporary:
         place = Path(temporary) / "rows.sweep" if folder is None else Path(folder)
