@@ -272,7 +272,7 @@ def test_cpu_work_and_copies_overlap(engine):
 
 @ENGINES
 def test_a_demand_waits_for_a_piece_at_most(engine):
-    """Pieces 10..40, 40..70; the miss comes at 45, moves 70..170; the rest of the guess, 40, after it."""
+    """Pieces 10..40, 40..70; the miss comes at 45, moves 70..170; the guess's other 40 after it."""
     waves = [(10, 0, 5, [(PREFETCH, -1, 100)], []), (30, 0, 5, [(DEMAND, -1, 100)], [])]
     t = engine.run(make(waves, piece=30))
     assert t.copy_start.tolist() == [10, 70]

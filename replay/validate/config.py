@@ -93,6 +93,8 @@ class ValidationConfig(BaseModel):
     """Repetitions after the first are left out once the measuring has taken this long."""
     pageable: Flag = False
     write_back: Flag = False
+    prefetch_pieces: Annotated[str | None, BeforeValidator(text)] = None
+    """Size of the pieces that prefetches move in, as `uvmsim.Scenario` has it."""
     seed: Annotated[int, BeforeValidator(whole)] = 0
     target_mape: Annotated[float, Field(gt=0)] = 0.05
     """What the report calls good: mean absolute percentage error, worst cell, rank correlation."""

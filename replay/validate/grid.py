@@ -84,7 +84,7 @@ def _add(grid: Grid, config: ValidationConfig, entry: TraceEntry, hardware: Hard
         profile=BUNDLED_FILE if entry.profile == BUNDLED else entry.profile,
         limit=entry.limit or config.limit, mechanisms=config.mode, slots=config.slots,
         policies=config.policy, pageable=config.pageable, write_back=config.write_back,
-        seed=config.seed,
+        prefetch_pieces=config.prefetch_pieces, seed=config.seed,
     )  # fmt: skip
     trace = load_trace(s.trace, s.limit)
     model = resolve_model(s, trace, notes)

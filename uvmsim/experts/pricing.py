@@ -36,8 +36,8 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     if times is not None:
         if job.prefetch_pieces:
             raise InputError(
-                f"{job.prefetch_pieces}: llama.cpp's copies go matrix by matrix, on the compute stream; "
-                "choose an engine without terms",
+                f"{job.prefetch_pieces}: llama.cpp's copies go matrix by matrix, on the compute "
+                "stream; choose an engine without terms",
                 argument="prefetch_pieces",
             )
         return _priced(plan, job, times)

@@ -335,7 +335,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "trace": _trace, "profile": _trace, "model": _described, "hardware": _machines,
     "program": _path,
     "expert_size": _number, "vram": _number, "link": _number,
-    "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole, "kv_type": _kv_type, "slots": _sizes,
+    "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole,
+    "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "threshold": _whole, "engine": _engine,
 }  # fmt: skip
