@@ -32,6 +32,9 @@ COMBINED = (
     "belady-horizon:horizon=1+next-layer",
     "random+oracle:horizon=2:budget=3000",
     "static-pin+next-layer:online=false",
+    "lru+next-layer:n=4:window=2000",
+    "lfu+previous-token:window=900",
+    "lru+oracle:horizon=3:window=4000",
 )
 QUICK = settings(max_examples=40, deadline=None)
 

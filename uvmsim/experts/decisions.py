@@ -40,6 +40,7 @@ from uvmsim.experts.pool import (
 )
 from uvmsim.policies.base import EVENT, Eviction, Pool
 from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.window import state_of
 from uvmsim.runs.job import Job, capacities
 from uvmsim.runs.plan import Counters
 
@@ -250,10 +251,9 @@ class Decisions:
         if "next_use" in self.spec.needs:
             seen = with_future(ctx, self.job.workload, first, last)
         try:
-            es, ps = (
-                policy.state(seen if "next_use" in policy.needs else ctx)
-                for policy in (self.spec.eviction, self.spec.prefetch or NoPrefetch())
-            )
+            evicts, fetches = self.spec.eviction, self.spec.prefetch or NoPrefetch()
+            es = evicts.state(seen if "next_use" in evicts.needs else ctx)
+            ps = state_of(fetches, seen if "next_use" in fetches.needs else ctx)
         except Exception as err:
             if not self.spec.files or isinstance(err, InputError):
                 raise

@@ -206,6 +206,10 @@ class Eviction(Policy):
 class Prefetch(Policy):
     """Who is fetched before the router asks."""
 
+    window: str = ""
+    """Bytes fetched and not used yet at the start, e.g. 512MiB, adapted to how many are used
+    (`uvmsim.policies.window`); none: no limit. Every prefetcher has it."""
+
     def limit(self, ctx: Context) -> int:
         """Most experts one call of `prefetch` may ask for."""
         return ctx.top_k
