@@ -24,6 +24,11 @@ class Row:
     layer: int
     experts: list[int] | None
     scores: list[float] | None = None
+    guesses: list[tuple[list[int], list[float]] | None] = field(
+        default_factory=lambda: [None, None]
+    )
+    """What the routers of the next layer and the one after it make of the token: experts, best first,
+    and what ranks them."""
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Ev:
     """Tokens whose routing is known."""
     choices: list[tuple[int, int, list[int]]] = field(default_factory=list)
     """(sequence, position, experts in rank order) of each of them."""
+    guesses: list[list[tuple[list[int], list[float]] | None]] = field(default_factory=list)
+    """`Row.guesses` of each of them."""
 
 
 @dataclass
@@ -93,7 +100,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
                     distinct.append((index, e))
         scores = [r.scores for r in known if r.scores]
         choices = [(r.seq, r.pos, r.experts) for r in known]
-        events.append(Ev(index, number, seq, distinct, scores, len(known), choices))
+        guesses = [r.guesses for r in known]
+        events.append(Ev(index, number, seq, distinct, scores, len(known), choices, guesses))
     return events
 
 

@@ -117,7 +117,8 @@ class Decisions:
             )
         self._stream = Stream(
             w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
-            w.scores, w.row_experts, w.row_seq, w.row_pos, w.step_phase,
+            w.scores, w.row_experts, w.row_seq, w.row_pos, w.step_phase, w.row_guesses,
+            w.row_guess_scores,
         )  # fmt: skip
         self._tally = new_tally(w.n_layers, w.n_experts)
         self._segments = iter(w.segments(job.reset))
