@@ -18,7 +18,6 @@ from traces.routing import RoutingTrace
 from traces.routing.bounds import check_values
 from uvmsim.core.read_only import read_only
 
-
 AHEAD = 2
 """Layers ahead that a trace may have routers' guesses of."""
 

@@ -29,8 +29,8 @@ def replay(ids, pool, es, ones, no_scores, no_guesses, no_ranks, one_choice, pla
     """Serve ``ids``, each an event and a forward pass of its own; a miss evicts, then inserts.
 
     ``ids`` int or uint [accesses]; ``no_*``: nothing, of an event's types; ``one_choice`` int32
-    [1, 1] and ``place`` int32 [1]: scratch; ``out`` int64 [2] gets the misses and, at an error, the bad victim. Returns the number of accesses
-    served: all of them, unless a victim was bad.
+    [1, 1] and ``place`` int32 [1]: scratch; ``out`` int64 [2] gets the misses and, at an error, the
+    bad victim. Returns the number of accesses served: all of them, unless a victim was bad.
     """
     misses = 0
     used = 0
