@@ -1,7 +1,7 @@
 """Where prefetching does not pay on a real card, it does not pay here.
 
-gpu_ext's own measurements of prefetching experts over PCIe 5 (September 2026: MoE-Infinity and FineMoE
-on an RTX 5090) are negative throughout: 61 to 72 % of the prefetched bytes were evicted unused, fetching
+gpu_ext's own measurements of prefetching experts over PCIe 5 (September 2026: MoE-Infinity, FineMoE
+on an RTX 5090) are negative throughout: 61 to 72 % of what was prefetched was evicted unused, fetching
 every expert that could follow was slower than demand alone, a governor cut the bytes to a tenth, and
 no gain was above 2 %. Counting prefetchers on recorded routing of gpt-oss-20b must say the same.
 """

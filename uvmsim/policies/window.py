@@ -18,7 +18,6 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.core.units import parse_bytes
 from uvmsim.policies.base import Context, Event, Pool, Prefetch
-from uvmsim.policies.lists import inner
 
 QUANTUM, FLOOR = 8, 4
 """Parts of the window at the start."""
@@ -29,12 +28,14 @@ a quantum, the floor."""
 
 class WindowState(NamedTuple):
     """The prefetcher's state, and: asked: int32 [n_total], the first ``n[0]`` are fetched and not found
-    out; used: bool [n_total], of them, those that the router asked for; size: int64 [layers]; at:
-    int64 [6], see the places above; wanted: int32, what the prefetcher asks for."""
+    out; waits: bool [n_total], whether an expert is among them; used: bool [n_total], those that the
+    router just asked for; size: int64 [layers]; at: int64 [6], see the places above; wanted: int32,
+    what the prefetcher asks for."""
 
     inner: Any
     asked: np.ndarray
     n: np.ndarray
+    waits: np.ndarray
     used: np.ndarray
     size: np.ndarray
     at: np.ndarray
@@ -56,7 +57,7 @@ def state_of(policy: Prefetch, ctx: Context) -> Any:
     at = np.array([0, start, 0, 0, start // QUANTUM, start // FLOOR], np.int64)
     return WindowState(
         policy.state(ctx), np.zeros(ctx.n_total, np.int32), np.zeros(1, np.int64),
-        np.zeros(ctx.n_total, np.bool_), ctx.expert_bytes.astype(np.int64), at,
+        np.zeros(ctx.n_total, np.bool_), np.zeros(ctx.n_total, np.bool_), ctx.expert_bytes.astype(np.int64), at,
         np.zeros(policy.limit(ctx) + ctx.n_total + 1, np.int32),
     )  # fmt: skip
 
@@ -88,6 +89,7 @@ def on_event(s: Any, pool: Pool, ev: Event) -> None:
             kept += 1
             continue
         at[OPEN] -= size
+        s.waits[e] = False
     s.n[0] = kept
     for j in range(len(ev.experts)):
         s.used[ev.experts[j]] = False
@@ -107,23 +109,15 @@ def prefetch(s: Any, pool: Pool, ev: Event, out: np.ndarray) -> int:
     found = 0
     for j in range(n):
         e = s.wanted[j]
-        if 0 <= e < pool.slot_of.size and pool.slot_of[e] < 0 and not _waits(s, e):
+        # One that waits found no slot, or is asked for twice.
+        if 0 <= e < pool.slot_of.size and pool.slot_of[e] < 0 and not s.waits[e]:
             size = s.size[pool.layer_of[e]]
             if s.at[OPEN] + size > s.at[WINDOW]:
                 continue
             s.at[OPEN] += size
+            s.waits[e] = True
             s.asked[s.n[0]] = e
             s.n[0] += 1
         out[found] = e
         found += 1
     return found
-
-
-@inner
-def _waits(s, e):
-    """Whether an expert is among those asked for that are not found out: one that found no slot, or
-    that is asked for twice."""
-    for j in range(s.n[0]):
-        if s.asked[j] == e:
-            return True
-    return False
