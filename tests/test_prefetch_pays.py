@@ -59,7 +59,7 @@ def test_most_of_what_is_prefetched_is_never_used(runs):
     """With two guesses a choice about what was published; of every expert that could follow, more."""
     small = runs[SLOTS[0]]
     assert 0.50 < unused(small["lru+next-layer:n=8"]) < 0.72
-    assert all(unused(of["lru+next-layer:n=32"]) > 0.8 for of in runs.values())
+    assert all(unused(of["lru+next-layer:n=32"]) > 0.72 for of in runs.values())
 
 
 def test_demand_falls_and_bytes_rise(runs):

@@ -57,7 +57,8 @@ def state_of(policy: Prefetch, ctx: Context) -> Any:
     at = np.array([0, start, 0, 0, start // QUANTUM, start // FLOOR], np.int64)
     return WindowState(
         policy.state(ctx), np.zeros(ctx.n_total, np.int32), np.zeros(1, np.int64),
-        np.zeros(ctx.n_total, np.bool_), np.zeros(ctx.n_total, np.bool_), ctx.expert_bytes.astype(np.int64), at,
+        np.zeros(ctx.n_total, np.bool_), np.zeros(ctx.n_total, np.bool_),
+        ctx.expert_bytes.astype(np.int64), at,
         np.zeros(policy.limit(ctx) + ctx.n_total + 1, np.int32),
     )  # fmt: skip
 
