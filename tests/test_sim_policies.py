@@ -124,7 +124,8 @@ done = []
 for evict in sorted(naive.EVICT):
     for fetch in ("", *("+" + f for f in sorted(naive.FETCH))):
         for pool, slots in (("global", 7), ("per-layer", 9)):
-            case = generate(len(done), scores=True, missing=0.1, sequences=2, decode=5)
+            case = generate(len(done), scores=True, missing=0.1, sequences=2, decode=5,
+                            guesses=True)
             profile = generate(1000, decode=5)
             how = dict(pool=pool, slots=slots, write_back=pool == "global", reset="sequence")
             policy = evict + fetch
