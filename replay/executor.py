@@ -118,7 +118,8 @@ class Executor:
                 done = step < w.n_steps and wave.event == last_event[step]
                 if done and wave.hi == ends[wave.event]:
                     self.dense.end(step)
-                    issue.append(time.perf_counter_ns() - began)
+                    waited = self.feed.waited_ns() if self.feed else 0
+                    issue.append(time.perf_counter_ns() - began - waited)
                     meter.end_step()
                     step, began = step + 1, time.perf_counter_ns()
         if self.feed:

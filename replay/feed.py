@@ -12,6 +12,7 @@ under way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ DEEP = 2
 """Pieces under way at once, so that the link is not idle while the host looks up."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Guess:
     """A prefetch of which the first ``at`` bytes have been queued."""
 
@@ -49,6 +50,7 @@ class Feed:
         self.pieces = 0
         (self.quiet,) = backend.events(1)
         """The latest demand copies are done."""
+        self._waited_ns = 0
 
     @property
     def events(self) -> list[int]:
@@ -61,9 +63,16 @@ class Feed:
 
     def until(self, opened: int) -> None:
         """Feed until the device has come to an event, which the host waits for."""
+        began = time.perf_counter_ns()
         while not self.backend.reached(opened):
             if self.waiting and self._free():
                 self._piece()
+        self._waited_ns += time.perf_counter_ns() - began
+
+    def waited_ns(self) -> int:
+        """Time spent in `until` since this was asked last."""
+        waited, self._waited_ns = self._waited_ns, 0
+        return waited
 
     def finish(self, slot: int, stream: int, told: bool = True) -> bool:
         """Queue what is left of a slot's guesses; False where that was nothing. ``told``: the meter is
