@@ -33,6 +33,7 @@ from replay.backend.base import (
 from replay.bank import Bank
 from replay.decide import Move, Wave, Waves
 from replay.dense_reads import DenseReads
+from replay.feed import Feed
 from replay.meter import Measured, Meter
 from replay.places import Places
 from uvmsim.runs.job import Job
@@ -86,12 +87,20 @@ class Executor:
         self.written = backend.events(len(bank.nbytes)) if places.writes_back else []
         """By expert: its latest write-back. An event a slot alone would not do: an expert may come
         back to another slot while that event already stands for the next victim's."""
+        self.feed: Feed | None = None
+        """Where prefetches move in pieces: those that are held back."""
         self.bytes = [0, 0, 0, 0]
         """By stream: bytes queued."""
 
     def run(self) -> Measured:
         """Issue everything and wait for it."""
         b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
+        if self.job.prefetch_pieces and self.places.by_slot:
+            told = meter if self.pace.detail else None
+            self.feed = Feed(
+                b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
+                self._wait_for_slot, told,
+            )  # fmt: skip
         self._warm_up()
         b.clear_hashes()
         b.synchronise()
@@ -109,12 +118,16 @@ class Executor:
                 done = step < w.n_steps and wave.event == last_event[step]
                 if done and wave.hi == ends[wave.event]:
                     self.dense.end(step)
-                    issue.append(time.perf_counter_ns() - began)
+                    waited = self.feed.waited_ns() if self.feed else 0
+                    issue.append(time.perf_counter_ns() - began - waited)
                     meter.end_step()
                     step, began = step + 1, time.perf_counter_ns()
+        if self.feed:
+            self.feed.finish_all()
         b.synchronise()
         measured = meter.finish(issue)
         mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
+        mine += self.feed.events if self.feed else []
         b.forget(meter.events + mine)
         return measured
 
@@ -140,23 +153,35 @@ class Executor:
         layer = self.layers[wave.event]
         if wave.first:
             self.dense.layer(layer, self.steps[wave.event])
+        feed = self.feed
+        if wave.emptied and feed:
+            feed.finish_all()
         if wave.emptied and places.writes_back:
             b.record(self.arrived, PREFETCH)
             b.wait(BACK, self.arrived)
         leaving = wave.leaving if places.moves_out else ()
         opened = -1
-        if wave.demand or wave.prefetch or leaving or (detail and wave.arriving):
+        held = feed is not None and bool(feed.waiting)
+        if wave.demand or wave.prefetch or leaving or (detail and wave.arriving) or held:
             if detail:
                 opened = meter.mark(COMPUTE)
             else:
                 opened = self.opened
                 b.record(opened, COMPUTE)
+        if feed and held:
+            feed.until(opened)
         if leaving:
             self._move_out(leaving, opened, meter)
         first = last = -1
         if wave.demand:
             first, last = self._fill(wave.demand, opened, DEMAND, meter)
             b.wait(COMPUTE, last)
+        if feed:
+            if held and wave.arriving:
+                b.wait(DEMAND, opened)
+            awaited = [slot for slot in wave.arriving if feed.finish(slot, DEMAND)]
+            if wave.demand or awaited:
+                feed.demanded()
         if wave.prefetch:
             self._fill(wave.prefetch, opened, PREFETCH, meter)
         for slot in wave.arriving:
@@ -171,6 +196,8 @@ class Executor:
         b = self.backend
         b.wait(BACK, opened)
         for _, slot in leaving:
+            if self.feed:
+                self.feed.finish(slot, PREFETCH)
             if self.filling[slot]:
                 b.wait(BACK, self.filled[slot])
         start = meter.mark(BACK) if self.pace.detail else -1
@@ -185,18 +212,22 @@ class Executor:
 
     def _fill(self, moves: list[Move], opened: int, stream: int, meter: Meter) -> tuple[int, int]:
         """Queue copies into slots; returns the events before the first and after the last."""
-        b, detail = self.backend, self.pace.detail
+        b, detail, feed = self.backend, self.pace.detail, self.feed
         nbytes = self.bank.nbytes
         b.wait(stream, opened)
         start = meter.mark(stream) if detail else -1
         for e, slot in moves:
-            if self.emptied:
-                b.wait(stream, self.emptied[slot])
-                b.wait(stream, self.written[e])
+            self.bytes[stream] += nbytes[e]
+            if feed and stream == PREFETCH:
+                feed.ask(e, slot)
+                self.filling[slot] = True
+                continue
+            if feed:
+                feed.finish(slot, stream, told=False)
+            self._wait_for_slot(e, slot, stream)
             if stream == DEMAND and self.filling[slot]:
                 b.wait(stream, self.filled[slot])
             self.places.move_in(e, slot, stream)
-            self.bytes[stream] += nbytes[e]
             self.filling[slot] = stream == PREFETCH
             if stream == PREFETCH:
                 b.record(self.filled[slot], PREFETCH)
@@ -208,6 +239,12 @@ class Executor:
             if stream == DEMAND:
                 b.record(end, DEMAND)
         return start, end
+
+    def _wait_for_slot(self, e: int, slot: int, stream: int) -> None:
+        """The slot's write-back and the expert's own come before a copy of it into the slot."""
+        if self.emptied:
+            self.backend.wait(stream, self.emptied[slot])
+            self.backend.wait(stream, self.written[e])
 
     def _compute(self, wave: Wave, layer: int) -> None:
         """Expert calls of a wave, as many at once as the task table and the buffers hold."""

@@ -27,6 +27,11 @@ class Places:
     def move_in(self, expert: int, slot: int, stream: int) -> None:
         """Queue filling a slot."""
 
+    def move_part(self, expert: int, slot: int, at: int, n: int, stream: int) -> None:
+        """Queue filling ``n`` bytes of a slot, from byte ``at``; only where slots are filled by
+        copies (`by_slot`)."""
+        raise NotImplementedError
+
     def move_out(self, expert: int, slot: int) -> None:
         """Queue an expert's way out of its slot, on ``BACK``."""
 
@@ -59,6 +64,10 @@ class Slots(Places):
         part = stride(-(-n // self.split))
         for at in range(0, n, part):
             self.backend.copy_in(dst + at, src + at, min(part, n - at), stream)
+
+    def move_part(self, expert: int, slot: int, at: int, n: int, stream: int) -> None:
+        self.holds[slot] = expert
+        self.backend.copy_in(self.ptrs[slot] + at, self._src[expert] + at, n, stream)
 
     def move_out(self, expert: int, slot: int) -> None:
         self.backend.copy_out(self._src[expert], self.ptrs[slot], self._nbytes[expert], BACK)

@@ -24,6 +24,11 @@ class Row:
     layer: int
     experts: list[int] | None
     scores: list[float] | None = None
+    guesses: list[tuple[list[int], list[float]] | None] = field(
+        default_factory=lambda: [None, None]
+    )
+    """What the routers of the next layer and the one after it make of the token: experts, best first,
+    and what ranks them."""
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Ev:
     """Tokens whose routing is known."""
     choices: list[tuple[int, int, list[int]]] = field(default_factory=list)
     """(sequence, position, experts in rank order) of each of them."""
+    guesses: list[list[tuple[list[int], list[float]] | None]] = field(default_factory=list)
+    """`Row.guesses` of each of them."""
 
 
 @dataclass
@@ -93,7 +100,8 @@ def events_of(rows: list[Row], unit: str) -> list[Ev]:
                     distinct.append((index, e))
         scores = [r.scores for r in known if r.scores]
         choices = [(r.seq, r.pos, r.experts) for r in known]
-        events.append(Ev(index, number, seq, distinct, scores, len(known), choices))
+        guesses = [r.guesses for r in known]
+        events.append(Ev(index, number, seq, distinct, scores, len(known), choices, guesses))
     return events
 
 
@@ -498,6 +506,49 @@ class Oracle(Fetch):
         return out
 
 
+class Window(Fetch):
+    """A prefetcher whose bytes fetched and not used yet stay within a window that adapts."""
+
+    def __init__(self, world, other: Fetch, start: int):
+        super().__init__(world)
+        self.other, self.window, self.start = other, start, start
+        self.under_way: set = set()
+        self.used = self.unused = 0
+
+    def size(self, experts) -> int:
+        return sum(self.world.bytes_of[e[0]] for e in experts)
+
+    def event(self, ev):
+        used = self.under_way & set(ev.experts)
+        lost = {e for e in self.under_way - used if e not in self.world.resident}
+        self.under_way -= used | lost
+        self.used += self.size(used)
+        self.unused += self.size(lost)
+        if self.used + self.unused >= self.start // 8:
+            good = self.used >= self.unused
+            step = self.start // 8 if good else -(self.start // 8)
+            self.window = self.window + step if good else max(self.start // 4, self.window + step)
+            self.used = self.unused = 0
+        self.other.event(ev)
+
+    def wanted(self, ev):
+        out = []
+        for e in self.other.wanted(ev):
+            if e not in self.world.resident and e not in self.under_way:
+                if self.size(self.under_way | {e}) > self.window:
+                    continue
+                self.under_way.add(e)
+            out.append(e)
+        return out
+
+
+def fetcher(name: str | None, world) -> Fetch | None:
+    """The prefetcher of that name, with its window if it has one."""
+    made = FETCH[name](world) if name else None
+    start = world.prefetch_options.get("window", 0)
+    return Window(world, made, start) if made and start else made
+
+
 FETCH = {
     "next-layer": NextLayer,
     "previous-token": PreviousToken,
@@ -590,8 +641,7 @@ def simulate(
             bytes_of or [1] * n_layers,
         )  # fmt: skip
         world.profile_accesses = events_of(profile, "access") if profile else []
-        run_segment(world, segment, EVICT[evict](world), FETCH[fetch](world) if fetch else None,
-                    out, write_back)  # fmt: skip
+        run_segment(world, segment, EVICT[evict](world), fetcher(fetch, world), out, write_back)
     return out
 
 

@@ -365,3 +365,72 @@ class LearnedNext(naive.Fetch):
 
 
 naive.FETCH["learned-next"] = LearnedNext
+
+
+class GateNext(LearnedNext):
+    """The learned chance and the next layer's own router, weighed layer by layer."""
+
+    def __init__(self, world):
+        super().__init__(world)
+        self.gate_rate = F(world.prefetch_options.get("gate_rate", 0.1))
+        self.w = {n: np.array([1, 0, 0, 0, 0, 0], F) for n in range(world.n_layers)}
+        self.squares = {n: np.full(6, 0.01, F) for n in range(world.n_layers)}
+        self.seen: dict = {}
+
+    def event(self, ev):
+        super().event(ev)
+        self.left = self.weighed
+
+    def govern(self, ev):
+        super().govern(ev)
+        self.weighed = np.ones(self.world.n_experts, F)
+        self.guesses = list(ev.guesses[-(self.reader.tokens // 2) :])
+
+    def turn(self, track, layer, experts):
+        if track.known[layer] and self.made.get((id(track), layer)) == track.turn[layer]:
+            x = self.looked(track, layer)
+            err = -self.chances(layer, x)
+            err[experts] += F(1)
+            for j in range(6):
+                step = F(0)
+                for d in err * x[j]:
+                    step = F(step + d)
+                self.squares[layer][j] += step * step
+                root = np.sqrt(self.squares[layer][j])
+                self.w[layer][j] += self.gate_rate * step / root
+        super().turn(track, layer, experts)
+
+    def forecast(self, track, layer, token):
+        super().forecast(track, layer, token)
+        target = (layer + self.ahead) % self.world.n_layers
+        self.seen[id(track), target] = self.guesses.pop(0)[self.ahead - 1]
+        self.weighed = self.weighed * (F(1) - self.chances(target, self.looked(track, target)))
+
+    def looked(self, track, layer) -> np.ndarray:
+        p = np.clip(track.number[layer], F(1e-3), F(1) - F(1e-3))
+        x = np.zeros((6, self.world.n_experts), F)
+        x[0] = log_of(p) - log_of(F(1) - p)
+        x[5] = 1
+        if self.seen[id(track), layer]:
+            experts, scores = self.seen[id(track), layer]
+            finite = [s for s in scores if s > -np.inf]
+            scores = [F(max(s, finite[-1])) for s in scores]
+            k = self.world.top_k
+            scale = F(1) / max(F(scores[0] - scores[-1]), F(1e-3))
+            limit = (scores[k - 1] + scores[min(k, len(scores) - 1)]) * F(0.5)
+            x[1] = (scores[-1] - limit) * scale - F(0.25)
+            for e, score in zip(experts, scores, strict=True):
+                x[1, e] = (score - limit) * scale
+                x[2, e] = e in experts[:k]
+                x[4, e] = 1
+            x[3, experts[0]] = 1
+        return x
+
+    def chances(self, layer, x) -> np.ndarray:
+        u = np.zeros(self.world.n_experts, F)
+        for j in range(6):
+            u = u + self.w[layer][j] * x[j]
+        return chance_of(u)
+
+
+naive.FETCH["gate-next"] = GateNext

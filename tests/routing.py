@@ -11,7 +11,7 @@ import naive_online  # noqa: F401 - its policies stand in naive.EVICT and naive.
 import numpy as np
 from hypothesis import strategies as st
 
-from traces.files.schema import RoutingMeta
+from traces.files.schema import RoutingMeta, guess_width
 from traces.models.info import ModelInfo
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
@@ -34,6 +34,7 @@ class Case:
     n_experts: int
     top_k: int
     scores: bool = False
+    guesses: bool = False
 
     @property
     def expert_bytes(self) -> tuple[int, ...]:
@@ -69,6 +70,12 @@ class Case:
             columns["scores"] = np.array(
                 [unknown if r.scores is None else r.scores for r in rows], np.float32
             )
+        width = guess_width(k, self.n_experts)
+        empty = ([-1] * width, [float("nan")] * width)
+        for i in range(2 if self.guesses else 0):
+            made = [r.guesses[i] or empty for r in rows]
+            columns[f"next{i + 1}_ids"] = np.array([g[0] for g in made], np.int16)
+            columns[f"next{i + 1}_scores"] = np.array([g[1] for g in made], np.float16)
         meta = RoutingMeta(model=self.info, ids_order="ranked", tool="tests")
         return RoutingTrace(columns, meta, path=Path("random.arrow"))
 
@@ -98,6 +105,7 @@ def generate(
     scores: bool = False,
     first_block: int = 0,
     together: bool = False,
+    guesses: bool = False,
 ) -> Case:
     """A trace with favourites and repetition; ``together`` decodes all sequences in one batch."""
     r = random.Random(seed)
@@ -152,11 +160,35 @@ def generate(
         for i in range(decode):
             forward(step, 1, [(seq, pos + i) for seq in batch])
             step += 1
-    return Case(rows, blocks, experts, top_k, scores)
+    if guesses:
+        rows = with_guesses(rows, experts, top_k, random.Random(seed + 1))
+    return Case(rows, blocks, experts, top_k, scores, guesses)
+
+
+def with_guesses(rows, experts: int, k: int, r: random.Random) -> list[naive.Row]:
+    """The same with guesses of the next two layers: often the choice itself, sometimes none; few
+    distinct scores, and a last few that were ruled out."""
+    blocks = sorted({x.layer for x in rows})
+    chose = {(x.seq, x.pos, x.layer): x.experts for x in rows}
+
+    def guess(x: naive.Row, ahead: int):
+        at = blocks.index(x.layer) + ahead
+        if at >= len(blocks) or r.random() < 0.1:
+            return None
+        likely = [e for e in chose.get((x.seq, x.pos, blocks[at])) or [] if r.random() < 0.8]
+        others = [e for e in range(experts) if e not in likely]
+        r.shuffle(others)
+        width = guess_width(k, experts)
+        scores = sorted((r.choice((-1.5, 0.25, 0.5, 2.0)) for _ in range(width)), reverse=True)
+        if r.random() < 0.2:
+            scores[1:] = [*scores[1:-1], float("-inf")][: width - 1]
+        return (likely + others)[:width], scores
+
+    return [dataclasses.replace(x, guesses=[guess(x, 1), guess(x, 2)]) for x in rows]
 
 
 @st.composite
-def cases(draw, scores: bool = False, max_decode: int = 14) -> Case:
+def cases(draw, scores: bool = False, max_decode: int = 14, guesses: bool = False) -> Case:
     """Random shapes; the content comes from a drawn seed, which keeps drawing cheap."""
     experts = draw(st.integers(2, 9))
     prefill = draw(st.integers(0, 6))
@@ -170,6 +202,7 @@ def cases(draw, scores: bool = False, max_decode: int = 14) -> Case:
         prefill=prefill,
         missing=draw(st.sampled_from((0.0, 0.0, 0.15))),
         scores=scores,
+        guesses=guesses,
         first_block=draw(st.integers(0, 2)),
         together=draw(st.booleans()),
     )

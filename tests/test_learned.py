@@ -15,6 +15,7 @@ from uvmsim.experts.knowledge import context
 from uvmsim.policies.online import learner
 from uvmsim.policies.registry import parse
 from uvmsim.runs.job import capacities
+from uvmsim.studies.simulate import check_needs
 
 QUICK = settings(max_examples=30, deadline=None)
 
@@ -84,6 +85,57 @@ def test_prefetch_equals_reference_on_a_longer_trace(policy):
         compare(case, policy, slots=20)
 
 
+GATE = (
+    "lru+gate-next",
+    "learned:warm=0+gate-next:theta=0.2:ahead=2:n=3",
+    "layer-lru+gate-next:theta=0.1:budget=600:useful=0.6:gate_rate=0.3",
+    "lru+gate-next:theta=0.2:window=2000",
+)
+
+
+@pytest.mark.parametrize("policy", GATE)
+def test_gate_equals_reference(policy):
+    @QUICK
+    @given(st.data())
+    def check(data):
+        case = data.draw(cases(max_decode=40, guesses=True))
+        compare(case, policy, **data.draw(settings_for(case, units=("event",))))
+
+    check()
+
+
+@pytest.mark.parametrize("policy", GATE)
+def test_gate_equals_reference_on_a_longer_trace(policy):
+    for together in (False, True):
+        case = generate(3, layers=4, experts=16, top_k=3, sequences=3, decode=60, prefill=15,
+                        together=together, guesses=True)  # fmt: skip
+        compare(case, policy, slots=20)
+
+
+def test_a_layer_ahead_the_gate_knows_what_counts_do_not():
+    """Guesses that are right four times in five: most experts come before the router asks."""
+    case = generate(5, layers=6, experts=16, top_k=3, sequences=2, decode=200, guesses=True)
+    hits = {
+        p: plan_of(case, p, slots=30).counters.hits
+        for p in ("lru", "lru+learned-next", "lru+gate-next")
+    }
+    assert hits["lru+gate-next"] > 1.2 * hits["lru+learned-next"] > hits["lru"]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({}, "needs guesses of the next layers' routers"),
+        ({"guesses": True, "unit": "access"}, "needs routers' guesses, which single accesses"),
+    ],
+)
+def test_what_has_no_guesses_is_refused(how, says):
+    unit = how.pop("unit", "event")
+    case = generate(1, **how)
+    with pytest.raises(InputError, match=says):
+        check_needs(case.job("lru+gate-next", unit=unit, slots=9), case.trace)
+
+
 def test_layer_lru_order_before_it_knows():
     case = generate(11, layers=3, experts=12, top_k=2, sequences=1, decode=60, prefill=0)
     learned, lru = (plan_of(case, p, slots=12) for p in ("learned", "layer-lru"))
@@ -125,6 +177,9 @@ def test_state_is_under_16_mib(shape):
         ("learned:warm=-1", "warm=-1 must be at least 0"),
         ("lru+learned-next:ahead=4", "ahead=4 must be from 1 to 3"),
         ("lru+learned-next:theta=1.5", "theta=1.5 must be from 0 to 1"),
+        ("lru+gate-next:ahead=3", "ahead=3 must be from 1 to 2"),
+        ("lru+next-layer:window=4", "window=4: give a size"),
+        ("lru+next-layer:window=x", "next-layer: window=x"),
     ],
 )
 def test_bad_parameters_are_said(policy, says):

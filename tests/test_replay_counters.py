@@ -50,7 +50,8 @@ def test_an_expert_cache_counts_and_computes_as_simulated(data):
         FAST, split=data.draw(st.integers(1, 3)), ahead=data.draw(st.integers(0, 3)),
         detail=data.draw(st.booleans()),
     )  # fmt: skip
-    job = case.job(policy, profile=case.workload(), **how)
+    pieces = data.draw(st.sampled_from((0, 100, 1000)))
+    job = case.job(policy, profile=case.workload(), prefetch_pieces=pieces, **how)
     with Session(HostBackend(shuffle=shuffle), pace) as session:
         assert_same_row(session.run(job), "expert-cache")
 

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import cases, generate, settings_for
 
-from replay.backend.base import COMPUTE
+from replay.backend.base import COMPUTE, DEMAND, PREFETCH
 from replay.backend.host import HostBackend
+from replay.feed import Feed
 from replay.results import verified
 from replay.session import How, Session
+from uvmsim.mechanisms import mechanism
+from uvmsim.runs.plan import PREFETCH as KIND
 
 
 class Race(AssertionError):
@@ -22,8 +25,8 @@ class Checked(HostBackend):
     """Runs as the host backend does, and proves from streams and events alone that every two
     accesses of a byte, one of them a write, are ordered."""
 
-    def __init__(self, deaf: int | None = None):
-        super().__init__()
+    def __init__(self, deaf: int | None = None, shuffle: int | None = None):
+        super().__init__(shuffle)
         self.clock = np.zeros((4, 4), np.int64)
         self.host_clock = np.zeros(4, np.int64)
         self.notes: dict[int, np.ndarray] = {}
@@ -39,6 +42,12 @@ class Checked(HostBackend):
         self.waits += 1
         if self.waits - 1 != self.deaf and event in self.notes:
             np.maximum(self.clock[stream], self.notes[event], out=self.clock[stream])
+
+    def reached(self, event):
+        done = super().reached(event)
+        if done and event in self.notes:
+            np.maximum(self.host_clock, self.notes[event], out=self.host_clock)
+        return done
 
     def synchronise(self, event=None):
         super().synchronise(event)
@@ -85,7 +94,8 @@ def test_copies_and_kernels_never_race(data):
     how = data.draw(settings_for(case))
     policy = data.draw(st.sampled_from(POLICIES))
     pace = How(dtype="fp32", detail=data.draw(st.booleans()), split=data.draw(st.integers(1, 2)))
-    with Session(Checked(), pace) as session:
+    how["prefetch_pieces"] = data.draw(st.sampled_from((0, 100, 1000)))
+    with Session(Checked(shuffle=data.draw(st.sampled_from((None, 3)))), pace) as session:
         run = session.run(case.job(policy, profile=case.workload(), **how))
     assert verified(run)
 
@@ -132,3 +142,24 @@ def test_an_engine_without_waits_computes_with_wrong_bytes():
         found.append(verified(run))
         assert verified(run) == (not run.problems)
     assert not any(found)
+
+
+def test_prefetches_are_fed_in_pieces_and_finished_when_wanted(monkeypatch):
+    """Both ways of a guess are taken: some pieces between demands, the rest on the demand stream."""
+    taken = {PREFETCH: 0, DEMAND: 0}
+    queue = Feed._queue
+
+    def counted(self, guess, stream):
+        taken[stream] += 1
+        queue(self, guess, stream)
+
+    monkeypatch.setattr(Feed, "_queue", counted)
+    case = generate(9, layers=3, experts=8, decode=20)
+    job = case.job("lru+previous-token", slots=8, prefetch_pieces=200)
+    with Session(Checked(shuffle=5), How(dtype="fp32")) as session:
+        run = session.run(job)
+    assert verified(run)
+    assert min(taken.values()) > 20
+    plan = mechanism("expert-cache").plan(job)
+    size = plan.copy_bytes[plan.copy_kind == KIND]
+    assert sum(taken.values()) == (-(-size // 200)).sum()

@@ -27,12 +27,27 @@ def tick(plan: Plan) -> Timeline:
     may take no time at all); then each engine that is free takes the head of its demand queue if
     that may start, else the head of its prefetch queue if that may start. A copy may start when the
     copy it follows has arrived.
+
+    With ``piece_ns`` a prefetch goes back to the head of its queue after each piece; and as a wave
+    opens, prefetches that it needs, and those that copies it needs must follow, leave that queue for
+    one that goes before it: the followed first.
     """
     n = len(plan.copy_ns)
+    left = plan.copy_ns.tolist()
+    awaited: list[int] = []
+
+    def need(copy: int) -> None:
+        if plan.copy_after[copy] >= 0:
+            need(int(plan.copy_after[copy]))
+        if copy in queues["h2d"][PREFETCH]:
+            queues["h2d"][PREFETCH].remove(copy)
+            awaited.append(copy)
+
     start, done = [None] * n, [None] * n
     opened, ready = [None] * len(plan.pre_ns), [None] * len(plan.pre_ns)
     queues = {"h2d": {DEMAND: [], PREFETCH: []}, "d2h": {WRITEBACK: [], PREFETCH: []}}
     moving: dict[str, int | None] = {"h2d": None, "d2h": None}
+    until_piece = {"h2d": 0, "d2h": 0}
     wave_lo = [0, *plan.wave_copy_hi]
     wait_lo = [0, *plan.wave_wait_hi]
     wave, stage, until = 0, "dense", int(plan.pre_ns[0]) if len(plan.pre_ns) else 0
@@ -40,8 +55,10 @@ def tick(plan: Plan) -> Timeline:
     now = 0
     while wave < len(plan.pre_ns) or any(d is None for d in done):
         for engine, copy in moving.items():
-            if copy is not None and now == start[copy] + plan.copy_ns[copy]:
-                done[copy], moving[engine] = now, None
+            if copy is not None and now == until_piece[engine]:
+                moving[engine] = None
+                if not left[copy]:
+                    done[copy] = now
         while wave < len(plan.pre_ns):
             mine = range(wave_lo[wave], wave_lo[wave + 1])
             if stage == "dense" and now >= until:
@@ -49,6 +66,12 @@ def tick(plan: Plan) -> Timeline:
                 for copy in mine:
                     kind = plan.copy_kind[copy]
                     queues["d2h" if kind == WRITEBACK else "h2d"][kind].append(copy)
+                if plan.piece_ns:
+                    for copy in mine:
+                        if plan.copy_kind[copy] == DEMAND:
+                            need(copy)
+                    for copy in plan.waits[wait_lo[wave] : wait_lo[wave + 1]].tolist():
+                        need(copy)
                 stage, until = "cpu", now + int(plan.cpu_ns[wave])
             elif stage == "cpu" and now >= until:
                 stage = "wait"
@@ -71,17 +94,26 @@ def tick(plan: Plan) -> Timeline:
         for engine, by_kind in queues.items():
             if moving[engine] is not None:
                 continue
-            for queue in by_kind.values():
+            guesses = by_kind[PREFETCH]
+            urgent = [q for kind, q in by_kind.items() if kind != PREFETCH]
+            for queue in (*urgent, *([awaited] if engine == "h2d" else ()), guesses):
                 after = int(plan.copy_after[queue[0]]) if queue else -1
                 if queue and (after < 0 or done[after] is not None):
-                    copy = queue.pop(0)
-                    start[copy], moving[engine] = now, copy
+                    copy = queue[0]
+                    cut = plan.piece_ns and queue is guesses
+                    part = min(plan.piece_ns, left[copy]) if cut else left[copy]
+                    left[copy] -= part
+                    if start[copy] is None:
+                        start[copy] = now
+                    moving[engine], until_piece[engine] = copy, now + part
+                    if not left[copy]:
+                        queue.pop(0)
                     break
         now += 1
     return Timeline(*(np.array(x, np.int64) for x in (step_end, opened, ready, start, done)))
 
 
-def make(waves, steps=None) -> Plan:
+def make(waves, steps=None, piece=0) -> Plan:
     """A plan from ``(pre, cpu, compute, copies, waits)`` a wave; a copy is ``(kind, after, ns)``."""
     copies = [c for w in waves for c in w[3]]
 
@@ -99,11 +131,11 @@ def make(waves, steps=None) -> Plan:
         copy_after=column(c[1] for c in copies), copy_ns=column(c[2] for c in copies),
         waits=column(x for w in waves for x in w[4]),
         step_wave_hi=column(steps if steps is not None else range(1, len(waves) + 1)),
-        hit=np.zeros(0, np.uint8), counters=Counters(),
+        hit=np.zeros(0, np.uint8), counters=Counters(), piece_ns=piece,
     )  # fmt: skip
 
 
-def random_plan(seed: int, waves: int, longest: int, prefetchy: float) -> Plan:
+def random_plan(seed: int, waves: int, longest: int, prefetchy: float, piece: int = 0) -> Plan:
     """Any plan the rules allow, realistic or not; many zeros, so that events coincide."""
     r = random.Random(seed)
     kinds: list[int] = []
@@ -125,7 +157,7 @@ def random_plan(seed: int, waves: int, longest: int, prefetchy: float) -> Plan:
         out.append((*durations, copies, waits))
     # Some waves share a step.
     steps = sorted({waves, *(w for w in range(1, waves) if r.random() < 0.5)})
-    return make(out, steps)
+    return make(out, steps, piece)
 
 
 def same(a: Timeline, b: Timeline) -> None:
@@ -139,9 +171,10 @@ def same(a: Timeline, b: Timeline) -> None:
     st.integers(1, 12),
     st.sampled_from((1, 3, 9, 30)),
     st.sampled_from((0.0, 0.4, 0.8)),
+    st.sampled_from((0, 0, 1, 2, 5, 12, 1000)),
 )
-def test_both_engines_equal_the_tick_by_tick_reference(seed, waves, longest, prefetchy):
-    plan = random_plan(seed, waves, longest, prefetchy)
+def test_both_engines_equal_the_tick_by_tick_reference(seed, waves, longest, prefetchy, piece):
+    plan = random_plan(seed, waves, longest, prefetchy, piece)
     want = tick(plan)
     same(fast.run(plan), want)
     same(des.run(plan), want)
@@ -232,3 +265,53 @@ def test_cpu_work_and_copies_overlap(engine):
     """150 ns on the CPU beside a copy of 100 ns: the wave waits for the longer one."""
     t = engine.run(make([(10, 150, 5, [(DEMAND, -1, 100)], [])]))
     assert (t.wave_ready[0], t.step_end[0]) == (160, 165)
+
+
+# ---- prefetches in pieces --------------------------------------------------------------------------
+
+
+@ENGINES
+def test_a_demand_waits_for_a_piece_at_most(engine):
+    """Pieces 10..40, 40..70; the miss comes at 45, moves 70..170; the guess's other 40 after it."""
+    waves = [(10, 0, 5, [(PREFETCH, -1, 100)], []), (30, 0, 5, [(DEMAND, -1, 100)], [])]
+    t = engine.run(make(waves, piece=30))
+    assert t.copy_start.tolist() == [10, 70]
+    assert t.copy_done.tolist() == [210, 170]
+    assert t.step_end.tolist() == [15, 175]
+
+
+@ENGINES
+def test_an_awaited_prefetch_goes_before_other_guesses(engine):
+    """Two guesses queued at 10; the second is wanted at 25, while the first moves its piece 10..40.
+    It goes next, as a whole, 40..140; then what is left of the first."""
+    waves = [(10, 0, 5, [(PREFETCH, -1, 100)] * 2, []), (10, 0, 5, [], [1])]
+    t = engine.run(make(waves, piece=30))
+    assert t.copy_start.tolist() == [10, 40]
+    assert t.copy_done.tolist() == [210, 140]
+    assert t.step_end.tolist() == [15, 145]
+
+
+@ENGINES
+def test_a_guess_in_the_way_of_a_demand_is_no_guess_any_more(engine):
+    """The miss at 25 takes the slot of the second guess: that goes next (40..140), then the miss
+    (140..240), then the first guess's other 70."""
+    waves = [(10, 0, 5, [(PREFETCH, -1, 100)] * 2, []), (10, 0, 5, [(DEMAND, 1, 100)], [])]
+    t = engine.run(make(waves, piece=30))
+    assert t.copy_start.tolist() == [10, 40, 140]
+    assert t.copy_done.tolist() == [310, 140, 240]
+
+
+@ENGINES
+def test_guesses_cost_a_wave_a_piece_at_most(engine):
+    """However many there are, if nobody waits for them: against the same run without any."""
+    for seed in range(40):
+        r = random.Random(seed)
+        with_guesses, without = [], []
+        for _ in range(12):
+            misses = [(DEMAND, -1, r.randint(1, 30)) for _ in range(r.randint(0, 2))]
+            guesses = [(PREFETCH, -1, r.randint(1, 30)) for _ in range(r.randint(0, 4))]
+            durations = [r.randint(0, 20) for _ in range(3)]
+            with_guesses.append((*durations, misses + guesses, []))
+            without.append((*durations, misses, []))
+        late = [engine.run(make(w, piece=4)).step_end for w in (with_guesses, without)]
+        assert (np.diff(late[0] - late[1], prepend=0) <= 4).all()

@@ -49,6 +49,7 @@ def test_expert_cache_has_one_timeline(policy):
         case = data.draw(cases())
         job = case.job(
             policy, hardware=data.draw(machines()), pinned=data.draw(st.booleans()),
+            prefetch_pieces=data.draw(st.sampled_from((0, 0, 1, 50, 700, 10**6))),
             **data.draw(settings_for(case)),
         )  # fmt: skip
         plan = mechanism("expert-cache").plan(job)

@@ -32,6 +32,9 @@ COMBINED = (
     "belady-horizon:horizon=1+next-layer",
     "random+oracle:horizon=2:budget=3000",
     "static-pin+next-layer:online=false",
+    "lru+next-layer:n=4:window=2000",
+    "lfu+previous-token:window=900",
+    "lru+oracle:horizon=3:window=4000",
 )
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -121,7 +124,8 @@ done = []
 for evict in sorted(naive.EVICT):
     for fetch in ("", *("+" + f for f in sorted(naive.FETCH))):
         for pool, slots in (("global", 7), ("per-layer", 9)):
-            case = generate(len(done), scores=True, missing=0.1, sequences=2, decode=5)
+            case = generate(len(done), scores=True, missing=0.1, sequences=2, decode=5,
+                            guesses=True)
             profile = generate(1000, decode=5)
             how = dict(pool=pool, slots=slots, write_back=pool == "global", reset="sequence")
             policy = evict + fetch

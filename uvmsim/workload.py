@@ -18,6 +18,9 @@ from traces.routing import RoutingTrace
 from traces.routing.bounds import check_values
 from uvmsim.core.read_only import read_only
 
+AHEAD = 2
+"""Layers ahead that a trace may have routers' guesses of."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -64,6 +67,15 @@ class Workload:
     """int32 [R]: the sequence of each."""
     row_pos: np.ndarray = field(default_factory=lambda: read_only(np.zeros(0, np.int32)))
     """int32 [R]: its place in that sequence."""
+    row_guesses: np.ndarray = field(
+        default_factory=lambda: read_only(np.zeros((0, AHEAD, 0), np.int16))
+    )
+    """int16 [R, 2, 2k]: experts that the routers of the next MoE layer and of the one after it guess
+    for each known row, best first, -1 none; no rows where the trace has no such guesses."""
+    row_guess_scores: np.ndarray = field(
+        default_factory=lambda: read_only(np.zeros((0, AHEAD, 0), np.float32))
+    )
+    """float32 [R, 2, 2k]: what they were ranked by."""
 
     @property
     def n_events(self) -> int:
@@ -108,6 +120,7 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         raise InputError(f"{trace.path}: the trace has no rows")
     index = np.full(int(layers.max()) + 1, -1, np.int32)
     index[layers] = np.arange(n_layers, dtype=np.int32)
+    guesses = {}
     new_group = np.empty(n, bool)
     new_group[0] = True
     new_group[1:] = (np.diff(step) != 0) | (np.diff(layer) != 0)
@@ -136,6 +149,7 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         scores = trace.scores if trace.scores is not None else np.zeros((0, 0), np.float32)
         if len(scores) and not known.all():
             scores = np.ascontiguousarray(scores[known])
+        guesses = _guesses(trace, known)
     elif unit == "access":
         used = experts >= 0
         group_of_row = np.repeat(np.arange(len(groups)), np.diff(bounds))
@@ -171,8 +185,23 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         int((experts[:, 0] < 0).sum()),
         read_only(np.ascontiguousarray(row_experts, np.int16)),
         read_only(np.ascontiguousarray(row_seq, np.int32)),
-        read_only(np.ascontiguousarray(row_pos, np.int32)),
+        read_only(np.ascontiguousarray(row_pos, np.int32)), **guesses,
     )  # fmt: skip
+
+
+def _guesses(trace: RoutingTrace, known: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of a workload for what a trace's routers guessed, of the rows that are ``known``."""
+    made = [trace.predictions.get(f"next{n}") for n in range(1, AHEAD + 1)]
+    first = made[0]
+    if first is None:
+        return {}
+    none = (np.full_like(first.ids, -1), np.full_like(first.scores, np.nan))
+    both = [none if g is None else (g.ids, g.scores) for g in made]
+    ids, scores = (np.stack([g[part][known] for g in both], axis=1) for part in range(2))
+    return {
+        "row_guesses": read_only(np.ascontiguousarray(ids, np.int16)),
+        "row_guess_scores": read_only(np.ascontiguousarray(scores, np.float32)),
+    }
 
 
 def _check_order(trace: RoutingTrace, step, layer, rows) -> None:

@@ -164,6 +164,10 @@ class Backend(ABC):
     def wait(self, stream: int, event: int) -> None: ...
 
     @abstractmethod
+    def reached(self, event: int) -> bool:
+        """Whether the work an event notes is done, without waiting; True if it was never recorded."""
+
+    @abstractmethod
     def synchronise(self, event: int | None = None) -> None:
         """Block the host until an event (None: all queued work) is done."""
 

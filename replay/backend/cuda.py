@@ -21,6 +21,8 @@ from replay.layout import ExpertLayout
 from traces.errors import InputError
 
 DISABLE_TIMING, NON_BLOCKING = 2, 1
+SUCCESS, NOT_READY = 0, 600
+"""What a query of an event says."""
 ANY_DIRECTION = 4
 """cudaMemcpyDefault: the addresses say which way (the bank may be pinned, pageable or managed)."""
 BLOCKS_PER_SM = 3
@@ -205,6 +207,12 @@ class CudaBackend(Backend):
 
     def wait(self, stream: int, event: int) -> None:
         self._rt.streamWaitEvent(self._streams[stream], event)
+
+    def reached(self, event: int) -> bool:
+        status = self._rt.eventQuery(event)
+        if status not in (SUCCESS, NOT_READY):
+            raise self._rt.CUDARuntimeError(status)
+        return bool(status == SUCCESS)
 
     def synchronise(self, event: int | None = None) -> None:
         if event is None:

@@ -167,6 +167,12 @@ class HostBackend(Backend):
         if self._random is not None:
             self._queues[stream].append(("wait", self._noted[event]))
 
+    def reached(self, event: int) -> bool:
+        if self._noted[event] in self._reached:
+            return True
+        self._run_one()  # time passes while the host asks
+        return False
+
     def synchronise(self, event: int | None = None) -> None:
         if event is None:
             self._drain(lambda: not any(self._queues))
@@ -184,13 +190,16 @@ class HostBackend(Backend):
             self._queues[stream].append(("work", work))
 
     def _drain(self, finished: Callable[[], bool]) -> None:
-        assert self._random is not None or finished()
         while not finished():
-            ready = [q for q in self._queues if q and self._may_run(*q[0])]
-            assert ready and self._random is not None, "streams wait for one another"
-            kind, work = self._random.choice(ready).popleft()
-            if kind == "work":
-                work()
+            self._run_one()
+
+    def _run_one(self) -> None:
+        """Any of the work that may run now."""
+        ready = [q for q in self._queues if q and self._may_run(*q[0])]
+        assert ready and self._random is not None, "streams wait for one another"
+        kind, work = self._random.choice(ready).popleft()
+        if kind == "work":
+            work()
 
     def _may_run(self, kind: str, what: Any) -> bool:
         return kind == "work" or what in self._reached

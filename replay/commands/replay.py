@@ -45,6 +45,10 @@ from uvmsim.commands.flags import Command, policy_list
 @click.option("--state", metavar="FILE", help="Begin with what `uvmsim compare --state-out` saved.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
+@click.option(
+    "--prefetch-pieces", metavar="SIZE",
+    help="expert-cache: move prefetches in pieces, e.g. 4MiB, held back while misses wait.",
+)  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")
 @click.option(

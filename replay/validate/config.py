@@ -95,6 +95,8 @@ class ValidationConfig(BaseModel):
     write_back: Flag = False
     policy_time: Flag = False
     """Count the policies' own host time in the predictions, as measured here before them."""
+    prefetch_pieces: Annotated[str | None, BeforeValidator(text)] = None
+    """Size of the pieces that prefetches move in, as `uvmsim.Scenario` has it."""
     seed: Annotated[int, BeforeValidator(whole)] = 0
     target_mape: Annotated[float, Field(gt=0)] = 0.05
     """What the report calls good: mean absolute percentage error, worst cell, rank correlation."""

@@ -109,6 +109,7 @@ class RoutingTrace:
         """What a policy may ask of this trace."""
         has = {
             "router_scores": self.scores is not None,
+            "router_guesses": "next1" in self.predictions,
             "router_weights": self.weights is not None,
             "ranked_ids": self.meta.ids_order == "ranked",
             "token_ids": self.token is not None,

@@ -1,4 +1,4 @@
-"""A DMA copy engine as a SimPy process: two queues, demand before prefetch, never preempted."""
+"""A DMA copy engine as a SimPy process: demand before prefetch, and a piece is never preempted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ copy queued now is seen by an engine that falls idle now."""
 class Copy:
     """One transfer; ``done`` happens when its last byte has arrived."""
 
-    __slots__ = ("after", "done", "duration", "number")
+    __slots__ = ("after", "done", "left", "number", "started")
 
     def __init__(self, env: simpy.Environment, number: int, duration: int, after: Copy | None):
-        self.number, self.duration, self.after = number, duration, after
+        self.number, self.after = number, after
+        self.left, self.started = duration, False
         self.done = Event(env)
 
     @property
@@ -32,12 +33,14 @@ class CopyEngine:
     """One direction of the link.
 
     Each queue is first in, first out; a queue's head that must wait for another copy holds up its
-    own queue only. The demand queue goes first.
+    own queue only. The demand queue goes first, then prefetches that somebody waits for. ``piece``:
+    ns of a piece of the other prefetches, 0: they move as a whole.
     """
 
-    def __init__(self, env: simpy.Environment, start: list[int], done: list[int]):
-        self.env, self.start, self.done = env, start, done
+    def __init__(self, env: simpy.Environment, start: list[int], done: list[int], piece: int = 0):
+        self.env, self.start, self.done, self.piece = env, start, done, piece
         self.demand: deque[Copy] = deque()
+        self.awaited: deque[Copy] = deque()
         self.prefetch: deque[Copy] = deque()
         self._wake = Event(env)
         env.process(self._run())
@@ -49,6 +52,13 @@ class CopyEngine:
             copy.after.done.callbacks.append(lambda _: self._call())
         self._call()
 
+    def want(self, copy: Copy) -> None:
+        """A prefetch somebody waits for now; one that is awaited or done already stays as it is."""
+        if copy in self.prefetch:
+            self.prefetch.remove(copy)
+            self.awaited.append(copy)
+            self._call()
+
     def _call(self) -> None:
         if not self._wake.triggered:
             # SimPy's own calls have priority 0 and 1.
@@ -59,19 +69,28 @@ class CopyEngine:
         while True:
             yield self._wake
             self._wake = Event(self.env)
-            copy = self._next()
-            if copy is None:
+            queue = self._next()
+            if queue is None:
                 continue
-            self.start[copy.number] = int(self.env.now)
-            yield self.env.timeout(copy.duration)
-            self.done[copy.number] = int(self.env.now)
-            copy.done.succeed()
+            copy = queue[0]
+            if not copy.started:
+                copy.started, self.start[copy.number] = True, int(self.env.now)
+            whole = not self.piece or queue is not self.prefetch
+            part = copy.left if whole else min(self.piece, copy.left)
+            copy.left -= part
+            if not copy.left:
+                queue.popleft()
+            yield self.env.timeout(part)
+            if not copy.left:
+                self.done[copy.number] = int(self.env.now)
+                copy.done.succeed()
             # A wake that came while the copy moved is spent: choose anew, last in this instant.
             self._wake = Event(self.env)
             self._call()
 
-    def _next(self) -> Copy | None:
-        for queue in (self.demand, self.prefetch):
+    def _next(self) -> deque[Copy] | None:
+        """The queue whose head moves next."""
+        for queue in (self.demand, self.awaited, self.prefetch):
             if queue and queue[0].ready:
-                return queue.popleft()
+                return queue
         return None

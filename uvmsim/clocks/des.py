@@ -33,7 +33,7 @@ class Machine:
         self.copy_start, self.copy_done = [0] * copies, [0] * copies
         self.wave_open, self.wave_ready = [0] * waves, [0] * waves
         self.step_end = [0] * len(plan.step_wave_hi)
-        self.h2d = CopyEngine(self.env, self.copy_start, self.copy_done)
+        self.h2d = CopyEngine(self.env, self.copy_start, self.copy_done, plan.piece_ns)
         self.d2h = CopyEngine(self.env, self.copy_start, self.copy_done)
         self.copies: dict[int, Copy] = {}
 
@@ -60,6 +60,9 @@ class Machine:
             queued = copy_hi[wave]
             awaited += [self.copies[c] for c in waits[waited : wait_hi[wave]]]
             waited = wait_hi[wave]
+            if p.piece_ns:
+                for copy in awaited:
+                    self.want(copy)
             if cpu[wave]:
                 yield env.timeout(cpu[wave])
             for copy in awaited:
@@ -84,6 +87,12 @@ class Machine:
                 demand.append(copy)
             (self.d2h if kind == WRITEBACK else self.h2d).queue(copy, urgent=kind != PREFETCH)
         return demand
+
+    def want(self, copy: Copy) -> None:
+        """What must be done before ``copy`` may start, and the copy itself: no longer a guess."""
+        if copy.after is not None and not copy.ready:
+            self.want(copy.after)
+        self.h2d.want(copy)
 
     def pending(self, number: int) -> Copy | None:
         """The copy of that number, None if it is done and forgotten."""

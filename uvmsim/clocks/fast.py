@@ -4,6 +4,9 @@ A start is the later of "ready" and "engine free". The only choice is the H2D en
 idle, the head of the demand queue goes first if it is ready by then, else the head of the prefetch
 queue. Copies get their times in the order the engine takes them, at latest when somebody waits for
 them; prefetches that nobody waits for yet stay queued, since a later demand copy may overtake them.
+
+Where prefetches are cut in pieces (`Plan.piece_ns`), the engine chooses anew after each piece, and
+those that a wave waits for, or that are in the way of its copies, are in a queue between the two.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
 
 UNKNOWN = np.int64(-1)
+AWAITED = 3
+"""Line of a prefetch that somebody waits for; the others are their kinds."""
 FOREVER = np.iinfo(np.int64).max
 
 
@@ -24,6 +29,7 @@ def run(plan: Plan) -> Timeline:
     times = _clock(
         plan.pre_ns, plan.cpu_ns, plan.compute_ns, plan.wave_copy_hi, plan.wave_wait_hi,
         plan.copy_kind, plan.copy_after, plan.copy_ns, plan.waits, plan.step_wave_hi,
+        np.int64(plan.piece_ns),
     )  # fmt: skip
     return Timeline(*times)
 
@@ -47,9 +53,35 @@ def _skip(order_kind, kind, at, end):
     return at
 
 
+@inner
+def _want(c, kind, line, after, done, wanted, n):
+    """Prefetches that must be done before ``c`` may start, and ``c`` if it is one, join the first ``n``
+    in ``wanted``, those that are followed first; returns how many there are then."""
+    first = n
+    while c >= 0 and done[c] == UNKNOWN:
+        if kind[c] == PREFETCH and line[c] != AWAITED:
+            line[c] = AWAITED
+            wanted[n] = c
+            n += 1
+        c = after[c]
+    last = n - 1
+    while first < last:
+        wanted[first], wanted[last] = wanted[last], wanted[first]
+        first, last = first + 1, last - 1
+    return n
+
+
 @compiled(nogil=True)
-def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wave_hi):
+def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wave_hi, piece):
     n_copies = len(kind)
+    line = kind
+    left = ns
+    wanted = np.empty(0, np.int64)
+    if piece > 0:
+        line = kind.copy()
+        left = ns.copy()
+        wanted = np.empty(n_copies, np.int64)
+    next_wanted = n_wanted = 0
     queued = np.empty(n_copies, np.int64)
     start = np.full(n_copies, UNKNOWN)
     done = np.full(n_copies, UNKNOWN)
@@ -58,7 +90,7 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
     step_end = np.empty(len(step_wave_hi), np.int64)
     # A queue is all copies of its kind in order: its head is a number, its end the copies queued.
     demand = _skip(kind, DEMAND, 0, n_copies)
-    prefetch = _skip(kind, PREFETCH, 0, n_copies)
+    prefetch = _skip(line, PREFETCH, 0, n_copies)
     back = _skip(kind, WRITEBACK, 0, n_copies)
     h2d = np.int64(0)
     d2h = np.int64(0)
@@ -79,6 +111,13 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
                 opened[w] = opening
                 for c in range(issued, copy_hi[w]):
                     queued[c] = opening
+                if piece > 0:
+                    for c in range(issued, copy_hi[w]):
+                        if kind[c] == DEMAND:
+                            n_wanted = _want(c, kind, line, after, done, wanted, n_wanted)
+                    for x in range(waited, wait_hi[w]):
+                        n_wanted = _want(waits[x], kind, line, after, done, wanted, n_wanted)
+                    prefetch = _skip(line, PREFETCH, prefetch, n_copies)
                 issued = copy_hi[w]
             while True:
                 while back < issued:
@@ -101,26 +140,44 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
                     r = _ready(demand, queued, after, done)
                     if r != UNKNOWN:
                         at_demand = max(r, h2d)
+                at_wanted = FOREVER
+                if next_wanted < n_wanted:
+                    r = _ready(wanted[next_wanted], queued, after, done)
+                    if r != UNKNOWN:
+                        at_wanted = max(r, h2d)
                 at_prefetch = FOREVER
                 if prefetch < issued:
                     r = _ready(prefetch, queued, after, done)
                     if r != UNKNOWN:
                         at_prefetch = max(r, h2d)
-                if at_demand <= at_prefetch:
+                if at_demand <= min(at_wanted, at_prefetch):
                     if at_demand == FOREVER:
                         break
                     start[demand] = at_demand
                     h2d = at_demand + ns[demand]
                     done[demand] = h2d
                     demand = _skip(kind, DEMAND, demand + 1, n_copies)
+                elif at_wanted <= at_prefetch:
+                    # Nothing overtakes it: the wave after this one opens when it is done.
+                    c = wanted[next_wanted]
+                    if start[c] == UNKNOWN:
+                        start[c] = at_wanted
+                    h2d = at_wanted + left[c]
+                    done[c] = h2d
+                    next_wanted += 1
                 else:
                     # A prefetch that would start with or after the opening may be overtaken.
                     if at_prefetch >= until:
                         break
-                    start[prefetch] = at_prefetch
-                    h2d = at_prefetch + ns[prefetch]
+                    if start[prefetch] == UNKNOWN:
+                        start[prefetch] = at_prefetch
+                    if 0 < piece < left[prefetch]:
+                        left[prefetch] -= piece
+                        h2d = at_prefetch + piece
+                        continue
+                    h2d = at_prefetch + left[prefetch]
                     done[prefetch] = h2d
-                    prefetch = _skip(kind, PREFETCH, prefetch + 1, n_copies)
+                    prefetch = _skip(line, PREFETCH, prefetch + 1, n_copies)
         if last:
             break
         ready = opening + cpu[w]

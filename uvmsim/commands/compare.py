@@ -58,6 +58,10 @@ from uvmsim.commands.flags import (
     "--state-out", metavar="FILE", help="Save what policies have learned by the end of the trace."
 )
 @click.option("--write-back", is_flag=True, help="Copy evicted experts back to the host.")
+@click.option(
+    "--prefetch-pieces", metavar="SIZE",
+    help="expert-cache: move prefetches in pieces, e.g. 4MiB, held back while misses wait.",
+)  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
 @click.option(

@@ -25,12 +25,12 @@ from uvmsim.policies.base import ACCESS, EVENT, STEP, Event, Pool
 MISSES, CULPRIT = 0, 1
 
 
-def replay(ids, pool, es, ones, no_scores, one_choice, place, out):
+def replay(ids, pool, es, ones, no_scores, no_guesses, no_ranks, one_choice, place, out):
     """Serve ``ids``, each an event and a forward pass of its own; a miss evicts, then inserts.
 
-    ``ids`` int or uint [accesses]; ``one_choice`` int32 [1, 1] and ``place`` int32 [1]: scratch;
-    ``out`` int64 [2] gets the misses and, at an error, the bad victim. Returns the number of accesses
-    served: all of them, unless a victim was bad.
+    ``ids`` int or uint [accesses]; ``no_*``: nothing, of an event's types; ``one_choice`` int32
+    [1, 1] and ``place`` int32 [1]: scratch; ``out`` int64 [2] gets the misses and, at an error, the
+    bad victim. Returns the number of accesses served: all of them, unless a victim was bad.
     """
     misses = 0
     used = 0
@@ -50,7 +50,7 @@ def replay(ids, pool, es, ones, no_scores, one_choice, place, out):
                 es, seen,
                 Event(
                     np.int64(0), np.int64(j), np.int64(1), now, ones, no_scores,
-                    read_only(one_choice), ones, read_only(place),
+                    read_only(one_choice), ones, read_only(place), no_guesses, no_ranks,
                 ),
             )  # fmt: skip
         if pool.slot_of[e] >= 0:

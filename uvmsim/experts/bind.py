@@ -7,6 +7,7 @@ from typing import Any
 from uvmsim.core.bind import Bound
 from uvmsim.core.bind import bind as put_into
 from uvmsim.experts import access_kernel, hooks, pool
+from uvmsim.policies import window
 from uvmsim.policies.base import READABLE, Eviction, Policy, Prefetch, in_use, pool_of
 from uvmsim.policies.registry import PolicySpec
 
@@ -22,12 +23,19 @@ def bind(spec: PolicySpec, states: tuple[Any, ...] = (), compiled: bool = True) 
     with; plain Python if not ``compiled``."""
     eviction, prefetch = type(spec.eviction), type(spec.prefetch or NoPrefetch())
     bypasses = eviction.bypasses is not Eviction.bypasses
-    swaps = _swaps(eviction) | {
-        hooks.prefetch_on_event: prefetch.on_event,
-        hooks.prefetch: prefetch.prefetch,
-    }
+    fetching = {hooks.prefetch_on_event: prefetch.on_event, hooks.prefetch: prefetch.prefetch}
+    windowed = spec.prefetch is not None and bool(spec.prefetch.window)
+    if windowed:
+        fetching = {
+            hooks.prefetch_on_event: window.on_event,
+            hooks.prefetch: window.prefetch,
+            window.inner_on_event: prefetch.on_event,
+            window.inner_prefetch: prefetch.prefetch,
+        }
+    swaps = _swaps(eviction) | fetching
     switches = {
         "SEES_EVENTS": bypasses
+        or windowed
         or any(cls.on_event is not Policy.on_event for cls in (eviction, prefetch)),
         "BYPASSES": bypasses,
         "PREFETCHES": spec.prefetch is not None,

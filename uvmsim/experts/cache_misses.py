@@ -53,6 +53,7 @@ def cache_misses(ids: np.ndarray, capacity: int, policy: str = "lru", seed: int 
     try:
         served = bind_access(type(spec.eviction), (state,)).run(
             ids, pool, state, np.ones(1, np.int32), np.zeros((0, 0), np.float32),
+            np.zeros((0, 0, 0), np.int16), np.zeros((0, 0, 0), np.float32),
             np.zeros((1, 1), np.int32), np.zeros(1, np.int32), out,
         )  # fmt: skip
     except NumbaError as err:

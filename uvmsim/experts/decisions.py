@@ -41,6 +41,7 @@ from uvmsim.experts.pool import (
 from uvmsim.policies.base import EVENT, Eviction, Pool
 from uvmsim.policies.registry import PolicySpec
 from uvmsim.policies.saved import Saved, learning, saved_by
+from uvmsim.policies.window import state_of
 from uvmsim.runs.job import Job, capacities
 from uvmsim.runs.plan import Counters
 
@@ -117,7 +118,8 @@ class Decisions:
             )
         self._stream = Stream(
             w.ids, w.counts, w.event_lo, w.event_layer, w.event_step, w.event_tokens, w.row_lo,
-            w.scores, w.row_experts, w.row_seq, w.row_pos, w.step_phase,
+            w.scores, w.row_experts, w.row_seq, w.row_pos, w.step_phase, w.row_guesses,
+            w.row_guess_scores,
         )  # fmt: skip
         self._tally = new_tally(w.n_layers, w.n_experts)
         self._segments = iter(w.segments(job.reset))
@@ -257,10 +259,9 @@ class Decisions:
         if "next_use" in self.spec.needs:
             seen = with_future(ctx, self.job.workload, first, last)
         try:
-            es, ps = (
-                policy.state(seen if "next_use" in policy.needs else ctx)
-                for policy in (self.spec.eviction, self.spec.prefetch or NoPrefetch())
-            )
+            evicts, fetches = self.spec.eviction, self.spec.prefetch or NoPrefetch()
+            es = evicts.state(seen if "next_use" in evicts.needs else ctx)
+            ps = state_of(fetches, seen if "next_use" in fetches.needs else ctx)
         except Exception as err:
             if not self.spec.files or isinstance(err, InputError):
                 raise

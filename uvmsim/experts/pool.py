@@ -69,6 +69,8 @@ class Stream(NamedTuple):
     row_seq: np.ndarray
     row_pos: np.ndarray
     step_phase: np.ndarray
+    row_guesses: np.ndarray
+    row_guess_scores: np.ndarray
 
 
 class Out(NamedTuple):
@@ -169,6 +171,10 @@ def event_of(stream, i, lo, hi):
     scores = stream.scores[:0]
     if len(stream.scores):
         scores = stream.scores[stream.row_lo[i] : stream.row_lo[i + 1]]
+    guesses, ranks = stream.row_guesses[:0], stream.row_guess_scores[:0]
+    if len(stream.row_guesses):
+        guesses = stream.row_guesses[stream.row_lo[i] : stream.row_lo[i + 1]]
+        ranks = stream.row_guess_scores[stream.row_lo[i] : stream.row_lo[i + 1]]
     return Event(
         np.int64(stream.event_layer[i]),
         np.int64(stream.event_step[i]),
@@ -179,6 +185,8 @@ def event_of(stream, i, lo, hi):
         read_only(stream.row_experts[stream.row_lo[i] : stream.row_lo[i + 1]]),
         read_only(stream.row_seq[stream.row_lo[i] : stream.row_lo[i + 1]]),
         read_only(stream.row_pos[stream.row_lo[i] : stream.row_lo[i + 1]]),
+        read_only(guesses),
+        read_only(ranks),
     )
 
 

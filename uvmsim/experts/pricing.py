@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.llamacpp.timing import Times
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
 from uvmsim.runs.job import Job
 from uvmsim.runs.llama_times import copy_ns as llama_copy_ns
 from uvmsim.runs.llama_times import detailed
-from uvmsim.runs.plan import WRITEBACK, Plan, finish
+from uvmsim.runs.plan import PREFETCH, WRITEBACK, Plan, finish
 
 LINK_FIELDS = (
     "vram_bytes", "h2d_bytes_per_s", "d2h_bytes_per_s", "copy_latency_ns", "duplex",
@@ -33,27 +34,50 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
     w, hw = job.workload, job.hardware
     times = detailed(job, ncmoe=job.model.n_layers, slots=plan.slots, pinned=job.pinned)
     if times is not None:
+        if job.prefetch_pieces:
+            raise InputError(
+                f"{job.prefetch_pieces}: llama.cpp's copies go matrix by matrix, on the compute "
+                "stream; choose an engine without terms",
+                argument="prefetch_pieces",
+            )
         return _priced(plan, job, times)
     back = plan.copy_kind == WRITEBACK
     writes = bool(back.any())
     both = writes and not job.write_back_alloc
     copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
+    piece_ns = _cut(plan, job, copy_ns, both)
     if writes:
         copy_ns[back] = write_back_times(
             plan.copy_bytes[back], hw, job.pinned, both, job.write_back_alloc
         )
     if before is not None and _gpu(hw) == _gpu(before):
-        return replace(plan, copy_ns=copy_ns)
+        return replace(plan, copy_ns=copy_ns, piece_ns=piece_ns)
     pre, tail = dense_times(w, job.model, hw)
     first_wave = np.concatenate(([True], np.diff(plan.wave_event) != 0))
     priced = replace(
         plan,
         copy_ns=copy_ns,
+        piece_ns=piece_ns,
         pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0)
         + _policy_ns(plan, first_wave),
         compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
     )
     return finish(priced, w, tail)
+
+
+def _cut(plan: Plan, job: Job, copy_ns: np.ndarray, both: bool) -> int:
+    """Give prefetches in ``copy_ns`` the time that they take in pieces, each with a copy's latency;
+    returns that of a full piece."""
+    size = job.prefetch_pieces
+    if not size:
+        return 0
+    ahead = plan.copy_kind == PREFETCH
+    nbytes = plan.copy_bytes[ahead]
+    full = int(copy_times(np.array([size]), job.hardware, "h2d", job.pinned, both)[0])
+    more = (nbytes - 1) // size
+    last = copy_times(nbytes - more * size, job.hardware, "h2d", job.pinned, both)
+    copy_ns[ahead] = more * full + last
+    return full
 
 
 def _priced(plan: Plan, job: Job, times: Times) -> Plan:

@@ -77,6 +77,12 @@ class Event(NamedTuple):
     """int32 [tokens]: the sequence of each token; tokens of one sequence stand in order."""
     positions: np.ndarray
     """int32 [tokens]: its place in that sequence."""
+    guesses: np.ndarray
+    """int16 [tokens, 2, 2k]: what the routers of the next MoE layer and of the one after it make of
+    each token now, best first, numbered within their layer, -1 where there is no guess; no rows where
+    the trace has none."""
+    guess_scores: np.ndarray
+    """float32 [tokens, 2, 2k]: what they were ranked by."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class Policy:
     source: ClassVar[str] = ""
     """Paper or program the algorithm comes from."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of: next_use, router_scores, ranked_ids, profile."""
+    """Of: next_use, router_scores, router_guesses, ranked_ids, profile."""
     reads: ClassVar[frozenset[str]] = READABLE
     """What hooks look at of ``pool`` beside who is resident: ``clock``, ``slots`` (a slot's number,
     ``expert_in``). A policy that says it reads less is faster on plain sequences of ids
@@ -227,6 +233,10 @@ class Eviction(Policy):
 
 class Prefetch(Policy):
     """Who is fetched before the router asks."""
+
+    window: str = ""
+    """Bytes fetched and not used yet at the start, e.g. 512MiB, adapted to how many are used
+    (`uvmsim.policies.window`); none: no limit. Every prefetcher has it."""
 
     def limit(self, ctx: Context) -> int:
         """Most experts one call of `prefetch` may ask for."""

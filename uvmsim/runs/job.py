@@ -47,6 +47,9 @@ class Job:
     """`uvm`: share of a region that must be accessed, in % (uvm_perf_prefetch_threshold)."""
     advice: str = "prefer-gpu"
     """`uvm`: what the program says of its weights, one of `uvmsim.paging.hints.ADVICE`."""
+    prefetch_pieces: int = 0
+    """`expert-cache`: most bytes of a prefetch that move before a demand copy may; 0: a prefetch is
+    one copy, and prefetches keep their order even while one of them is waited for."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""

@@ -130,6 +130,7 @@ def about_job(job: Job, mechanism: str) -> dict[str, Any]:
         "unit": job.workload.unit,
         "reset": job.reset,
         "write_back": job.write_back,
+        **({"prefetch_pieces": job.prefetch_pieces} if job.prefetch_pieces else {}),
         "seed": job.seed,
     }
 

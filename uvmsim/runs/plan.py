@@ -75,6 +75,10 @@ class Plan:
     hit: np.ndarray
     """uint8 [A]: 1 where the access found its expert resident or on its way."""
     counters: Counters
+    piece_ns: int = 0
+    """Time on the link of a full piece of a prefetch: a clock moves PREFETCH copies in pieces of this
+    many ns (the last one: what is left), lets demand copies go in between, and lets those that
+    somebody waits for go before the rest. 0: a prefetch is one piece, and all keep their order."""
     slots: int = 0
     bytes_zero_copy: int = 0
     """Bytes the kernels read across the link without a copy."""

@@ -88,8 +88,18 @@ def base_job(
         workload, model, hardware, pool=s.pool or "global", reset=s.reset,
         write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
-        policy_time=bool(s.policy_time),
+        policy_time=bool(s.policy_time), prefetch_pieces=pieces_of(s),
     )  # fmt: skip
+
+
+def pieces_of(s: Scenario) -> int:
+    """Bytes of a piece of a prefetch, 0 where they are not cut."""
+    if s.prefetch_pieces is None:
+        return 0
+    size = _parsed("prefetch_pieces", parse_bytes, s.prefetch_pieces)
+    if size <= 0:
+        raise InputError(f"{s.prefetch_pieces}: give a size such as 4MiB", "prefetch_pieces")
+    return size
 
 
 def jobs(

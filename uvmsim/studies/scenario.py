@@ -104,6 +104,9 @@ class Scenario:
     seed: int = 0
     threshold: int = 51
     """uvm: the density prefetcher's, in %."""
+    prefetch_pieces: str | int | float | None = None
+    """expert-cache: move prefetches in pieces of so many bytes (``"4MiB"``), held back while demand
+    copies are queued; those that are waited for go first. None: as whole experts, in their order."""
     policy_time: bool | None = None
     """Measure what each policy's hooks take on this machine, and add it to each layer's decision;
     speeds then differ a little from run to run. None: no."""
@@ -337,7 +340,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "trace": _trace, "profile": _trace, "model": _described, "hardware": _machines,
     "program": _path, "state": _path, "state_out": _path,
     "expert_size": _number, "vram": _number, "link": _number,
-    "ram_bandwidth": _number, "reserve": _number, "ctx": _whole, "kv_type": _kv_type, "slots": _sizes,
+    "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole,
+    "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "threshold": _whole, "engine": _engine,
 }  # fmt: skip

@@ -30,14 +30,20 @@ def check_needs(job: Job, trace: RoutingTrace) -> None:
                 )
         elif need not in trace.capabilities:
             raise InputError(f"policy {job.policy.name} {MISSING.get(need, f'needs {need}')}")
-        elif need == "router_scores" and job.workload.unit == "access":
+        elif need in OF_ROWS and job.workload.unit == "access":
             raise InputError(
-                f"policy {job.policy.name} needs a layer's router scores, which single accesses "
+                f"policy {job.policy.name} needs {OF_ROWS[need]}, which single accesses "
                 "have not; leave out `unit` access"
             )
 
 
+OF_ROWS = {
+    "router_scores": "a layer's router scores",
+    "router_guesses": "routers' guesses",
+}
 MISSING = {
+    "router_guesses": "needs guesses of the next layers' routers, which this trace lacks; record it "
+    "with --scores-next",
     "router_scores": "needs all router scores, which this trace lacks; record it with --scores",
     "ranked_ids": "needs expert ids in rank order, but this trace has them sorted",
 }
