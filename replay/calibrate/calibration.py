@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from replay.calibrate.cpu import cpu_reads
+from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
@@ -62,7 +63,7 @@ def calibrate(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = Measurements(backend, machine, today)
     todo = stages(probe, effort)
-    last = len(todo) + 4 * int(engine) + 1
+    last = len(todo) + 5 * int(engine) + 1
     try:
         for i, (name, measure) in enumerate(todo):
             if progress:
@@ -72,6 +73,7 @@ def calibrate(
         probe.close()
     after: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("kernels", lambda: kernel_rows(backend, quick)),
+        (TABLE, lambda: cpu_expert_rows(quick)),
         ("engine", lambda: engine_runs(backend, quick)),
         ("uvm_mode", lambda: uvm_runs(backend, quick)),
         ("fault_groups", lambda: _fault_groups(backend)),

@@ -23,24 +23,25 @@ FLOPS_PER_BYTE = 5
 
 
 class CpuExpertsSpec(BaseModel):
-    """``[engine.cpu_experts.TYPE]``: one type's weights on the CPU."""
+    """``[engine.cpu_experts.TYPE]``: one type's weights on the CPU; ``wave_ns``: waking its threads, once a
+    wave."""
 
     model_config = ConfigDict(extra="forbid")
     bytes_per_s: Rate
     flops: Flops
-    call_ns: Time
+    wave_ns: Time
     source: Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class CpuExperts:
-    """An expert with t tokens takes ``call_ns`` + the longer of reading its bytes and 2 t operations a
-    weight; a wave that uses the CPU ``sync_ns`` once."""
+    """An expert with t tokens takes the longer of reading its bytes and 2 t operations a weight; a wave
+    that uses the CPU ``sync_ns`` more."""
 
     bytes_per_s: float
     flops: float
-    call_ns: int
     sync_ns: int
+    """To the CPU and back, its threads woken."""
     source: str
     """Where the numbers come from; begins with ``estimate:`` where the operations were not measured."""
 
@@ -48,8 +49,7 @@ class CpuExperts:
         """int64: experts of ``nbytes`` and ``params`` weights with ``tokens`` each; none takes none."""
         tokens = np.asarray(tokens)
         seconds = np.maximum(nbytes / self.bytes_per_s, 2.0 * params * tokens / self.flops)
-        ns = np.rint(seconds * 1e9).astype(np.int64) + self.call_ns
-        return np.where(tokens > 0, ns, 0)
+        return np.where(tokens > 0, np.rint(seconds * 1e9), 0).astype(np.int64)
 
 
 def cpu_experts(hw: Any, kind: str) -> CpuExperts:
@@ -62,7 +62,7 @@ def cpu_experts(hw: Any, kind: str) -> CpuExperts:
         found = known[name]
         as_of = "" if name == kind else f" (as {name})"
         return CpuExperts(
-            found.bytes_per_s, found.flops, found.call_ns, engine.cpu_sync_ns,
+            found.bytes_per_s, found.flops, engine.cpu_sync_ns + found.wave_ns,
             f"{found.source}{as_of}",
         )  # fmt: skip
     if engine.terms is not None:
@@ -70,11 +70,11 @@ def cpu_experts(hw: Any, kind: str) -> CpuExperts:
         row, pair = ns.get(f"cpu.row_experts.{kind}"), ns.get(f"cpu.experts.{kind}")
         if row > 0 and pair > 0:
             return CpuExperts(
-                1e9 / row, 1e9 / pair, 0, engine.cpu_sync_ns, f"{engine.name}: its terms"
+                1e9 / row, 1e9 / pair, engine.cpu_sync_ns, f"{engine.name}: its terms"
             )
     rate = hw.reach.cpu_bytes_per_s
     return CpuExperts(
-        rate, FLOPS_PER_BYTE * rate, 0, engine.cpu_sync_ns,
+        rate, FLOPS_PER_BYTE * rate, engine.cpu_sync_ns,
         f"estimate: {hw.name} reads weights so fast; {FLOPS_PER_BYTE} operations a byte",
     )  # fmt: skip
 

@@ -209,7 +209,7 @@ class EngineProfile:
         for kind, x in (self.cpu_experts or {}).items():
             rows += [
                 (f"cpu_experts.{kind}.{k}", shown(k, getattr(x, k)), x.source)
-                for k in ("bytes_per_s", "flops", "call_ns")
+                for k in ("bytes_per_s", "flops", "wave_ns")
             ]
         for key, ns in self.terms.ns.items() if self.terms else ():
             term = term_of(key)

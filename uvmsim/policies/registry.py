@@ -60,7 +60,12 @@ class PolicySpec:
 
 def chooses(spec: PolicySpec) -> bool:
     """Whether something else than an insertion may become of a miss."""
-    return spec.eviction.bypass or type(spec.eviction).on_miss is not Eviction.on_miss
+    return spec.eviction.bypass or asks(spec)
+
+
+def asks(spec: PolicySpec) -> bool:
+    """Whether the policy has a word of its own in that."""
+    return type(spec.eviction).on_miss is not Eviction.on_miss
 
 
 @dataclass(frozen=True)
