@@ -169,6 +169,7 @@ class Run:
         for e, access, place in offered:
             w.access = access
             self.policy.touch(e, False)
+            w.access = len(out.hit) - 1 - start  # the whole wave has been
             freed = self.offer(e, place)
             used_now += [freed] if freed >= 0 else []
         rest = todo[len(served) :]

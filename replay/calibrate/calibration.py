@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ def calibrate(
     *,
     quick: bool | None = None,
     engine: bool = True,
+    without: Collection[str] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Measurements:
     """Measure this machine. A stage that fails leaves its reason in `Measurements.errors`.
 
     ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
-    the replay engine on synthetic routing and fits the constants of the time model to it.
+    the replay engine on synthetic routing and fits the constants of the time model to it; ``without``:
+    stages that are left out, what they would have found then being the base profile's.
     Raises `InputError` where there is nothing to measure.
     """
     quick = backend == "host" if quick is None else quick
@@ -62,7 +64,7 @@ def calibrate(
     machine["host_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = Measurements(backend, machine, today)
-    todo = stages(probe, effort)
+    todo = [x for x in stages(probe, effort) if x[0] not in without]
     last = len(todo) + 5 * int(engine) + 1
     try:
         for i, (name, measure) in enumerate(todo):
@@ -80,6 +82,7 @@ def calibrate(
     ]
     after = after if engine else []
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
+    after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):
         if progress:
             progress(len(todo) + i, last, name)

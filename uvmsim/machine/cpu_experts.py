@@ -18,8 +18,8 @@ from uvmsim.machine.model_spec import TYPES
 from uvmsim.machine.quantities import Flops, Rate, Time
 
 FLOPS_PER_BYTE = 5
-"""Operations for a byte the CPU reads where nobody measured: of five types on an H100's host with llama.cpp
-3.8 to 7.8, mean 5.3."""
+"""Operations for a byte the machine's CPU reads, where nobody measured: of five types on an H100's host with
+llama.cpp 3.8 to 7.8, mean 5.3."""
 
 
 class CpuExpertsSpec(BaseModel):
@@ -74,8 +74,9 @@ def cpu_experts(hw: Any, kind: str) -> CpuExperts:
             )
     rate = hw.reach.cpu_bytes_per_s
     return CpuExperts(
-        rate, FLOPS_PER_BYTE * rate, engine.cpu_sync_ns,
-        f"estimate: {hw.name} reads weights so fast; {FLOPS_PER_BYTE} operations a byte",
+        rate, FLOPS_PER_BYTE * hw.cpu_bytes_per_s, engine.cpu_sync_ns,
+        f"estimate: {engine.name} reads weights so fast; {FLOPS_PER_BYTE} operations for a byte that "
+        "the machine reads",
     )  # fmt: skip
 
 
