@@ -120,9 +120,7 @@ class CpuExperts:
         self.hidden = np.empty((len(out), n_ff), np.float32)
         self.chunks = CHUNKS * get_num_threads()
 
-    def run(
-        self, layout: ExpertLayout, at: Any, tokens: Any, x_first: Any
-    ) -> np.ndarray:
+    def run(self, layout: ExpertLayout, at: Any, tokens: Any, x_first: Any) -> np.ndarray:
         """Experts at bytes ``at`` of the bank, ``tokens`` each; returns float32 [tokens of all, n_embd], a
         view of the buffer, in order. Raises `ValueError` where the buffer is too short."""
         row = np.concatenate(([0], np.cumsum(np.asarray(tokens, np.int64)))).astype(np.int64)

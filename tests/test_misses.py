@@ -79,9 +79,7 @@ def assert_found(decisions: Decisions, parts) -> None:
     ids = decisions.job.workload.ids.tolist()
     copies = list(zip(joined(parts, "copy_expert"), joined(parts, "copy_slot"), strict=True))
     access = copy = 0
-    for hi, copy_hi in zip(
-        joined(parts, "wave_hi"), joined(parts, "wave_copy_hi"), strict=True
-    ):
+    for hi, copy_hi in zip(joined(parts, "wave_hi"), joined(parts, "wave_copy_hi"), strict=True):
         for e, place in copies[copy:copy_hi]:
             content[place] = e
         for a in range(access, hi):
@@ -170,9 +168,7 @@ def test_split_equals_reference(data):
     copy = data.draw(st.lists(st.integers(1, 50), min_size=layers, max_size=layers))
     each, token = data.draw(st.integers(0, 60)), data.draw(st.integers(0, 9))
     events = case.workload().n_events
-    idle = data.draw(
-        st.none() | st.lists(st.integers(0, 120), min_size=events, max_size=events)
-    )
+    idle = data.draw(st.none() | st.lists(st.integers(0, 120), min_size=events, max_size=events))
     split = naive_misses.Split(
         copy, lambda layer, t: each + layer + token * t, data.draw(st.integers(0, 30)), idle
     )

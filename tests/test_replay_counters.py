@@ -28,7 +28,10 @@ FAST = How(dtype="fp32")
 ASKING = f"{Path(__file__).parent / 'asking.py'}:Asking"
 QUICK_CPU = Hardware.load("rtx5090")
 QUICK_CPU = dataclasses.replace(
-    QUICK_CPU, engine=dataclasses.replace(QUICK_CPU.engine, cpu_sync_ns=0, cpu_bytes_per_s=200_000_000, terms=None)
+    QUICK_CPU,
+    engine=dataclasses.replace(
+        QUICK_CPU.engine, cpu_sync_ns=0, cpu_bytes_per_s=200_000_000, terms=None
+    ),
 )
 """So that experts of a thousand bytes are worth the CPU's while."""
 

@@ -125,7 +125,9 @@ def measure(session: Any, cell: Cell, args: argparse.Namespace) -> dict[str, Any
     made = told(run) | {"problems": run.problems, "step_ns": run.step_ns.tolist()}
     if run.trail is not None:
         d = run.to_json()
-        made |= {k: d.get(k) for k in ("verified", "options", "host_issue_s", "cpu_s", "copy_busy_s")}
+        made |= {
+            k: d.get(k) for k in ("verified", "options", "host_issue_s", "cpu_s", "copy_busy_s")
+        }
         made["machine"] = run.about["machine"]
     return made | {"seconds": round(time.monotonic() - begun, 2)}
 

@@ -65,9 +65,7 @@ def show(part: str, rows: list[dict[str, Any]]) -> None:
                     by = r["misses_by"] or {}
                     cpu = by.get("cpu", 0) + by.get("cpu-behind", 0)
                     share = f", {cpu / sum(by.values()):.0%} CPU" if cpu else ""
-                    cells.append(
-                        f"{r['hit_rate']:.1%}, {r['decode_tokens_per_s']:.1f} t/s{share}"
-                    )
+                    cells.append(f"{r['hit_rate']:.1%}, {r['decode_tokens_per_s']:.1f} t/s{share}")
                 print(f"| {part} | {pool} | {policy} | {way} | {' | '.join(cells)} |", flush=True)
 
 

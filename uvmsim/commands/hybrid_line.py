@@ -14,7 +14,9 @@ from uvmsim.commands.flags import Command
     short_help="Up to how many tokens a missing expert is faster on the CPU.",
 )  # fmt: skip
 @click.argument("model", required=False, default="gpt-oss-20b")
-@click.option("--hardware", default="rtx5090", metavar="H", help="Preset, TOML file or auto; rtx5090.")
+@click.option(
+    "--hardware", default="rtx5090", metavar="H", help="Preset, TOML file or auto; rtx5090."
+)
 @click.option("--program", metavar="E", help="Engine profile on it: preset or TOML file.")
 @click.option("--link", metavar="RATE", help="Link bandwidth, e.g. 28GB/s.")
 @click.option("--ram-bandwidth", metavar="RATE", help="What the CPU reads weights with.")

@@ -235,9 +235,7 @@ class Decisions:
         clear(self._misses)
         self._end = last
         self._states = self._new_states(first, last)
-        self._pool = new_pool(
-            w.n_layers, w.n_experts, self.capacity + self._spare, self.pool_of
-        )
+        self._pool = new_pool(w.n_layers, w.n_experts, self.capacity + self._spare, self.pool_of)
         if self._kernel is None:
             self._kernel = self._compiled()
 

@@ -396,7 +396,11 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                 found = pool.slot_of[e] >= 0
                 action = np.int64(INSERT)
                 if CHOOSES and kept and not found:
-                    if SPARE and misses.n[LEFT] == 0 and not (SPLITS and misses.action[j] != INSERT):
+                    if (
+                        SPARE
+                        and misses.n[LEFT] == 0
+                        and not (SPLITS and misses.action[j] != INSERT)
+                    ):
                         end = j
                         break
                     action = chosen(es, seen, misses, e, j)
