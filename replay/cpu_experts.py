@@ -1,8 +1,8 @@
 """Experts computed by the CPU, on the weights where they lie in host memory.
 
-``down @ (silu(gate @ x) * (up @ x)) + bias`` as the CUDA kernels have it (`replay.kernels.reference`), by
-all threads: rows of both matrices are shared out, each is decoded to float32 and multiplied with every
-token. Sums are taken in another order than on the GPU: `TOLERANCE`. A row's result depends on the
+``down @ (silu(gate @ x) * (up @ x)) + bias`` as the CUDA kernels have it (`replay.kernels.reference`),
+by all threads: rows of both matrices are shared out, each is decoded to float32 and multiplied with
+every token. Sums are taken in another order than on the GPU: `TOLERANCE`. A row's result depends on the
 weights and its input alone, bit for bit, whatever else is in the call.
 """
 
@@ -15,6 +15,7 @@ from numba import get_num_threads, prange
 
 from replay.layout import ExpertLayout
 from traces.jit import compiled
+from uvmsim.core.jit import inner
 
 TOLERANCE = 1e-4
 """Largest difference from the GPU's result, relative to the largest output of the expert: sums of some
@@ -24,6 +25,11 @@ CHUNKS = 4
 """Pieces of work a thread, so that none waits long for another."""
 BIAS_SCALE = np.float32(2.0**-16)
 TWO_TO_112 = np.float32(2.0**112)
+
+
+@inner
+def _beyond(value, least):  # type: ignore[no-untyped-def]
+    return value - least if value > least else 0
 
 
 @compiled(nogil=True, fastmath=True)
@@ -39,8 +45,8 @@ def _decode(kind, data, at, scales, n, bits, values):  # type: ignore[no-untyped
                 q = np.int32(data[at + 16 * b + j])
                 low, high = q & 7, (q >> 4) & 7
                 # Twice the value of E2M1: 0 1 2 3 4 6 8 12.
-                low += max(low - 4, 0) + 2 * max(low - 6, 0)
-                high += max(high - 4, 0) + 2 * max(high - 6, 0)
+                low += _beyond(low, 4) + 2 * _beyond(low, 6)
+                high += _beyond(high, 4) + 2 * _beyond(high, 6)
                 values[32 * b + j + 1] = np.float32(-low if q & 8 else low) * half
                 values[32 * b + j + 17] = np.float32(-high if q & 128 else high) * half
     elif kind == 1:
@@ -121,8 +127,8 @@ class CpuExperts:
         self.chunks = CHUNKS * get_num_threads()
 
     def run(self, layout: ExpertLayout, at: Any, tokens: Any, x_first: Any) -> np.ndarray:
-        """Experts at bytes ``at`` of the bank, ``tokens`` each; returns float32 [tokens of all, n_embd], a
-        view of the buffer, in order. Raises `ValueError` where the buffer is too short."""
+        """Experts at bytes ``at`` of the bank, ``tokens`` each; returns float32 [tokens of all,
+        n_embd], a view of the buffer, in order. Raises `ValueError` where the buffer is too short."""
         row = np.concatenate(([0], np.cumsum(np.asarray(tokens, np.int64)))).astype(np.int64)
         if row[-1] > len(self.out):
             raise ValueError(f"{row[-1]} rows of results, room for {len(self.out)}")

@@ -95,7 +95,8 @@ class Executor:
         self.left = bytearray(len(bank.nbytes))
         """By expert: was written back before."""
         self.hash_at = np.arange(len(w.ids))
-        """int64 [A]: where the hash of an access is kept; those of a wave that the GPU computes go first."""
+        """int64 [A]: where the hash of an access is kept; those of a wave that the GPU computes go
+        first."""
         self.bytes = [0, 0, 0, 0]
         """By stream: bytes queued."""
 

@@ -76,7 +76,8 @@ class OnCpu:
             bank.cpu_known[i] = True
 
     def compute(self, accesses: np.ndarray, layer: int, event: int) -> None:
-        """Compute experts now and queue their results' way to the device. ``accesses``: their numbers."""
+        """Compute experts now and queue their results' way to the device. ``accesses``: their
+        numbers."""
         w, layout = self.job.workload, self.bank.layouts[layer]
         begun = time.perf_counter_ns()
         counts = w.counts[accesses]

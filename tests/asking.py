@@ -1,4 +1,5 @@
-"""A policy of a user's own that asks for every action: LRU whose answer follows from the expert alone."""
+"""A policy of a user's own that asks for every action: LRU whose answer follows from the expert
+alone."""
 
 from uvmsim.policies.base import CPU, CPU_BEHIND, INSERT, OFFER, SCRATCH
 from uvmsim.policies.lru import LRU

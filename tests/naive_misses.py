@@ -1,4 +1,5 @@
-"""What becomes of misses, once more, slow and obvious: the rules of docs/policies.md in dicts and lists.
+"""What becomes of misses, once more, slow and obvious: the rules of docs/policies.md in dicts and
+lists.
 
 Beside `naive`, whose policies and traces it uses: a miss may be inserted, offered, read from a scratch
 place, computed on the CPU, or that and copied in behind. Written from the rules, not from the code

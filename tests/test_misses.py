@@ -74,7 +74,8 @@ def assert_same(case: Case, decisions: Decisions, parts, want: naive_misses.Outc
 
 
 def assert_found(decisions: Decisions, parts) -> None:
-    """Every access finds its expert where it reads, and no copy of a wave falls on what the wave reads."""
+    """Every access finds its expert where it reads, and no copy of a wave falls on what the wave
+    reads."""
     content: dict[int, int] = {}
     ids = decisions.job.workload.ids.tolist()
     copies = list(zip(joined(parts, "copy_expert"), joined(parts, "copy_slot"), strict=True))
@@ -196,7 +197,8 @@ def test_numbers_are_those_without_where_every_miss_is_inserted(data):
 @QUICK
 @given(st.data())
 def test_bypass_never_misses_more_than_min_without(data):
-    """Belady who need not insert, on events of one expert and a pool a layer: MIN of the wider choice."""
+    """Belady who need not insert, on events of one expert and a pool a layer: MIN of the wider
+    choice."""
     case = data.draw(cases())
     how = data.draw(settings_for(case, units=("access",)))
     how = {k: v for k, v in how.items() if k != "write_back"}

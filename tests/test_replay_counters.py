@@ -185,8 +185,8 @@ def test_the_same_seed_makes_the_same_bytes_and_hashes():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_what_becomes_of_misses_is_replayed(data):
-    """Scratch places, the CPU's share, copies behind: counters, outputs and bytes are right, whatever the
-    order of the streams."""
+    """Scratch places, the CPU's share, copies behind: counters, outputs and bytes are right,
+    whatever the order of the streams."""
     case = data.draw(cases())
     how = data.draw(settings_for(case))
     policy = data.draw(

@@ -204,8 +204,8 @@ def test_an_expert_cache_that_holds_all_is_resident_after_the_first_touch(case, 
 
 
 def test_hybrid_by_hand():
-    """Two misses a layer: copied one after the other they take 2 x 2,050 ns, one of them on the CPU 4,013.
-    So the CPU takes the one touched last, and the GPU computes what was copied."""
+    """Two misses a layer: copied one after the other they take 2 x 2,050 ns, one of them on the
+    CPU 4,013. So the CPU takes the one touched last, and the GPU computes what was copied."""
     r = run("hybrid", policy=parse("lru"), slots=4)
     each = [dense(s) + 17 + max(13 + 4 * n, 50 + 2 * n) + n + 11 for s in (0, 1) for n in EXPERT]
     assert r.step_ns.tolist() == [each[0] + each[1] + head(), each[2] + each[3] + head()]
@@ -224,7 +224,8 @@ def test_hybrid_by_hand():
 
 
 def test_hybrid_copies_behind_where_the_link_rests():
-    """The next block's dense work takes 739 ns or more: a copy of 2,050 does not fit, one of 250 does."""
+    """The next block's dense work takes 739 ns or more: a copy of 2,050 does not fit, one of 250
+    does."""
     assert (
         run("hybrid", policy=parse("lru"), slots=4, behind=True).to_json()["misses_by"]["cpu"] == 4
     )

@@ -1,12 +1,13 @@
-"""Policies and what becomes of misses on a GPU: calibrated, predicted, then measured, in under eight minutes.
+"""Policies and what becomes of misses on a GPU: calibrated, predicted, then measured, in under
+eight minutes.
 
     python experiments/policy_lead/gpu.py TRACE --out DIR
 
-TRACE: routing of gpt-oss-20b (24 layers x 32 experts, top-4), a few hundred decode tokens. Every cell is
-predicted from the calibration, and all predictions are written, before the first is measured; what
-there is no time for is said. DIR gets calibration.toml, predictions.json, measurements.json and
-report.json, each whole as soon as there is one. ``--backend host --quick`` runs the same path without a
-GPU on tiny experts, to see that it works: its times mean nothing.
+TRACE: routing of gpt-oss-20b (24 layers x 32 experts, top-4), a few hundred decode tokens. Every
+cell is predicted from the calibration, and all predictions are written, before the first is
+measured; what there is no time for is said. DIR gets calibration.toml, predictions.json,
+measurements.json and report.json, each whole as soon as there is one. ``--backend host --quick``
+runs the same path without a GPU on tiny experts, to see that it works: its times mean nothing.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def told(result: Any) -> dict[str, Any]:
 
 
 def predict(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """In a process of its own: kernels are compiled side by side, and found again by the measurement."""
+    """In a process of its own: kernels are compiled side by side, and found again by the
+    measurement."""
     from uvmsim.studies.simulate import simulate
 
     try:
@@ -227,8 +229,10 @@ def main() -> None:
             write(args.out / "report.json", made)
             say(f"{cell.key}: {line(made['cells'][cell.key])}")
     bad = [k for k, r in made["cells"].items() if not (r.get("verified") and r["counters_equal"])]
-    say(f"finished in {time.monotonic() - began:.0f} s; mean error {made['mean_error']:.1%}, worst "
-        f"{made['worst_error']:.1%}" if made["mean_error"] is not None else "nothing was measured")  # fmt: skip
+    off = "nothing was measured"
+    if made["mean_error"] is not None:
+        off = f"mean error {made['mean_error']:.1%}, worst {made['worst_error']:.1%}"
+    say(f"finished in {time.monotonic() - began:.0f} s; {off}")
     if bad:
         sys.exit(f"error: wrong or void: {', '.join(bad)}")
 

@@ -2,8 +2,8 @@
 
     python experiments/policy_lead/misses.py ROUTING
 
-ROUTING as for run.py, whose test parts of gpt-oss-20b are taken. Writes misses.json and prints the table
-of README.md.
+ROUTING as for run.py, whose test parts of gpt-oss-20b are taken. Writes misses.json and prints the
+table of README.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from run import DUMPS, HERE, PARTS, SLOTS, uvmsim
 
 POLICIES = ("lru", "lrfu", "learned", "belady")
 WAYS = {
-    "insert": ("expert-cache", "", ()),
-    "bypass": ("expert-cache", ":bypass=1", ()),
-    "hybrid": ("hybrid", "", ()),
-    "hybrid, behind": ("hybrid", "", ("--behind",)),
-    "hybrid, bypass": ("hybrid", ":bypass=1", ()),
+    "insert": ("expert-cache", ""),
+    "bypass": ("expert-cache", ":bypass=1"),
+    "hybrid": ("hybrid", ""),
+    "hybrid, bypass": ("hybrid", ":bypass=1"),
 }
-"""Mechanism, what is added to a policy's name, options."""
+"""Mechanism, and what is added to a policy's name."""
 POOLS = ("global", "per-layer")
 
 
@@ -32,11 +31,11 @@ def measured(trace: Path) -> list[dict[str, Any]]:
     """One row a pool kind, way, size and policy."""
     rows = []
     for pool in POOLS:
-        for way, (mechanism, more, options) in WAYS.items():
+        for way, (mechanism, more) in WAYS.items():
             names = [p + more for p in POLICIES]
             out = uvmsim(
                 "compare", str(trace), "--json", "--slots", ",".join(SLOTS), "--pool", pool,
-                "--mechanism", mechanism, "--policy", ",".join(names), *options,
+                "--mechanism", mechanism, "--policy", ",".join(names),
             )  # fmt: skip
             runs = json.loads(out)["runs"]
             sizes = sorted({r["slots"] for r in runs})
@@ -80,7 +79,7 @@ def main(routing: Path) -> None:
             uvmsim("trace", "filter", str(whole), "-o", str(trace), *str(kept).split())
             results[part] = measured(trace)
             show(part, results[part])
-    (HERE / "misses.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            (HERE / "misses.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

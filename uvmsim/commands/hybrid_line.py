@@ -23,8 +23,8 @@ from uvmsim.commands.flags import Command
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def hybrid_line(model: str, pageable: bool, as_json: bool, **machine) -> None:  # type: ignore[no-untyped-def]
-    """One missing expert of MODEL (preset, TOML or GGUF file; gpt-oss-20b): the CPU computes it, or it is
-    copied and the GPU does. By tokens, and by type of the weights.
+    """One missing expert of MODEL (preset, TOML or GGUF file; gpt-oss-20b): the CPU computes it,
+    or it is copied and the GPU does. By tokens, and by type of the weights.
 
     \b
     Examples:

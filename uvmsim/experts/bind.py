@@ -26,8 +26,8 @@ def bind(
     splits: bool = False,
 ) -> Bound:
     """`uvmsim.experts.pool.plan_events` with the policy's hooks, whose ``states`` it will be called
-    with; plain Python if not ``compiled``. ``spare``: there are scratch places; ``splits``: the CPU takes
-    its share of the misses."""
+    with; plain Python if not ``compiled``. ``spare``: there are scratch places; ``splits``: the
+    CPU takes its share of the misses."""
     eviction, prefetch = type(spec.eviction), type(spec.prefetch or NoPrefetch())
     bypasses = eviction.bypasses is not Eviction.bypasses
     swaps = _swaps(eviction) | {

@@ -327,7 +327,7 @@ class Decisions:
             "of that pool; skip experts that are in_use()",
             BAD_ACTION: f"on_miss() returned {culprit}; give one of INSERT, OFFER, SCRATCH, CPU, "
             "CPU_BEHIND of uvmsim.policies.base",
-            NO_SCRATCH: "on_miss() asks for a scratch place and there is none; give `scratch` 1 or more",
+            NO_SCRATCH: "on_miss() asks for a scratch place, of which there is none; give `scratch` 1",
             BAD_PREFETCH: f"prefetch() asked for {culprit}, outside its limit or the model's experts",
         }.get(code, "victim() found nobody to evict from a full pool")
         raise InputError(f"policy {self.spec.name}, event {event}: {what}")

@@ -66,8 +66,8 @@ BYPASSED, BYPASSED_HITS = 11, 12
 BAD_VICTIM, NO_VICTIM, BAD_PREFETCH, BAD_ACTION, NO_SCRATCH = 1, 2, 3, 4, 5
 
 AHEAD, BEHIND = 1, 2
-"""What `Tally.fresh` holds of experts not used since they were fetched: by a prefetcher, or behind a miss
-that the CPU computed."""
+"""What `Tally.fresh` holds of experts not used since they were fetched: by a prefetcher, or behind
+a miss that the CPU computed."""
 
 
 class Tally(NamedTuple):
@@ -434,7 +434,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         queue_copy(tally, out, e, DEMAND, np.int64(-1), beside, np.int64(-1))
                         out.slot[j] = beside
                         beside += 1
-                    elif action == OFFER or action == SCRATCH:
+                    elif action in (OFFER, SCRATCH):
                         if not SPARE:
                             n[ERROR] = NO_SCRATCH
                             return i
@@ -457,7 +457,8 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                             tally.brought_by[e] = n[BASE] + n[COPIES] - 1
                 tally.layer_accesses[phase, layer] += 1
             if SPARE and offered:
-                if not take_offers(es, pool, seen, tally, out, misses, stream, a, end):
+                done = take_offers(es, pool, seen, tally, out, misses, stream, a, end)
+                if not done:
                     return i
             if PREFETCHES and kept and end == hi:
                 asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)

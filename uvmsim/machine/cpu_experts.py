@@ -18,13 +18,13 @@ from uvmsim.machine.model_spec import TYPES
 from uvmsim.machine.quantities import Flops, Rate, Time
 
 FLOPS_PER_BYTE = 5
-"""Operations for a byte the machine's CPU reads, where nobody measured: of five types on an H100's host with
-llama.cpp 3.8 to 7.8, mean 5.3."""
+"""Operations for a byte the machine's CPU reads, where nobody measured: of five types on an H100's
+host with llama.cpp 3.8 to 7.8, mean 5.3."""
 
 
 class CpuExpertsSpec(BaseModel):
-    """``[engine.cpu_experts.TYPE]``: one type's weights on the CPU; ``wave_ns``: waking its threads, once a
-    wave."""
+    """``[engine.cpu_experts.TYPE]``: one type's weights on the CPU; ``wave_ns``: waking its
+    threads, once a wave."""
 
     model_config = ConfigDict(extra="forbid")
     bytes_per_s: Rate
@@ -53,8 +53,8 @@ class CpuExperts:
 
 
 def cpu_experts(hw: Any, kind: str) -> CpuExperts:
-    """The CPU of a `uvmsim.machine.hardware.Hardware` with experts of a tensor type (``MXFP4``, ``Q4_K``,
-    ``F16``, ...); a type that was not measured takes the nearest one's, in bits a weight."""
+    """The CPU of a `uvmsim.machine.hardware.Hardware` with experts of a tensor type (``MXFP4``,
+    ``Q4_K``, ``F16``, ...); a type that was not measured takes the nearest one's, in bits a weight."""
     engine, kind = hw.engine, kind.upper()
     known: Mapping[str, CpuExpertsSpec] = engine.cpu_experts or {}
     if known:

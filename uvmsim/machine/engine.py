@@ -114,7 +114,8 @@ class EngineProfile:
     """Constants kernel by kernel (llama.cpp); where they and the model's graph are known, they take the
     place of the launch costs and speeds above."""
     cpu_experts: dict[str, CpuExpertsSpec] | None = None
-    """Experts on the CPU by the type of their weights (`uvmsim.machine.cpu_experts`); None: not measured."""
+    """Experts on the CPU by the type of their weights (`uvmsim.machine.cpu_experts`); None: not
+    measured."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
 

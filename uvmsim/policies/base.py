@@ -184,7 +184,8 @@ class Eviction(Policy):
     """Who leaves when a slot is needed, and who gets one at all."""
 
     bypass: ClassVar[bool] = False
-    """Set to True for an instance (``lrfu:bypass=1``): where `on_miss` says `INSERT`, `OFFER` is done."""
+    """Set to True for an instance (``lrfu:bypass=1``): where `on_miss` says `INSERT`, `OFFER` is
+    done."""
 
     @staticmethod
     def on_miss(s: Any, pool: Pool, e: int, i: int) -> int:
@@ -192,8 +193,9 @@ class Eviction(Policy):
 
         - `INSERT`: evict if the pool is full, copy the expert into the slot. Pays where experts come
           again soon.
-        - `OFFER`: copy it to a scratch place, compute, then let the `victim` of the pool and this expert
-          leave; hits of the event may leave too. Which place is scratch changes, no byte moves twice.
+        - `OFFER`: copy it to a scratch place, compute, then let the `victim` among the pool's residents
+          and this expert leave; hits of the event may leave too. Which place is scratch changes; no
+          byte moves twice.
         - `SCRATCH`: copy it to a scratch place, compute, forget it.
         - `CPU`: compute on the CPU and copy nothing.
         - `CPU_BEHIND`: compute on the CPU, evict, and copy the expert in when nothing urgent is on the

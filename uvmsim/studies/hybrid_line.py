@@ -1,8 +1,8 @@
 """From how many tokens an expert is worth the link: the CPU's time for one against a copy and the GPU.
 
-One missing expert by itself: the CPU computes it where it lies, or it crosses the link and the GPU computes
-it. Up to a number of tokens the CPU is done first; beyond it, the link. Nothing is kept for later: a copy
-that is used again is worth more than this says.
+One missing expert by itself: the CPU computes it where it lies, or it crosses the link and the GPU
+computes it. Up to a number of tokens the CPU is done first; beyond it, the link. Nothing is kept
+for later: a copy that is used again is worth more than this says.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class HybridLine:
 def hybrid_line(
     model: str | Model = "gpt-oss-20b", hardware: str | Hardware = "rtx5090", pinned: bool = True
 ) -> HybridLine:
-    """An expert of ``model``'s shape in its own type and some others, on a machine. Raises `InputError`."""
+    """An expert of ``model``'s shape in its own type and some others, on a machine. Raises
+    `InputError`."""
     m = model if isinstance(model, Model) else Model.load(model)
     hw = hardware if isinstance(hardware, Hardware) else Hardware.load(hardware)
     own = m.quantisation.upper()

@@ -100,8 +100,8 @@ class Scenario:
     threshold: int = 51
     """uvm: the density prefetcher's, in %."""
     scratch: int | None = None
-    """Expert places beside the pool, for policies that choose what becomes of a miss (``lrfu:bypass=1``);
-    they count against device memory. None: as many as a token uses in a layer."""
+    """Expert places beside the pool, for policies that choose what becomes of a miss
+    (``lrfu:bypass=1``); they count against device memory. None: as many as a token uses in a layer."""
     behind: bool | None = None
     """hybrid: what the CPU computes is copied in behind where the link would rest. None: no."""
     policy_time: bool | None = None
@@ -342,7 +342,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "expert_size": _number, "vram": _number, "link": _number,
     "ram_bandwidth": _number, "reserve": _number, "ctx": _whole, "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
-    "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole, "threshold": _whole, "engine": _engine,
+    "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
+    "threshold": _whole, "engine": _engine,
 }  # fmt: skip
 
 
