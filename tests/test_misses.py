@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from routing import KINDS, Case, cases, generate, settings_for
 
 from traces.errors import InputError
+from uvmsim.experts.cache_misses import cache_misses
 from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.misses import Split
 from uvmsim.policies.base import ACTIONS
@@ -258,6 +259,11 @@ def _fixed(job: Job) -> int:
     from uvmsim.runs.job import fixed_bytes
 
     return fixed_bytes(job)
+
+
+def test_plain_sequences_always_insert():
+    with pytest.raises(InputError, match="always inserts"):
+        cache_misses(np.arange(4), 2, "lru:bypass=1")
 
 
 @pytest.mark.parametrize(
