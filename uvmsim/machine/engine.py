@@ -228,7 +228,10 @@ class EngineProfile:
         if self.cpu_experts is None:
             kept.pop("cpu_experts")
         else:
-            kept["cpu_experts"] = self._experts_json()
+            kept["cpu_experts"] = {
+                kind: {k: v for k, v in x.items() if k != "source"}
+                for kind, x in self._experts_json().items()
+            }
         if self.terms is None:
             kept.pop("terms")
         else:
