@@ -72,6 +72,9 @@ class Bank:
         """Hash of each image's output row for each input row, once `learn` has seen it."""
         self.sums = np.zeros(len(self.offsets), np.uint64)
         self.known = np.zeros(len(self.offsets), bool)
+        self.cpu_rows = np.zeros((len(self.offsets), X_ROWS), np.uint64)
+        """The same of what the CPU computes (`replay.on_cpu`), where ``cpu_known``."""
+        self.cpu_known = np.zeros(len(self.offsets), bool)
 
     @property
     def shared(self) -> bool:
@@ -107,17 +110,9 @@ class Bank:
             return
         b = self.backend
         scratch = b.device(max(x.nbytes for x in self.layouts), "one expert beside the pool")
-        tasks = Tasks.empty()
-        tasks.weights[:X_ROWS] = scratch.ptr
-        tasks.tokens[:X_ROWS] = 1
-        tasks.first_row[:X_ROWS] = np.arange(X_ROWS)
-        tasks.x_first[:X_ROWS] = np.arange(X_ROWS)
         for i in images.tolist():
             layout = self.image_layout[i]
-            b.copy_in(scratch.ptr, self.memory.ptr + self.offsets[i], layout.nbytes, DEMAND)
-            b.synchronise()
-            b.clear_hashes()
-            b.experts(layout, tasks, X_ROWS, 0)
+            self._compute_alone(i, scratch)
             self.expected[i] = b.hashes(X_ROWS)
             self.sums[i] = b.checksums([scratch.ptr], [layout.nbytes])[0]
             self.known[i] = True
@@ -129,10 +124,38 @@ class Bank:
                     "host's bank; the link or the memory is faulty"
                 )
 
+    def _compute_alone(self, image: int, scratch: Memory) -> None:
+        """One image copied to device memory, and its expert with every input row."""
+        b, layout = self.backend, self.image_layout[image]
+        tasks = Tasks.empty()
+        tasks.weights[:X_ROWS] = scratch.ptr
+        tasks.tokens[:X_ROWS] = 1
+        tasks.first_row[:X_ROWS] = np.arange(X_ROWS)
+        tasks.x_first[:X_ROWS] = np.arange(X_ROWS)
+        b.copy_in(scratch.ptr, self.memory.ptr + self.offsets[image], layout.nbytes, DEMAND)
+        b.synchronise()
+        b.clear_hashes()
+        b.experts(layout, tasks, X_ROWS, 0)
+
+    def device_rows(self, image: int) -> np.ndarray:
+        """float32 [X_ROWS, n_embd]: what the device computes of an image for every input row."""
+        layout = self.image_layout[image]
+        scratch = self.backend.device(layout.nbytes, "one expert beside the pool")
+        self._compute_alone(image, scratch)
+        rows = self.backend.outputs(layout, X_ROWS)
+        self.backend.release(scratch)
+        return rows
+
     def output_hashes(self, ids: np.ndarray, counts: np.ndarray, event: np.ndarray) -> np.ndarray:
         """uint64 [accesses]: what `Backend.hashes` must be. All arrays [accesses]: expert, its
         tokens, and the number of the event (whose input rows start at ``event % X_ROWS``)."""
-        rows = self.expected[self.image_of[ids]]
+        return self.sums_of(self.expected, ids, counts, event)
+
+    def sums_of(
+        self, hashes: np.ndarray, ids: np.ndarray, counts: np.ndarray, event: np.ndarray
+    ) -> np.ndarray:
+        """uint64 [accesses]: ``hashes`` [images, X_ROWS] of each access's rows, summed."""
+        rows = hashes[self.image_of[ids]]
         full = rows.sum(axis=1, dtype=np.uint64) * (counts // X_ROWS).astype(np.uint64)
         rest = counts % X_ROWS
         for j in range(int(rest.max(initial=0))):

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uvmsim.experts.decisions import Decisions, Served
+from uvmsim.experts.misses import Split
+from uvmsim.policies.base import CPU
+from uvmsim.policies.registry import asks
 from uvmsim.runs.job import Job, counters_without_pool
 from uvmsim.runs.plan import DEMAND, WRITEBACK, Counters
 
@@ -39,6 +42,8 @@ class Wave:
     """Slots filled by a prefetch and read for the first time."""
     emptied: bool = False
     """The pool was emptied before this wave."""
+    away: np.ndarray | None = None
+    """bool [hi - lo]: accesses that the CPU computes; None: none."""
 
 
 class Waves:
@@ -48,6 +53,8 @@ class Waves:
     """Slots the waves use."""
     beside: int = 0
     """Slots after those, for experts that are served without getting one."""
+    uses_cpu = False
+    """Whether the CPU may have to compute."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -59,6 +66,10 @@ class Waves:
 
     def counters(self) -> Counters:
         raise NotImplementedError
+
+    def on_cpu(self) -> np.ndarray | None:
+        """bool [A]: accesses that the CPU computed; None: none."""
+        return None
 
     def _step_bounds(self) -> np.ndarray:
         """int64 [steps + 1]: first event of each step."""
@@ -122,9 +133,11 @@ class OneByOne(Waves):
 class CachePolicy(Waves):
     """The simulator's own decisions (`uvmsim.experts.decisions`), one forward pass at a time."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, split: Split | None = None):
+        """``split``: the CPU takes its share of the misses."""
         super().__init__(job)
-        self.decisions = Decisions(job)
+        self.decisions = Decisions(job, split)
+        self.uses_cpu = split is not None or asks(self.decisions.spec)
         self.slots, self.beside = self.decisions.slots, self.decisions.beside
         self.notes = self.decisions.notes
 
@@ -142,6 +155,9 @@ class CachePolicy(Waves):
 
     def counters(self) -> Counters:
         return self.decisions.counters()
+
+    def on_cpu(self) -> np.ndarray | None:
+        return self.decisions.on_cpu()
 
     def _follow(self, served: Served, waves: list[Wave]) -> None:
         """The waves of what was served, added to those of the same pass."""
@@ -161,6 +177,9 @@ class CachePolicy(Waves):
         ):  # fmt: skip
             lo = waves[-1].hi if event == before else int(w.event_lo[event])
             wave = Wave(event, lo, hi, slot[lo:hi], event != before)
+            if self.uses_cpu:
+                away = self.decisions.action[lo:hi] >= CPU
+                wave.away = away if away.any() else None
             wave.emptied = served.emptied and before < 0
             before = event
             for kind, expert, place, victim in moves[

@@ -11,6 +11,10 @@ Why nothing is overwritten too early or read too early:
 - Where the pool is emptied, prefetches on their way are forgotten but still read host memory: later
   write-backs wait for them.
 - Kernels wait for their wave's demand copies, and for prefetched experts read for the first time.
+- What the CPU computes of a wave it computes once the wave has opened, while copies run; the host
+  waits for it, then queues the results' copy on the compute stream. Every earlier copy from that buffer
+  is done by then, since the opening comes after it on the same stream. An expert that is being written
+  back is waited for first.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from replay.decide import Move, Wave, Waves
 from replay.dense_reads import DenseReads
 from replay.feed import Feed
 from replay.meter import Measured, Meter
+from replay.on_cpu import OnCpu
 from replay.places import Places
 from uvmsim.runs.job import Job
 
@@ -63,7 +68,7 @@ class Executor:
 
     def __init__(
         self, backend: Backend, job: Job, bank: Bank, places: Places, decisions: Waves,
-        dense: DenseReads, pace: Pace,
+        dense: DenseReads, pace: Pace, on_cpu: OnCpu | None = None,
     ):  # fmt: skip
         self.backend, self.job, self.bank = backend, job, bank
         self.places, self.decisions, self.dense, self.pace = places, decisions, dense, pace
@@ -89,6 +94,12 @@ class Executor:
         back to another slot while that event already stands for the next victim's."""
         self.feed: Feed | None = None
         """Where prefetches move in pieces: those that are held back."""
+        self.on_cpu = on_cpu
+        self.left = bytearray(len(bank.nbytes))
+        """By expert: was written back before."""
+        self.hash_at = np.arange(len(w.ids))
+        """int64 [A]: where the hash of an access is kept; those of a wave that the GPU computes go
+        first."""
         self.bytes = [0, 0, 0, 0]
         """By stream: bytes queued."""
 
@@ -162,7 +173,8 @@ class Executor:
         leaving = wave.leaving if places.moves_out else ()
         opened = -1
         held = feed is not None and bool(feed.waiting)
-        if wave.demand or wave.prefetch or leaving or (detail and wave.arriving) or held:
+        cpu = wave.away is not None
+        if wave.demand or wave.prefetch or leaving or cpu or (detail and wave.arriving) or held:
             if detail:
                 opened = meter.mark(COMPUTE)
             else:
@@ -187,7 +199,9 @@ class Executor:
         for slot in wave.arriving:
             b.wait(COMPUTE, self.filled[slot])
             self.filling[slot] = 0
-        if detail and (wave.demand or wave.arriving):
+        if cpu:
+            self._compute_away(wave, layer, opened)
+        if detail and (wave.demand or wave.arriving or cpu):
             meter.stall(opened, meter.mark(COMPUTE), first, last)
         if wave.hi > wave.lo:
             self._compute(wave, layer)
@@ -207,6 +221,7 @@ class Executor:
             if self.emptied:
                 b.record(self.emptied[slot], BACK)
                 b.record(self.written[e], BACK)
+                self.left[e] = 1
         if self.pace.detail:
             meter.span(BACK, start, meter.mark(BACK))
 
@@ -246,12 +261,31 @@ class Executor:
             self.backend.wait(stream, self.emptied[slot])
             self.backend.wait(stream, self.written[e])
 
+    def _compute_away(self, wave: Wave, layer: int, opened: int) -> None:
+        """The CPU's experts of a wave, done when this returns but for their results' copy."""
+        assert self.on_cpu is not None and wave.away is not None
+        b = self.backend
+        accesses = wave.lo + np.flatnonzero(wave.away)
+        b.synchronise(opened)
+        for e in self.job.workload.ids[accesses].tolist() if self.written else ():
+            if self.left[e]:
+                b.synchronise(self.written[e])
+        self.on_cpu.compute(accesses, layer, wave.event)
+        order = np.argsort(wave.away, kind="stable")
+        self.hash_at[wave.lo + order] = wave.lo + np.arange(len(order))
+
     def _compute(self, wave: Wave, layer: int) -> None:
         """Expert calls of a wave, as many at once as the task table and the buffers hold."""
         b, t, layout = self.backend, self.tasks, self.bank.layouts[layer]
-        n = wave.hi - wave.lo
-        ids = wave.slots if self.places.by_slot else self.job.workload.ids[wave.lo : wave.hi]
-        where = self.places.table[ids]
+        slots = wave.slots
+        ids, counts = (x[wave.lo : wave.hi] for x in (self.job.workload.ids, self.counts))
+        if wave.away is not None:
+            here = ~wave.away
+            slots, ids, counts = slots[here], ids[here], counts[here]
+        n = len(ids)
+        if n == 0:
+            return
+        where = self.places.table[slots if self.places.by_slot else ids]
         t.x_first[: min(n, MAX_TASKS)] = wave.event % X_ROWS
         if self.single:
             # One row each, at its number: so the table came into the world.
@@ -260,7 +294,6 @@ class Executor:
                 t.weights[:k] = where[at : at + k]
                 b.experts(layout, t, k, wave.lo + at, 1)
             return
-        counts = self.counts[wave.lo : wave.hi]
         for at, k in groups(counts.tolist(), self.rows):
             t.weights[:k] = where[at : at + k]
             t.tokens[:k] = counts[at : at + k]

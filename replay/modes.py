@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from traces.errors import InputError
 
-MODES = ("expert-cache", "resident", "stream", "zero-copy", "managed")
+MODES = ("expert-cache", "hybrid", "resident", "stream", "zero-copy", "managed")
 """``managed``: managed memory, which the driver pages in on faults. The others are called as the
 simulator's mechanisms are."""
 OLD_NAMES = {"uvm": "managed"}

@@ -31,6 +31,8 @@ class Replayed:
     moved: Moved
     options: dict[str, Any]
     """How it was run: dtype, split, pinned, shared images, run-ahead, ..."""
+    cpu_ns: int = 0
+    """The CPU computed experts for so long."""
 
     @property
     def busy_ns(self) -> dict[str, int] | None:
@@ -46,6 +48,7 @@ class Replayed:
         assert c is not None
         counts = {
             **run.counts(),
+            **({"misses_by": c.misses_by} if c.misses_by else {}),
             "bytes_h2d": moved.demand + moved.prefetch + moved.zero_copy,
             "bytes_d2h": moved.back,
             "bytes_prefetched": moved.prefetch,
@@ -68,12 +71,17 @@ class Replayed:
         if m.stall_ns is None or m.transfer_ns is None:
             return d
         stall, transfer = float(m.stall_ns.sum()) / 1e9, float(m.transfer_ns.sum()) / 1e9
+        # Of a wave that waits for both it cannot be told what it would have waited for one.
+        cpu = min(stall, self.cpu_ns / 1e9)
+        transfer = min(transfer, stall - cpu)
         d["time_split_s"] = {
             "compute": seconds - stall,
-            "cpu": 0.0,
+            "cpu": cpu,
             "transfer": transfer,
-            "queueing": stall - transfer,
+            "queueing": stall - cpu - transfer,
         }
+        if self.cpu_ns:
+            d["cpu_s"] = self.cpu_ns / 1e9
         busy = self.busy_ns
         assert busy is not None
         d["copy_busy_s"] = {k: v / 1e9 for k, v in busy.items()}

@@ -16,11 +16,14 @@ from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.modes import mode_named
+from replay.on_cpu import OnCpu
 from replay.places import Managed, Places, Remote, Slots
 from replay.results import Moved, Replayed, begun
 from traces.errors import InputError
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import planned
+from uvmsim.mechanisms.hybrid import split_of
+from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome
 
@@ -106,15 +109,21 @@ class Session:
         dense = DenseReads(self.backend, job, remote=mode == "zero-copy")
         try:
             places = self._places(job, mode, how, bank, decisions)
+            on_cpu = OnCpu(self.backend, job, bank, self._x) if decisions.uses_cpu else None
             try:
+                if on_cpu:
+                    on_cpu.learn(used)
                 executor = Executor(
-                    self.backend, job, bank, places, decisions, dense, Pace(how.ahead, how.detail)
-                )
+                    self.backend, job, bank, places, decisions, dense,
+                    Pace(how.ahead, how.detail), on_cpu,
+                )  # fmt: skip
                 with self.around():
                     measured = executor.run()
-                result.problems = _check(self.backend, job, bank, places, used)
+                result.problems = _check(self.backend, job, bank, places, used, executor)
             finally:
                 places.release()
+                if on_cpu:
+                    on_cpu.release()
         finally:
             dense.release()
         result.counters = decisions.counters()
@@ -130,8 +139,11 @@ class Session:
             "split": how.split, "ahead": how.ahead, "host_memory": bank.kind,
             "bank_bytes": bank.memory.nbytes, "shared_images": bank.shared,
         }  # fmt: skip
+        if on_cpu:
+            options |= on_cpu.about()
         result.step_ns = measured.step_ns
-        result.trail = Replayed(measured, _moved(job, mode, executor), options)
+        cpu_ns = on_cpu.ns if on_cpu else 0
+        result.trail = Replayed(measured, _moved(job, mode, executor), options, cpu_ns)
         return result
 
     # ---- parts ----------------------------------------------------------------------------------
@@ -207,6 +219,11 @@ def run(
 
 def _check_fits(job: Job, mode: str) -> None:
     """`DoesNotFit` by the simulator's own rules."""
+    if mode == "managed" and isinstance(job.policy, PolicySpec) and chooses(job.policy):
+        raise InputError(
+            f"managed: the driver brings what a kernel reads, and policy {job.policy.name} would keep "
+            "misses out; replay it in mode expert-cache"
+        )
     if mode in ("resident", "stream"):
         planned(mode).plan(job)
 
@@ -214,6 +231,7 @@ def _check_fits(job: Job, mode: str) -> None:
 def _decisions(job: Job, mode: str) -> Waves:
     made: dict[str, Callable[[Job], Waves]] = {
         "expert-cache": CachePolicy,
+        "hybrid": lambda j: CachePolicy(j, split_of(j)),
         "resident": AllResident,
         "zero-copy": lambda j: AllResident(j, hits=False),
         "stream": OneByOne,
@@ -231,13 +249,20 @@ def _moved(job: Job, mode: str, executor: Executor) -> Moved:
     return moved
 
 
-def _check(backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray) -> list[str]:
+def _check(
+    backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray, executor: Executor
+) -> list[str]:
     """Compare every output with the all-resident one and every expert's bytes with its own."""
     w = job.workload
     problems = []
     event = w.access_event
     want = bank.output_hashes(w.ids, w.counts, event)
-    wrong = np.flatnonzero(backend.hashes(len(w.ids)) != want)
+    away = executor.decisions.on_cpu()
+    if away is not None:
+        want[away] = 0  # the GPU has no part in these
+    if executor.on_cpu:
+        problems += executor.on_cpu.problems(away)
+    wrong = np.flatnonzero(backend.hashes(len(w.ids))[executor.hash_at] != want)
     if len(wrong):
         a = int(wrong[0])
         problems.append(

@@ -28,7 +28,7 @@ POLICIES = ("lru",)
 HARDWARE = "h100"
 SLOTS = "25%"
 """Pool where neither slots nor memory is given."""
-WITH_POLICY = ("expert-cache", "managed")
+WITH_POLICY = ("expert-cache", "hybrid", "managed")
 
 
 def decided_by(mode: str) -> PolicyKind | None:
@@ -147,6 +147,8 @@ def _compare_counters(run: Outcome) -> None:
     got = run.to_json()
     keys = [k for k in COMPARED if not (paged and k.startswith("bytes"))]
     differ = [k for k in keys if got[k] != want.get(k)]
+    if got.get("misses_by") != want.get("misses_by"):
+        differ.append("misses_by")
     for key in ("issued", "wasted"):
         if got["prefetch"][key] != want["prefetch"][key]:
             differ.append(f"prefetch {key}")

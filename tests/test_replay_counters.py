@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from replay.decide import CachePolicy
 from replay.results import verified
 from replay.session import How, Session
 from replay.study import COMPARED
+from traces.errors import InputError
+from uvmsim.machine.hardware import Hardware
 from uvmsim.mechanisms import mechanism
 from uvmsim.runs.plan import DEMAND, PREFETCH
 from uvmsim.studies.simulate import simulate
@@ -22,6 +25,15 @@ from uvmsim.studies.simulate import simulate
 POLICIES = ("lru", "lfu", "fifo", "belady", "lru+next-layer", "lfu+previous-token",
             "belady+oracle", "llama-cpp-lru", "random")  # fmt: skip
 FAST = How(dtype="fp32")
+ASKING = f"{Path(__file__).parent / 'asking.py'}:Asking"
+QUICK_CPU = Hardware.load("rtx5090")
+QUICK_CPU = dataclasses.replace(
+    QUICK_CPU,
+    engine=dataclasses.replace(
+        QUICK_CPU.engine, cpu_sync_ns=0, cpu_bytes_per_s=200_000_000, terms=None
+    ),
+)
+"""So that experts of a thousand bytes are worth the CPU's while."""
 
 
 def known(policies=POLICIES):
@@ -169,3 +181,54 @@ def test_the_same_seed_makes_the_same_bytes_and_hashes():
     assert (sums[0][0] == sums[1][0]).all()
     assert (sums[0][1] == sums[1][1]).all()
     assert (sums[0][0] != sums[2][0]).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_what_becomes_of_misses_is_replayed(data):
+    """Scratch places, the CPU's share, copies behind: counters, outputs and bytes are right,
+    whatever the order of the streams."""
+    case = data.draw(cases())
+    how = data.draw(settings_for(case))
+    policy = data.draw(
+        st.sampled_from(("lru:bypass=1", "belady:bypass=1+previous-token", "lru", ASKING))
+    )
+    mode = data.draw(st.sampled_from(("expert-cache", "hybrid")))
+    how["behind"] = data.draw(st.booleans())
+    if policy != "lru":
+        how["write_back"], how["scratch"] = False, data.draw(st.integers(1, 4))
+    shuffle = data.draw(st.one_of(st.none(), st.integers(0, 1000)))
+    pace = dataclasses.replace(
+        FAST, ahead=data.draw(st.integers(0, 3)), detail=data.draw(st.booleans())
+    )
+    job = case.job(policy, profile=case.workload(), hardware=QUICK_CPU, **how)
+    with Session(HostBackend(shuffle=shuffle), pace) as session:
+        run = session.run(job, mode)
+    assert_same_row(run, mode)
+    assert run.to_json().get("misses_by") == simulate(job, mode).to_json().get("misses_by")
+
+
+def test_the_cpu_computes_its_share():
+    case = generate(5, layers=3, experts=8, top_k=3)
+    job = case.job("lru", slots=6, hardware=QUICK_CPU)
+    with Session(HostBackend(shuffle=2), FAST) as session:
+        run = session.run(job, "hybrid")
+        assert verified(run)
+        by = run.to_json()["misses_by"]
+        assert by["cpu"] > 0 and by["insert"] > 0
+        assert run.to_json()["cpu_s"] > 0
+        # A wrong result of the CPU voids a run.
+        (bank,) = session._banks.values()
+        bank.cpu_rows[:] ^= np.uint64(1)
+        run = session.run(job, "hybrid")
+    assert not verified(run)
+    assert "results of the CPU differ" in run.problems[0]
+
+
+def test_managed_memory_takes_no_policy_that_keeps_misses_out():
+    case = generate(2)
+    with (
+        Session(HostBackend(), FAST) as session,
+        pytest.raises(InputError, match="expert-cache"),
+    ):
+        session.run(case.job("lru:bypass=1", slots=6), "managed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,23 @@ def test_expert_cache_has_one_timeline(policy):
         same(fast.run(plan), des.run(plan))
 
     check()
+
+
+ASKING = f"{Path(__file__).parent / 'asking.py'}:Asking"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_what_becomes_of_misses_has_one_timeline(data):
+    """Scratch places, the CPU beside copies, copies behind."""
+    case = data.draw(cases())
+    how = data.draw(settings_for(case))
+    policy = data.draw(st.sampled_from(("lru", "lru:bypass=1+previous-token", ASKING)))
+    if policy != "lru":
+        how["write_back"], how["scratch"] = False, data.draw(st.integers(1, 3))
+    job = case.job(policy, hardware=data.draw(machines()), behind=data.draw(st.booleans()), **how)
+    plan = mechanism(data.draw(st.sampled_from(("hybrid", "expert-cache")))).plan(job)
+    same(fast.run(plan), des.run(plan))
 
 
 @pytest.mark.parametrize("name", FIXED)

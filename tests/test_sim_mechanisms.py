@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import naive
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing import Case, cases
 
+from uvmsim.commands.hybrid_line import hybrid_line as command
+from uvmsim.machine.cpu_experts import CpuExpertsSpec, cpu_experts
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
+from uvmsim.policies.registry import parse
+from uvmsim.studies.hybrid_line import hybrid_line
 from uvmsim.studies.simulate import simulate
 
 # Round numbers: 1 byte = 1 ns of device memory, 2 ns of link, 4 ns of a CPU, 3 ns of zero-copy;
@@ -195,3 +201,76 @@ def test_an_expert_cache_that_holds_all_is_resident_after_the_first_touch(case, 
     assert plan.compute_ns.tolist() == resident.compute_ns.tolist()
     waves = len(plan.pre_ns)
     assert int(plan.pre_ns.sum() - resident.pre_ns.sum()) == waves * PROGRAM.decision_ns
+
+
+def test_hybrid_by_hand():
+    """Two misses a layer: copied one after the other they take 2 x 2,050 ns, one of them on the
+    CPU 4,013. So the CPU takes the one touched last, and the GPU computes what was copied."""
+    r = run("hybrid", policy=parse("lru"), slots=4)
+    each = [dense(s) + 17 + max(13 + 4 * n, 50 + 2 * n) + n + 11 for s in (0, 1) for n in EXPERT]
+    assert r.step_ns.tolist() == [each[0] + each[1] + head(), each[2] + each[3] + head()]
+    by = r.to_json()["misses_by"]
+    assert by == {"insert": 4, "offer": 0, "scratch": 0, "cpu": 4, "cpu-behind": 0}
+    assert r.to_json()["bytes_h2d"] == 2 * sum(EXPERT)
+    assert simulate(
+        decode_case().job("lru", slots=4, hardware=HW), "hybrid", "des"
+    ).step_ns.tolist() == (r.step_ns.tolist())
+    # A CPU half as fast is left alone: 8,013 ns would be more than both copies.
+    slow = run("hybrid", HW.with_(ram="0.125GB/s"), policy=parse("lru"), slots=4)
+    assert slow.to_json()["misses_by"]["cpu"] == 0
+    assert (
+        slow.step_ns.tolist() == run("expert-cache", policy=parse("lru"), slots=4).step_ns.tolist()
+    )
+
+
+def test_hybrid_copies_behind_where_the_link_rests():
+    """The next block's dense work takes 739 ns or more: a copy of 2,050 does not fit, one of 250
+    does."""
+    assert (
+        run("hybrid", policy=parse("lru"), slots=4, behind=True).to_json()["misses_by"]["cpu"] == 4
+    )
+    fast = replace(HW, h2d_bytes_per_s=5 * 10**9, cpu_bytes_per_s=10**10)
+    by = run("hybrid", fast, policy=parse("lru"), slots=4, behind=True).to_json()["misses_by"]
+    assert by["cpu-behind"] > 0
+    # What comes behind counts as resident: there is more to hit.
+    kept = run("hybrid", fast, policy=parse("lru"), slots=4, behind=True)
+    gone = run("hybrid", fast, policy=parse("lru"), slots=4)
+    assert kept.counters.hits >= gone.counters.hits
+
+
+def test_the_cpus_speed_is_taken_by_type(tmp_path):
+    """Calibrated tables come first, then an engine's terms, then an estimate; a file keeps them."""
+    measured = {"bytes_per_s": 2 * 10**9, "flops": 10**12, "wave_ns": 500, "source": "measured"}
+    spec = {"MXFP4": CpuExpertsSpec(**measured)}
+    hw = replace(HW, engine=replace(PROGRAM, cpu_experts=spec))
+    found = cpu_experts(hw, "MXFP4")
+    assert (found.bytes_per_s, found.sync_ns) == (2 * 10**9, 513)
+    assert found.ns(1000.0, 10.0, [0, 1]).tolist() == [0, 500]
+    assert found.ns(1000.0, 10**9, [1])[0] == 2 * 10**6
+    assert "as MXFP4" in cpu_experts(hw, "Q8_0").source
+    assert cpu_experts(HW, "MXFP4").source.startswith("estimate")
+    assert "terms" in cpu_experts(Hardware.load("h100", "llama.cpp-h100"), "MXFP4").source
+    file = tmp_path / "mine.toml"
+    file.write_text(hw.to_toml())
+    again = Hardware.load(str(file))
+    assert cpu_experts(again, "MXFP4") == found
+    assert again.numbers() == hw.numbers() != HW.numbers()
+    slower = again.with_(ram="0.125GB/s")
+    assert cpu_experts(slower, "MXFP4").bytes_per_s == 10**9
+
+
+def test_break_even_line(tmp_path):
+    """Where the CPU's time passes the copy's and the GPU's, token by token."""
+    made = hybrid_line("gpt-oss-20b", Hardware.load("h100"))
+    for line in made.lines:
+        for p in line.points:
+            assert p.cpu_pays == (p.tokens <= line.break_even)
+            assert p.cpu_pays == (p.cpu_ns < p.copy_ns + p.gpu_ns)
+    assert made.lines[0].kind == "MXFP4"
+    assert made.to_json()["types"][0]["cpu_pays_up_to_tokens"] == made.lines[0].break_even > 0
+    shown = CliRunner().invoke(command, ["--hardware", "h100"], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert "MXFP4" in shown.output
+    assert all(len(x) <= 80 for x in shown.output.splitlines() if not x.startswith("note"))
+    again = CliRunner().invoke(command, ["--hardware", "h100", "--json"])
+    assert json.loads(again.output) == json.loads(json.dumps(made.to_json()))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from replay.calibrate.cpu import cpu_reads
+from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
@@ -44,13 +45,15 @@ def calibrate(
     *,
     quick: bool | None = None,
     engine: bool = True,
+    without: Collection[str] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Measurements:
     """Measure this machine. A stage that fails leaves its reason in `Measurements.errors`.
 
     ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
-    the replay engine on synthetic routing and fits the constants of the time model to it.
+    the replay engine on synthetic routing and fits the constants of the time model to it; ``without``:
+    stages that are left out, what they would have found then being the base profile's.
     Raises `InputError` where there is nothing to measure.
     """
     quick = backend == "host" if quick is None else quick
@@ -61,8 +64,8 @@ def calibrate(
     machine["host_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = Measurements(backend, machine, today)
-    todo = stages(probe, effort)
-    last = len(todo) + 4 * int(engine) + 1
+    todo = [x for x in stages(probe, effort) if x[0] not in without]
+    last = len(todo) + 5 * int(engine) + 1
     try:
         for i, (name, measure) in enumerate(todo):
             if progress:
@@ -72,12 +75,14 @@ def calibrate(
         probe.close()
     after: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("kernels", lambda: kernel_rows(backend, quick)),
+        (TABLE, lambda: cpu_expert_rows(quick)),
         ("engine", lambda: engine_runs(backend, quick)),
         ("uvm_mode", lambda: uvm_runs(backend, quick)),
         ("fault_groups", lambda: _fault_groups(backend)),
     ]
     after = after if engine else []
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
+    after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):
         if progress:
             progress(len(todo) + i, last, name)

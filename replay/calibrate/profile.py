@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from replay.calibrate.cpu_kernels import TABLE, cpu_expert_tables
 from replay.calibrate.probe import HANDOVER
 from replay.calibrate.stats import Row, fit_copies
 from uvmsim.core.units import format_ns, format_rate
@@ -106,7 +107,18 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
     lines = ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
     for key, (value, source) in engine_quantities(m, base).items():
         lines += _table(f"engine.{key}", value, source)
+    lines += _cpu_experts(m)
     return machine_toml(m, base, name) + "\n".join([*lines, *_uvm(m, base)]) + "\n"
+
+
+def _cpu_experts(m: Measurements) -> list[str]:
+    """The engine's experts on the CPU, by type."""
+    lines: list[str] = []
+    for kind, found in cpu_expert_tables(m.tables.get(TABLE, [])).items():
+        lines += ["", f"[engine.cpu_experts.{kind}]"]
+        lines += [f"{k} = {v}" for k, v in found.items() if k != "source"]
+        lines.append(f"source = {_text(_stamp(m) + ': ' + found['source'])}")
+    return lines
 
 
 def machine_toml(m: Measurements, base: Hardware, name: str) -> str:

@@ -21,7 +21,7 @@ from uvmsim.commands.flags import Command, policy_list
 )  # fmt: skip
 @click.option(
     "--mode", "mechanisms", metavar="X", multiple=True,
-    help="expert-cache (default), resident, stream, zero-copy, managed; repeatable.",
+    help="expert-cache (default), hybrid, resident, stream, zero-copy, managed; repeatable.",
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
@@ -48,6 +48,14 @@ from uvmsim.commands.flags import Command, policy_list
 @click.option(
     "--prefetch-pieces", metavar="SIZE",
     help="expert-cache: move prefetches in pieces, e.g. 4MiB, held back while misses wait.",
+)  # fmt: skip
+@click.option(
+    "--scratch", type=click.IntRange(0), metavar="K",
+    help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
+)  # fmt: skip
+@click.option(
+    "--behind", is_flag=True, default=None,
+    help="hybrid: copy in behind what the CPU computed, where the link would rest.",
 )  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")

@@ -31,7 +31,7 @@ from uvmsim.commands.flags import (
 )  # fmt: skip
 @click.option(
     "--mechanism", "mechanisms", metavar="X", multiple=True,
-    help="expert-cache (default), uvm, resident, stream, zero-copy, cpu-offload; repeatable.",
+    help="expert-cache (default), hybrid, uvm, resident, stream, zero-copy, cpu-offload; repeatable.",
 )  # fmt: skip
 @click.option(
     "--policy", "policies", metavar="P", multiple=True,
@@ -64,6 +64,14 @@ from uvmsim.commands.flags import (
 )  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
+@click.option(
+    "--scratch", type=click.IntRange(0), metavar="K",
+    help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
+)  # fmt: skip
+@click.option(
+    "--behind", is_flag=True, default=None,
+    help="hybrid: copy in behind what the CPU computed, where the link would rest.",
+)  # fmt: skip
 @click.option(
     "--policy-time", is_flag=True, default=None,
     help="Measure the policies' own host time here and count it.",

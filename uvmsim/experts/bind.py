@@ -9,18 +9,26 @@ from uvmsim.core.bind import bind as put_into
 from uvmsim.experts import access_kernel, hooks, pool
 from uvmsim.policies import window
 from uvmsim.policies.base import READABLE, Eviction, Policy, Prefetch, in_use, pool_of
-from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.registry import PolicySpec, chooses
 
-EVICTION_HOOKS = ("bypasses", "on_access", "on_insert", "on_evict", "victim")
+EVICTION_HOOKS = ("bypasses", "on_miss", "on_access", "on_insert", "on_evict", "victim")
 
 
 class NoPrefetch(Prefetch):
     """Stands in where a spec has no prefetcher."""
 
 
-def bind(spec: PolicySpec, states: tuple[Any, ...] = (), compiled: bool = True) -> Bound:
+def bind(
+    spec: PolicySpec,
+    states: tuple[Any, ...] = (),
+    compiled: bool = True,
+    *,
+    spare: bool = False,
+    splits: bool = False,
+) -> Bound:
     """`uvmsim.experts.pool.plan_events` with the policy's hooks, whose ``states`` it will be called
-    with; plain Python if not ``compiled``."""
+    with; plain Python if not ``compiled``. ``spare``: there are scratch places; ``splits``: the
+    CPU takes its share of the misses."""
     eviction, prefetch = type(spec.eviction), type(spec.prefetch or NoPrefetch())
     bypasses = eviction.bypasses is not Eviction.bypasses
     fetching = {hooks.prefetch_on_event: prefetch.on_event, hooks.prefetch: prefetch.prefetch}
@@ -39,6 +47,10 @@ def bind(spec: PolicySpec, states: tuple[Any, ...] = (), compiled: bool = True) 
         or any(cls.on_event is not Policy.on_event for cls in (eviction, prefetch)),
         "BYPASSES": bypasses,
         "PREFETCHES": spec.prefetch is not None,
+        "CHOOSES": splits or chooses(spec),
+        "OFFERS": spec.eviction.bypass,
+        "SPARE": spare,
+        "SPLITS": splits,
     }
     return put_into(
         pool.plan_events, swaps, switches, states=states, compiled=compiled, inline=True

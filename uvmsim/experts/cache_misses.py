@@ -12,7 +12,7 @@ from uvmsim.core.bind import explain
 from uvmsim.experts.access_kernel import CULPRIT, MISSES, new_access_pool
 from uvmsim.experts.bind import bind_access, read_by
 from uvmsim.policies.base import Context, Future
-from uvmsim.policies.registry import PolicySpec, parse
+from uvmsim.policies.registry import PolicySpec, chooses, parse
 from uvmsim.workload import next_uses
 
 SPARSE = 1 << 16
@@ -73,6 +73,10 @@ def _check_policy(spec: PolicySpec) -> None:
     if spec.prefetch:
         raise InputError(
             f"policy {spec.name}: cache_misses has no prefetch; name the first part only"
+        )
+    if chooses(spec):
+        raise InputError(
+            f"policy {spec.name} chooses what becomes of a miss; cache_misses always inserts"
         )
     more = spec.eviction.needs - {"next_use"}
     if more:

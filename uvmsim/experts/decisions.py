@@ -17,7 +17,10 @@ from traces.errors import InputError
 from uvmsim.core.bind import Bound, explain, is_refusal
 from uvmsim.experts.bind import NoPrefetch, bind
 from uvmsim.experts.knowledge import context, with_future
+from uvmsim.experts.misses import Split, clear, new_misses, no_split
 from uvmsim.experts.pool import (
+    AHEAD,
+    BAD_ACTION,
     BAD_PREFETCH,
     BAD_VICTIM,
     BASE,
@@ -29,6 +32,7 @@ from uvmsim.experts.pool import (
     EVICTIONS,
     HITS,
     ISSUED,
+    NO_SCRATCH,
     USED,
     WAITS,
     WASTED,
@@ -38,11 +42,20 @@ from uvmsim.experts.pool import (
     new_pool,
     new_tally,
 )
-from uvmsim.policies.base import EVENT, Eviction, Pool
-from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.base import (
+    ACTIONS,
+    CPU,
+    CPU_BEHIND,
+    EVENT,
+    INSERT,
+    OFFER,
+    Eviction,
+    Pool,
+)
+from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import Saved, learning, saved_by
 from uvmsim.policies.window import state_of
-from uvmsim.runs.job import Job, capacities
+from uvmsim.runs.job import Job, capacities, scratch_places
 from uvmsim.runs.plan import Counters
 
 ROOM = 1 << 20
@@ -87,12 +100,15 @@ class Decisions:
     """A job's policy at work. `serve` goes on from where it stopped; `counters` says what happened so
     far.
 
-    ``slot`` int32 [A] and ``hit`` uint8 [A] are filled as accesses are served; a slot number of at
-    least ``slots`` is a place beside the pool, of which an event has as many as it has experts.
+    ``slot`` int32 [A], ``hit`` uint8 [A] and ``action`` uint8 [A] (`uvmsim.policies.base.ACTIONS`) are
+    filled as accesses are served. A slot is here a place in device memory: ``slots`` of them for who is
+    resident, ``beside`` more (where there are scratch places, any may be one); -1 where an access reads
+    none, since the CPU computes it.
     """
 
-    def __init__(self, job: Job):
-        """Raises `InputError` where the policy cannot be asked, or the pool is too small."""
+    def __init__(self, job: Job, split: Split | None = None):
+        """``split``: the CPU takes its share of the misses. Raises `InputError` where the policy cannot
+        be asked, or the pool is too small."""
         if not isinstance(job.policy, PolicySpec):
             raise InputError("the expert cache needs a policy that decides about experts")
         capacity, pool_of = capacities(job)
@@ -102,13 +118,22 @@ class Decisions:
         w = job.workload
         self.hit = np.zeros(len(w.ids), np.uint8)
         self.slot = np.full(len(w.ids), -1, np.int32)
+        self.scratch = scratch_places(job)
+        """Places in which experts are read that are not resident."""
+        self._spare, self._splits = int(self.scratch > 0), split is not None
         bypasses = type(self.spec.eviction).bypasses is not Eviction.bypasses
-        self.beside = w.widest if bypasses else 0
-        """Places beside the pool that an event may need."""
+        self.beside = self.scratch + (w.widest if bypasses else 0)
+        """Places beyond ``slots`` that a run may need."""
+        self._misses = new_misses(
+            len(w.ids) if chooses(self.spec) or self._splits else 0,
+            int((capacity + self._spare).sum()), self.slots + self.scratch, self.scratch,
+            split or no_split(),
+        )  # fmt: skip
+        self.action = self._misses.action
         self.notes: list[str] = []
         self.at = 0
         """The next event."""
-        self._context = context(job, capacity, pool_of)
+        self._context = context(job, capacity + self._spare, pool_of)
         prefetch = self.spec.prefetch
         self._most = prefetch.limit(self._context) if prefetch else 0
         if self._most < 0:
@@ -180,12 +205,13 @@ class Decisions:
             evictions=int(n[EVICTIONS]),
             prefetch_issued=int(n[ISSUED]),
             prefetch_used=int(n[USED]),
-            prefetch_wasted=int(n[WASTED] + self._tally.fresh.sum()),
+            prefetch_wasted=int(n[WASTED] + (self._tally.fresh == AHEAD).sum()),
             layer_hits=self._tally.layer_hits,
             layer_accesses=self._tally.layer_accesses,
             resident_at_end=self._resident() if self.at else 0,
             bypassed=int(n[BYPASSED]),
             bypassed_hits=int(n[BYPASSED_HITS]),
+            misses_by=self._misses_by(),
         )
 
     def saved(self) -> list[Saved]:
@@ -193,6 +219,17 @@ class Decisions:
         parts = [*zip((self.spec.eviction, self.spec.prefetch), self._states, strict=True)]
         learns = learning(self.spec)
         return [saved_by(p, s, self.slots) for p, s in parts if p is not None and p in learns]
+
+    def on_cpu(self) -> np.ndarray | None:
+        """bool [A]: misses that the CPU computes; None where there are none."""
+        mine = self.action >= CPU
+        return mine if mine.any() else None
+
+    def _misses_by(self) -> dict[str, int]:
+        """Misses by action, where there is a choice."""
+        if not len(self.action):
+            return {}
+        return dict(zip(ACTIONS, self._misses.by.tolist(), strict=True))
 
     # ---- the kernel -----------------------------------------------------------------------------
 
@@ -202,17 +239,19 @@ class Decisions:
         if self.at:
             self._resident_before += self._resident()
         # What was prefetched but unused when the pool is emptied was wasted.
-        tally.n[WASTED] += tally.fresh.sum()
+        tally.n[WASTED] += (tally.fresh == AHEAD).sum()
         tally.fresh[:] = 0
+        clear(self._misses)
         self._end = last
         self._states = self._new_states(first, last)
-        self._pool = new_pool(w.n_layers, w.n_experts, self.capacity, self.pool_of)
+        self._pool = new_pool(w.n_layers, w.n_experts, self.capacity + self._spare, self.pool_of)
         if self._kernel is None:
             self._kernel = self._compiled()
 
     def _compiled(self) -> Bound:
         """The policy's kernel, in plain Python if it does not compile: tried on no events at all."""
-        kernel = bind(self.spec, self._states)
+        how = {"spare": bool(self._spare), "splits": self._splits}
+        kernel = bind(self.spec, self._states, **how)
         try:
             self._call(kernel, 0, 0, self._room(0, 0))
         except NumbaError as err:
@@ -223,7 +262,7 @@ class Decisions:
             self.notes.append(
                 f"{self.spec.name} does not compile ({explain(err)}); run as plain Python, slowly"
             )
-            return bind(self.spec, self._states, compiled=False)
+            return bind(self.spec, self._states, compiled=False, **how)
         if kernel.note:
             self.notes.append(f"{self.spec.name} is {kernel.note}")
         return kernel
@@ -233,7 +272,7 @@ class Decisions:
         return int(
             kernel.run(
                 first, last, self._stream, self._pool, self._tally, es, ps, out,
-                self.job.write_back, self._most,
+                self.job.write_back, self._most, self._misses,
             )
         )  # fmt: skip
 
@@ -298,6 +337,9 @@ class Decisions:
         what = {
             BAD_VICTIM: f"victim() returned expert {culprit}, which is not a resident, unused expert "
             "of that pool; skip experts that are in_use()",
+            BAD_ACTION: f"on_miss() returned {culprit}; give one of INSERT, OFFER, SCRATCH, CPU, "
+            "CPU_BEHIND of uvmsim.policies.base",
+            NO_SCRATCH: "on_miss() asks for a scratch place, of which there is none; give `scratch` 1",
             BAD_PREFETCH: f"prefetch() asked for {culprit}, outside its limit or the model's experts",
         }.get(code, "victim() found nobody to evict from a full pool")
         raise InputError(f"policy {self.spec.name}, event {event}: {what}")
@@ -315,6 +357,14 @@ class Decisions:
             raise AssertionError("slot table and expert table disagree")
         misses = int(self.job.workload.event_lo[self.at] - n[HITS])
         beside = int(n[BYPASSED] - n[BYPASSED_HITS])
+        by = self._misses.by
+        if len(self.action):
+            kept = [INSERT, OFFER, CPU_BEHIND]
+            if by.sum() != misses - beside:
+                raise AssertionError("misses by action are not the misses")
+            beside += int(by.sum() - by[kept].sum())
+        if (pool.used > self.capacity).any():
+            raise AssertionError("a pool holds more than it may")
         came = misses - beside + int(n[ISSUED])
         if came - int(n[EVICTIONS]) != self._resident_before + len(resident):
             raise AssertionError("copies in less evictions are not the experts resident")

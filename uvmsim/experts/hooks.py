@@ -8,13 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from uvmsim.policies.base import Event, Number, Pool
+from uvmsim.policies.base import INSERT, Event, Number, Pool
 
 SEES_EVENTS = False
 """A policy looks at events before they are served."""
 BYPASSES = False
 """It may serve events beside the pool."""
 PREFETCHES = False
+CHOOSES = False
+"""Something else than an insertion may become of a miss."""
+OFFERS = False
+"""`uvmsim.policies.base.Eviction.bypass`."""
+SPARE = False
+"""There are scratch places, and a slot more in each pool than it may fill."""
+SPLITS = False
+"""Misses are split between the link and the CPU (`uvmsim.experts.split`)."""
 READS_CLOCK = True
 """`uvmsim.experts.access_kernel`: a hook reads ``pool.clock``."""
 READS_SLOTS = True
@@ -36,6 +44,10 @@ def bypasses(s: Any, pool: Pool, ev: Event) -> bool:
 
 def on_access(s: Any, pool: Pool, e: Number, i: Number, hit: bool) -> None:
     pass
+
+
+def on_miss(s: Any, pool: Pool, e: Number, i: Number) -> Number:
+    return INSERT
 
 
 def on_insert(s: Any, pool: Pool, e: Number, i: Number) -> None:

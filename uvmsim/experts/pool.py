@@ -6,7 +6,9 @@
 Rules of an event: hits are judged against the pool before the event; experts are touched in order;
 none of the event's experts may be evicted for another; an event wider than the pool is served in
 waves of as many experts as there are slots, each wave an event of its own. An event that the policy
-bypasses reads what is resident, copies the rest to a buffer beside the pool, and changes nothing.
+bypasses reads what is resident, copies the rest to a buffer beside the pool, and changes nothing. What
+becomes of a single miss the policy may choose: `uvmsim.policies.base.Eviction.on_miss`,
+`uvmsim.experts.misses`; a wave then also ends before a miss for which no scratch place is left.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import numpy as np
 from uvmsim.core.read_only import read_only
 from uvmsim.experts.hooks import (
     BYPASSES,
+    CHOOSES,
     PREFETCHES,
     SEES_EVENTS,
+    SPARE,
+    SPLITS,
     bypasses,
     eviction_on_event,
     on_access,
@@ -29,7 +34,28 @@ from uvmsim.experts.hooks import (
     prefetch_on_event,
     victim,
 )
-from uvmsim.policies.base import ACCESS, EVENT, LAYER, STEP, Event, Pool
+from uvmsim.experts.misses import (
+    LEFT,
+    begin_wave,
+    chosen,
+    leave_place,
+    rested,
+    split_wave,
+    take_place,
+)
+from uvmsim.policies.base import (
+    ACCESS,
+    CPU,
+    CPU_BEHIND,
+    EVENT,
+    INSERT,
+    LAYER,
+    OFFER,
+    SCRATCH,
+    STEP,
+    Event,
+    Pool,
+)
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK
 
 HITS, EVICTIONS, ISSUED, USED, WASTED, BASE, WAVES, COPIES, WAITS, ERROR, CULPRIT = range(11)
@@ -37,7 +63,11 @@ HITS, EVICTIONS, ISSUED, USED, WASTED, BASE, WAVES, COPIES, WAITS, ERROR, CULPRI
 BYPASSED, BYPASSED_HITS = 11, 12
 """More places: accesses of bypassed events, and those among them that were resident."""
 
-BAD_VICTIM, NO_VICTIM, BAD_PREFETCH = 1, 2, 3
+BAD_VICTIM, NO_VICTIM, BAD_PREFETCH, BAD_ACTION, NO_SCRATCH = 1, 2, 3, 4, 5
+
+AHEAD, BEHIND = 1, 2
+"""What `Tally.fresh` holds of experts not used since they were fetched: by a prefetcher, or behind
+a miss that the CPU computed."""
 
 
 class Tally(NamedTuple):
@@ -49,7 +79,7 @@ class Tally(NamedTuple):
     """int64 [2, layers]"""
     layer_accesses: np.ndarray
     fresh: np.ndarray
-    """uint8 [experts]: prefetched and not used yet."""
+    """uint8 [experts]: `AHEAD` where prefetched, `BEHIND` where copied in behind, and not used yet."""
     brought_by: np.ndarray
     """int64 [experts]: number in the run of the copy that brought a fresh expert."""
 
@@ -130,8 +160,8 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
         pool.slot_of[v] = -1
         n[EVICTIONS] += 1
         if tally.fresh[v]:
+            n[WASTED] += tally.fresh[v] == AHEAD
             tally.fresh[v] = 0
-            n[WASTED] += 1
             after = tally.brought_by[v]
         if write_back:
             c = n[COPIES]
@@ -155,15 +185,136 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     return True
 
 
-def copy_beside(tally, out, e, place):
-    """Queue the copy of an expert that gets no slot, to a place beside the pool."""
+def enter_slot(es, pool, seen, tally, out, misses, e, i, kind, place):
+    """`take_slot` where there are scratch places: ``e`` enters the slot that its pool has more than it
+    may fill, then the victim leaves. ``place``: where ``e`` is already, which makes of the victim's
+    place a scratch place; -1: it takes the victim's, or a free one, and its copy is queued.
+
+    Returns False where no expert may leave.
+    """
+    p = pool.pool_of[e]
+    n = tally.n
+    slot = pool.lo[p] + pool.used[p]
+    if place < 0 and slot + 1 == pool.lo[p + 1] and all_in_use(pool, p):
+        return False
+    pool.used[p] += 1
+    pool.slot_of[e] = slot
+    pool.expert_in[slot] = e
+    on_insert(es, seen, e, i)
+    after = np.int64(-1)
+    left = np.int64(-1)
+    if pool.used[p] == pool.lo[p + 1] - pool.lo[p]:
+        v = victim(es, seen, p)
+        bad = v >= 0 and (
+            v >= pool.slot_of.size
+            or pool.slot_of[v] < 0
+            or pool.pin[v] == pool.stamp[0]
+            or pool.pool_of[v] != p
+        )
+        if bad:
+            n[ERROR] = BAD_VICTIM
+            n[CULPRIT] = v
+            return False
+        if v < 0:
+            on_evict(es, seen, e)
+            pool.used[p] -= 1
+            pool.slot_of[e] = -1
+            pool.expert_in[slot] = -1
+            return False
+        on_evict(es, seen, v)
+        n[EVICTIONS] += 1
+        if tally.fresh[v]:
+            n[WASTED] += tally.fresh[v] == AHEAD
+            tally.fresh[v] = 0
+            after = tally.brought_by[v]
+        hole = np.int64(pool.slot_of[v])
+        pool.slot_of[v] = -1
+        pool.expert_in[slot] = -1
+        pool.used[p] -= 1
+        its = place
+        if hole != slot:
+            its = np.int64(misses.place[hole])
+            pool.slot_of[e] = hole
+            pool.expert_in[hole] = e
+        if place >= 0:
+            leave_place(misses, its, after)
+            misses.place[hole] = place
+            return True
+        place = its
+        left = np.int64(v)
+        misses.place[hole] = place
+    elif place >= 0:
+        misses.place[slot] = place
+        return True
+    else:
+        place = np.int64(take_place(misses))
+        after = misses.after[place]
+        misses.after[place] = -1
+        misses.place[slot] = place
+    queue_copy(tally, out, e, kind, after, place, left)
+    return True
+
+
+def all_in_use(pool, p):
+    """Nobody of the pool may leave now."""
+    for slot in range(pool.lo[p], pool.lo[p] + pool.used[p]):
+        if pool.pin[pool.expert_in[slot]] != pool.stamp[0]:
+            return False
+    return True
+
+
+def queue_copy(tally, out, e, kind, after, place, left):
+    """Queue a copy of ``e`` to a place in device memory that ``left`` lost for it."""
     c = tally.n[COPIES]
     out.copy_expert[c] = e
-    out.copy_kind[c] = DEMAND
-    out.copy_after[c] = -1
+    out.copy_kind[c] = kind
+    out.copy_after[c] = after
     out.copy_slot[c] = place
-    out.copy_victim[c] = -1
+    out.copy_victim[c] = left
     tally.n[COPIES] = c + 1
+
+
+def get_slot(es, pool, seen, tally, out, misses, e, i, kind, write_back):
+    """A slot for ``e`` by the rules of the pool; False where no expert may leave."""
+    if SPARE:
+        return enter_slot(es, pool, seen, tally, out, misses, e, i, kind, np.int64(-1))
+    return take_slot(es, pool, seen, tally, out, e, i, kind, write_back)
+
+
+def place_of(pool, misses, e):
+    """Where the bytes of a resident expert lie."""
+    slot = pool.slot_of[e]
+    if SPARE:
+        return misses.place[slot]
+    return slot
+
+
+def to_scratch(tally, out, misses, e):
+    """Queue the copy of ``e`` to a scratch place, which is returned."""
+    place = np.int64(take_place(misses))
+    queue_copy(tally, out, e, DEMAND, misses.after[place], place, np.int64(-1))
+    misses.after[place] = -1
+    misses.n[LEFT] -= 1
+    return place
+
+
+def take_offers(es, pool, seen, tally, out, misses, stream, a, end):
+    """Offered experts of a wave that is computed enter, one after the other, and the victims leave."""
+    pool.stamp[0] += 1  # nobody is in use any more
+    for j in range(a, end):
+        if misses.action[j] != OFFER:
+            continue
+        e = stream.ids[j]
+        pool.clock[ACCESS] = j
+        on_access(es, seen, e, j, False)
+        place = np.int64(out.slot[j])
+        if not enter_slot(es, pool, seen, tally, out, misses, e, j, DEMAND, place):
+            if tally.n[ERROR] == 0:
+                tally.n[ERROR] = NO_VICTIM
+            return False
+    for j in range(a, end):
+        pool.pin[stream.ids[j]] = pool.stamp[0]
+    return True
 
 
 def event_of(stream, i, lo, hi):
@@ -199,7 +350,7 @@ def seen_by_hooks(pool):
     )  # fmt: skip
 
 
-def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most):
+def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most, misses):
     """Serve events ``first`` .. ``last - 1``; returns the number of the first one not served.
 
     Stops early where ``out`` might not hold another event, or at an error (see ``tally.n``).
@@ -210,6 +361,8 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
     narrowest = pool.lo[1] - pool.lo[0]
     for p in range(len(pool.used)):
         narrowest = min(narrowest, pool.lo[p + 1] - pool.lo[p])
+    if SPARE:
+        narrowest -= 1
     for i in range(first, last):
         lo, hi = stream.event_lo[i], stream.event_lo[i + 1]
         room = 2 * (hi - lo) + 2 * most
@@ -234,17 +387,40 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
         if BYPASSES:
             kept = not bypasses(es, seen, ev)
         a = lo
-        beside = pool.expert_in.size
+        beside = len(misses.free)
         while True:
             end = min(a + narrowest, hi) if kept else hi
             pool.stamp[0] += 1
             for j in range(a, end):
                 pool.pin[stream.ids[j]] = pool.stamp[0]
+            if SPARE:
+                begin_wave(misses)
+            if SPLITS and kept:
+                split_wave(stream, pool.slot_of, misses, i, layer, a, end)
+            offered = False
             for j in range(a, end):
                 e = stream.ids[j]
                 pool.clock[ACCESS] = j
                 found = pool.slot_of[e] >= 0
-                if kept:
+                action = np.int64(INSERT)
+                if CHOOSES and kept and not found:
+                    if (
+                        SPARE
+                        and misses.n[LEFT] == 0
+                        and not (SPLITS and misses.action[j] != INSERT)
+                    ):
+                        end = j
+                        break
+                    action = chosen(es, seen, misses, e, j)
+                    if action < 0 or action >= len(misses.by):
+                        n[ERROR] = BAD_ACTION
+                        n[CULPRIT] = action
+                        return i
+                    misses.action[j] = action
+                    misses.by[action] += 1
+                if action == OFFER:
+                    offered = True  # touched when it enters
+                elif kept:
                     on_access(es, seen, e, j, found)
                 else:
                     n[BYPASSED] += 1
@@ -254,24 +430,44 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                     n[HITS] += 1
                     tally.layer_hits[phase, layer] += 1
                     if tally.fresh[e]:
+                        n[USED] += tally.fresh[e] == AHEAD
                         tally.fresh[e] = 0
-                        n[USED] += 1
                         out.waits[n[WAITS]] = tally.brought_by[e]
-                        out.wait_slot[n[WAITS]] = pool.slot_of[e]
+                        out.wait_slot[n[WAITS]] = place_of(pool, misses, e)
                         n[WAITS] += 1
+                    out.slot[j] = place_of(pool, misses, e)
                 else:
                     out.hit[j] = 0
                     if not kept:
-                        copy_beside(tally, out, e, beside)
+                        queue_copy(tally, out, e, DEMAND, np.int64(-1), beside, np.int64(-1))
                         out.slot[j] = beside
                         beside += 1
-                    elif not take_slot(es, pool, seen, tally, out, e, j, DEMAND, write_back):
-                        if n[ERROR] == 0:
-                            n[ERROR] = NO_VICTIM
-                        return i
-                if found or kept:
-                    out.slot[j] = pool.slot_of[e]
+                    elif action in (OFFER, SCRATCH):
+                        if not SPARE:
+                            n[ERROR] = NO_SCRATCH
+                            return i
+                        place = to_scratch(tally, out, misses, e)
+                        out.slot[j] = place
+                        if action == SCRATCH:
+                            leave_place(misses, place, np.int64(-1))
+                    elif action == CPU:
+                        out.slot[j] = -1
+                    else:
+                        kind = DEMAND if action == INSERT else PREFETCH
+                        if not get_slot(es, pool, seen, tally, out, misses, e, j, kind, write_back):
+                            if n[ERROR] == 0:
+                                n[ERROR] = NO_VICTIM
+                            return i
+                        out.slot[j] = place_of(pool, misses, e)
+                        if action == CPU_BEHIND:
+                            out.slot[j] = -1
+                            tally.fresh[e] = BEHIND
+                            tally.brought_by[e] = n[BASE] + n[COPIES] - 1
                 tally.layer_accesses[phase, layer] += 1
+            if SPARE and offered:
+                done = take_offers(es, pool, seen, tally, out, misses, stream, a, end)
+                if not done:
+                    return i
             if PREFETCHES and kept and end == hi:
                 asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)
                 if asked > most:
@@ -292,13 +488,15 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
                     if pool.slot_of[e] >= 0:
                         continue
                     pool.pin[e] = pool.stamp[0]
-                    if not take_slot(es, pool, seen, tally, out, e, hi - 1, PREFETCH, write_back):
+                    if not get_slot(
+                        es, pool, seen, tally, out, misses, e, hi - 1, PREFETCH, write_back
+                    ):
                         pool.pin[e] = 0
                         if n[ERROR]:
                             return i
                         continue
                     n[ISSUED] += 1
-                    tally.fresh[e] = 1
+                    tally.fresh[e] = AHEAD
                     tally.brought_by[e] = n[BASE] + n[COPIES] - 1
             w = n[WAVES]
             out.wave_event[w] = i
@@ -309,6 +507,8 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most)
             a = end
             if a == hi:
                 break
+        if SPLITS:
+            rested(misses.split, i)
     return last
 
 

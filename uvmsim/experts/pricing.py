@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.machine.cpu_experts import cpu_experts
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.llamacpp.timing import Times
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
@@ -50,7 +51,7 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
         copy_ns[back] = write_back_times(
             plan.copy_bytes[back], hw, job.pinned, both, job.write_back_alloc
         )
-    if before is not None and _gpu(hw) == _gpu(before):
+    if before is not None and _gpu(hw) == _gpu(before) and plan.on_cpu is None:
         return replace(plan, copy_ns=copy_ns, piece_ns=piece_ns)
     pre, tail = dense_times(w, job.model, hw)
     first_wave = np.concatenate(([True], np.diff(plan.wave_event) != 0))
@@ -60,7 +61,8 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
         piece_ns=piece_ns,
         pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0)
         + _policy_ns(plan, first_wave),
-        compute_ns=expert_times(w, job.model, hw, plan.wave_hi),
+        cpu_ns=cpu_waves(plan, job),
+        compute_ns=expert_times(w, job.model, hw, plan.wave_hi, without=plan.on_cpu),
     )
     return finish(priced, w, tail)
 
@@ -78,6 +80,26 @@ def _cut(plan: Plan, job: Job, copy_ns: np.ndarray, both: bool) -> int:
     last = copy_times(nbytes - more * size, job.hardware, "h2d", job.pinned, both)
     copy_ns[ahead] = more * full + last
     return full
+
+
+def cpu_waves(plan: Plan, job: Job) -> np.ndarray:
+    """int64 [W]: what the CPU computes of each wave, one expert after the other."""
+    waves = len(plan.wave_hi)
+    if plan.on_cpu is None or not plan.on_cpu.any():
+        return np.zeros(waves, np.int64)
+    w, m = job.workload, job.model
+    speed = cpu_experts(job.hardware, m.quantisation)
+    a = np.flatnonzero(plan.on_cpu)
+    layer = w.ids[a] // w.n_experts
+    ns = speed.ns(
+        np.asarray(m.expert_bytes, np.float64)[layer],
+        np.asarray(m.expert_params, np.float64)[layer], w.counts[a],
+    )  # fmt: skip
+    wave = np.searchsorted(plan.wave_hi, a, side="right")
+    total = np.zeros(waves, np.int64)
+    np.add.at(total, wave, ns)
+    total[np.unique(wave)] += speed.sync_ns
+    return total
 
 
 def _priced(plan: Plan, job: Job, times: Times) -> Plan:
@@ -99,7 +121,8 @@ def _priced(plan: Plan, job: Job, times: Times) -> Plan:
     priced = replace(
         plan, copy_ns=copies,
         pre_ns=np.where(first, before[plan.wave_event], 0) + _policy_ns(plan, first),
-        compute_ns=times.experts_ns(w, plan.wave_hi),
+        cpu_ns=cpu_waves(plan, job),
+        compute_ns=times.experts_ns(w, plan.wave_hi, without=plan.on_cpu),
     )  # fmt: skip
     return finish(priced, w, np.rint(times.tail).astype(np.int64))
 

@@ -39,8 +39,10 @@ def written(hw: Hardware) -> dict[str, Any]:
     engine |= {
         k: _quantity(getattr(e, k), source)
         for k, _, source in e.quantities()
-        if not k.startswith("terms.")
+        if not k.startswith(("terms.", "cpu_experts."))
     }
+    if e.cpu_experts is not None:
+        engine["cpu_experts"] = {kind: x.model_dump() for kind, x in e.cpu_experts.items()}
     if e.terms is not None:
         engine["terms"] = e.terms.to_spec()
     made: dict[str, Any] = {"name": hw.name, "gpu": hw.gpu, "summary": hw.summary}
@@ -91,7 +93,7 @@ def as_toml(hw: Hardware) -> str:
     tables = written(hw)
     lines = [f"{k} = {_text(tables.pop(k))}" for k in ("name", "gpu", "summary")]
     uvm, engine = tables.pop("uvm", {}), tables.pop("engine")
-    terms = engine.pop("terms", None)
+    terms, experts = engine.pop("terms", None), engine.pop("cpu_experts", {})
     for key, quantity in tables.items():
         lines += _table(key, key, quantity)
     lines += ["", "[engine]"]
@@ -101,6 +103,8 @@ def as_toml(hw: Hardware) -> str:
         for key, quantity in of.items():
             if key not in words or prefix == "uvm":
                 lines += _table(f"{prefix}.{key}", key, quantity)
+    for kind, measured in experts.items():
+        lines += _nested(f"engine.cpu_experts.{_text(kind)}", measured)
     if terms is not None:
         lines += _nested("engine.terms", terms)
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from uvmsim.machine.cpu_experts import CpuExpertsSpec
 from uvmsim.machine.descriptions import beside, find, preset_paths, read
 from uvmsim.machine.engine_terms import Terms, TermsSpec
 from uvmsim.machine.llama_terms import QUANTITIES, term_of
@@ -54,6 +55,7 @@ class EngineSpec(BaseModel):
     maps_weights: Sourced[bool] = Sourced(value=True, source=f"{LLAMA_CPP}, which maps the file")
     build: Sourced[Count] | None = None
     terms: TermsSpec | None = None
+    cpu_experts: dict[str, CpuExpertsSpec] | None = None
 
 
 class Speeds(Protocol):
@@ -115,6 +117,9 @@ class EngineProfile:
     terms: Terms | None = None
     """Constants kernel by kernel (llama.cpp); where they and the model's graph are known, they take the
     place of the launch costs and speeds above."""
+    cpu_experts: dict[str, CpuExpertsSpec] | None = None
+    """Experts on the CPU by the type of their weights (`uvmsim.machine.cpu_experts`); None: not
+    measured."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
 
@@ -138,8 +143,9 @@ class EngineProfile:
         if terms:
             sources["terms"] = terms.source
         return cls(
-            spec.name, spec.summary, machine=spec.machine, **values, terms=terms, sources=sources
-        )
+            spec.name, spec.summary, machine=spec.machine, **values, terms=terms,
+            cpu_experts=spec.cpu_experts, sources=sources,
+        )  # fmt: skip
 
     def found_on(self, home: dict[str, int]) -> EngineProfile:
         """The profile with its terms tied to what a machine reaches, unless they say themselves."""
@@ -174,18 +180,43 @@ class EngineProfile:
             for k in new
         }
         home_now = None if new else self.machine
-        return replace(self, **new, machine=home_now, sources=self.sources | note)
+        return replace(
+            self, **new, machine=home_now, sources=self.sources | note,
+            cpu_experts=self._experts_on(to.cpu_bytes_per_s, home["cpu_bytes_per_s"]),
+        )  # fmt: skip
+
+    def with_ram(self, rate: int, before: int) -> EngineProfile:
+        """The program on a CPU that reads at another rate than before."""
+        return replace(self, cpu_experts=self._experts_on(rate, before))
+
+    def _experts_on(self, rate: int, home: int) -> dict[str, CpuExpertsSpec] | None:
+        """The CPU's experts where it reads at another rate."""
+        if self.cpu_experts is None or rate == home:
+            return self.cpu_experts
+        return {
+            kind: x.model_copy(update={
+                "bytes_per_s": max(1, x.bytes_per_s * rate // home),
+                "flops": max(1, x.flops * rate // home),
+                "source": f"scaled with the host memory ({x.source})",
+            })
+            for kind, x in self.cpu_experts.items()
+        }  # fmt: skip
 
     # ---- output --------------------------------------------------------------------------------
 
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity, in file order."""
-        words = ("name", "summary", "machine", "terms")
+        words = ("name", "summary", "machine", "terms", "cpu_experts")
         given = {k: getattr(self, k) for k in EngineSpec.model_fields if k not in words}
         given["build"] = self.build or None
         rows = [
             (k, shown(k, v), self.sources.get(k, "")) for k, v in given.items() if v is not None
         ]
+        for kind, x in (self.cpu_experts or {}).items():
+            rows += [
+                (f"cpu_experts.{kind}.{k}", shown(k, getattr(x, k)), x.source)
+                for k in ("bytes_per_s", "flops", "wave_ns")
+            ]
         for key, ns in self.terms.ns.items() if self.terms else ():
             term = term_of(key)
             assert term is not None
@@ -199,6 +230,13 @@ class EngineProfile:
         usual = {f.name: f.default for f in fields(self)}
         own = {k: v for k, v in vars(self).items() if k not in words}
         kept = {k: v for k, v in own.items() if usual[k] in (MISSING, None) or v != usual[k]}
+        if self.cpu_experts is None:
+            kept.pop("cpu_experts")
+        else:
+            kept["cpu_experts"] = {
+                kind: {k: v for k, v in x.items() if k != "source"}
+                for kind, x in self._experts_json().items()
+            }
         if self.terms is None:
             kept.pop("terms")
         else:
@@ -208,10 +246,14 @@ class EngineProfile:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
         made = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        terms = made.pop("terms")
+        terms, experts = made.pop("terms"), made.pop("cpu_experts")
+        made |= {"cpu_experts": self._experts_json()} if experts else {}
         if not self.build:
             made.pop("build")
         return made | ({"terms": terms.to_json()} if terms else {})
+
+    def _experts_json(self) -> dict[str, dict[str, Any]]:
+        return {kind: x.model_dump() for kind, x in (self.cpu_experts or {}).items()}
 
 
 def engine_spec(spec: str, home: Path | None = None) -> EngineSpec:

@@ -209,6 +209,8 @@ class Hardware:
                 new["engine"] = replace(
                     self.engine, cpu_bytes_per_s=scaled_cpu, machine=None, sources=told
                 )
+            if self.engine.cpu_experts is not None:
+                new["engine"] = new.get("engine", self.engine).with_ram(read, self.cpu_bytes_per_s)
         if reserve is not None:
             new["reserve_bytes"] = units.parse_bytes(reserve)
         note = {

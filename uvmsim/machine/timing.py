@@ -67,19 +67,33 @@ def dense_times(
 
 
 def expert_times(
-    w: Workload, model: Model, hw: Hardware, wave_hi: np.ndarray, bytes_per_s: float | None = None
-) -> np.ndarray:
+    w: Workload, model: Model, hw: Hardware, wave_hi: np.ndarray, bytes_per_s: float | None = None,
+    *, without: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """int64 [W]: computing the experts of each wave of accesses; empty waves take no time.
 
-    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads).
+    ``bytes_per_s`` replaces the device memory's speed (zero-copy reads); ``without`` (bool [A]):
+    accesses that something else computes.
     """
     engine, reach = hw.engine, hw.reach
+    ids, counts = w.ids, w.counts
+    if without is not None:
+        wave_hi, ids, counts = kept_of(wave_hi, without, ids, counts)
     return _wave_ns(
-        wave_hi, w.ids, w.counts, w.n_experts,
+        wave_hi, ids, counts, w.n_experts,
         np.asarray(model.expert_bytes, np.float64), np.asarray(model.expert_params, np.float64),
         float(bytes_per_s or reach.expert_bytes_per_s), float(reach.compute_flops),
         engine.expert_launch_ns, engine.expert_tile_tokens or 1, engine.row_kernel_tokens * w.top_k,
     )  # fmt: skip
+
+
+def kept_of(
+    wave_hi: np.ndarray, without: np.ndarray, *arrays: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Waves and arrays [A] without some of the accesses (bool [A])."""
+    kept = ~without
+    before = np.concatenate(([0], np.cumsum(kept)))
+    return before[wave_hi], *(a[kept] for a in arrays)
 
 
 @compiled(nogil=True)

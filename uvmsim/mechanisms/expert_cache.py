@@ -10,6 +10,7 @@ import numpy as np
 from uvmsim.clocks import fast
 from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.hook_time import hook_time
+from uvmsim.experts.misses import Split
 from uvmsim.experts.pricing import price
 from uvmsim.mechanisms.base import Planned
 from uvmsim.policies.kinds import EXPERTS, PolicyKind
@@ -26,43 +27,11 @@ class ExpertCache(Planned):
     decides: ClassVar[PolicyKind | None] = EXPERTS
 
     def plan(self, job: Job) -> Plan:
-        decisions = Decisions(job)
-        parts = decisions.serve_all()
+        return planned_by(Decisions(job, self.split(job)), job)
 
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([getattr(p, name) for p in parts])
-
-        policy_ns = None
-        if job.policy_time:
-            measured = hook_time(job)
-            policy_ns = measured.by_event(job)
-            if policy_ns.any():
-                decisions.notes.append(measured.note(job))
-        layer = joined("copy_expert") // job.workload.n_experts
-        wave_hi = joined("wave_hi")
-        unpriced = np.zeros(len(wave_hi), np.int64)
-        plan = Plan(
-            wave_event=joined("wave_event"),
-            wave_hi=wave_hi,
-            pre_ns=unpriced,
-            cpu_ns=unpriced,
-            compute_ns=unpriced,
-            wave_copy_hi=joined("wave_copy_hi"),
-            wave_wait_hi=joined("wave_wait_hi"),
-            copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
-            copy_kind=joined("copy_kind"),
-            copy_after=joined("copy_after"),
-            copy_ns=np.zeros(len(layer), np.int64),
-            waits=joined("waits"),
-            step_wave_hi=np.zeros(0, np.int64),
-            hit=decisions.hit,
-            counters=decisions.counters(),
-            slots=decisions.slots,
-            policy_ns=policy_ns,
-            notes=decisions.notes,
-            saved=decisions.saved() if job.keeps_state else [],
-        )
-        return price(plan, job)
+    def split(self, job: Job) -> Split | None:
+        """How the CPU shares the misses; None: what the policy does not give it, it does not get."""
+        return None
 
     def decided_by(self, job: Job) -> Hashable:
         """How many slots there are: no policy knows how fast anything is."""
@@ -73,3 +42,44 @@ class ExpertCache(Planned):
         assert isinstance(before.trail, Played)
         plan = price(before.trail.plan, job, before.job.hardware)
         return self.played(job, Played(plan, fast.run(plan)))
+
+
+def planned_by(decisions: Decisions, job: Job) -> Plan:
+    """What decisions lead to, priced for the job's machine."""
+    parts = decisions.serve_all()
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(p, name) for p in parts])
+
+    policy_ns = None
+    if job.policy_time:
+        measured = hook_time(job)
+        policy_ns = measured.by_event(job)
+        if policy_ns.any():
+            decisions.notes.append(measured.note(job))
+    layer = joined("copy_expert") // job.workload.n_experts
+    wave_hi = joined("wave_hi")
+    unpriced = np.zeros(len(wave_hi), np.int64)
+    plan = Plan(
+        wave_event=joined("wave_event"),
+        wave_hi=wave_hi,
+        pre_ns=unpriced,
+        cpu_ns=unpriced,
+        compute_ns=unpriced,
+        wave_copy_hi=joined("wave_copy_hi"),
+        wave_wait_hi=joined("wave_wait_hi"),
+        copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
+        copy_kind=joined("copy_kind"),
+        copy_after=joined("copy_after"),
+        copy_ns=np.zeros(len(layer), np.int64),
+        waits=joined("waits"),
+        step_wave_hi=np.zeros(0, np.int64),
+        hit=decisions.hit,
+        counters=decisions.counters(),
+        slots=decisions.slots,
+        policy_ns=policy_ns,
+        on_cpu=decisions.on_cpu(),
+        notes=decisions.notes,
+        saved=decisions.saved() if job.keeps_state else [],
+    )
+    return price(plan, job)

@@ -23,6 +23,11 @@ import numpy as np
 READABLE = frozenset({"clock", "slots"})
 """What `Policy.reads` may name."""
 
+INSERT, OFFER, SCRATCH, CPU, CPU_BEHIND = range(5)
+"""What to do with a miss, the answers of `Eviction.on_miss`."""
+ACTIONS = ("insert", "offer", "scratch", "cpu", "cpu-behind")
+"""The same in words, as results name them."""
+
 EVENT, STEP, ACCESS, LAYER = 0, 1, 2, 3
 """Places in ``Pool.clock``: event number, forward pass, access number, MoE layer index."""
 
@@ -204,7 +209,31 @@ class Policy:
 
 
 class Eviction(Policy):
-    """Who leaves when a slot is needed."""
+    """Who leaves when a slot is needed, and who gets one at all."""
+
+    bypass: ClassVar[bool] = False
+    """Set to True for an instance (``lrfu:bypass=1``): where `on_miss` says `INSERT`, `OFFER` is
+    done."""
+
+    @staticmethod
+    def on_miss(s: Any, pool: Pool, e: int, i: int) -> int:
+        """What to do with expert ``e``, which access number ``i`` misses:
+
+        - `INSERT`: evict if the pool is full, copy the expert into the slot. Pays where experts come
+          again soon.
+        - `OFFER`: copy it to a scratch place, compute, then let the `victim` among the pool's residents
+          and this expert leave; hits of the event may leave too. Which place is scratch changes; no
+          byte moves twice.
+        - `SCRATCH`: copy it to a scratch place, compute, forget it.
+        - `CPU`: compute on the CPU and copy nothing.
+        - `CPU_BEHIND`: compute on the CPU, evict, and copy the expert in when nothing urgent is on the
+          link; who uses it before it has come waits.
+
+        Asked before `on_access`, in the order in which experts are touched. Of an offered expert
+        `on_access`, then `on_insert` are called after those of the wave's others; it may be the victim
+        itself. Where there are scratch places, whoever is inserted enters before the victim is asked
+        for, in use; a pool then has one slot more than it may fill. Any other answer is an error."""
+        return INSERT
 
     @staticmethod
     def bypasses(s: Any, pool: Pool, ev: Event) -> bool:

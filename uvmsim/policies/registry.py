@@ -35,6 +35,9 @@ CONTRACT = (
     "rings",
 )
 
+BYPASS = "bypass"
+"""What may be set of every eviction policy beside its own parameters."""
+
 OBJECT = ".o"
 """What a compiled eBPF object's name ends with."""
 
@@ -54,6 +57,16 @@ class PolicySpec:
     @property
     def needs(self) -> frozenset[str]:
         return self.eviction.needs | (self.prefetch.needs if self.prefetch else frozenset())
+
+
+def chooses(spec: PolicySpec) -> bool:
+    """Whether something else than an insertion may become of a miss."""
+    return spec.eviction.bypass or asks(spec)
+
+
+def asks(spec: PolicySpec) -> bool:
+    """Whether the policy has a word of its own in that."""
+    return type(spec.eviction).on_miss is not Eviction.on_miss
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,8 @@ def name_of(policy: Policy) -> str:
     """The name of a policy with the parameters that were set: ``lru-k:k=3``."""
     cls = type(policy)
     given = {k: getattr(policy, k, None) for k in parameters(cls)}
+    if isinstance(policy, Eviction):
+        given[BYPASS] = policy.bypass
     told = [f":{k}={v}" for k, v in given.items() if v != getattr(cls, k, None)]
     return (cls.name or cls.__name__) + "".join(told)
 
@@ -215,6 +230,9 @@ def make(part: str, kind: Kind) -> tuple[Any, str | None]:
     hints = parameters(cls)
     for setting in settings:
         key, eq, value = setting.partition("=")
+        if key == BYPASS and eq and key not in hints and isinstance(policy, Eviction):
+            setattr(policy, key, _convert(f"{noun} {head!r}", key, value, bool))
+            continue
         if not eq or key not in hints:
             names = ", ".join(hints) or "none"
             raise InputError(f"{noun} {head!r}: no parameter {key!r}; it has: {names}")

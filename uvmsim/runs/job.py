@@ -10,7 +10,7 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import Spec
-from uvmsim.policies.registry import PolicySpec
+from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
@@ -50,6 +50,11 @@ class Job:
     prefetch_pieces: int = 0
     """`expert-cache`: most bytes of a prefetch that move before a demand copy may; 0: a prefetch is
     one copy, and prefetches keep their order even while one of them is waited for."""
+    scratch: int | None = None
+    """Expert places beside the pool that all layers share, for policies that choose what becomes of a
+    miss; None: as many as a token uses in a layer. Policies that always insert have none."""
+    behind: bool = False
+    """`hybrid`: what the CPU computes is copied in behind where the link would rest."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""
@@ -97,13 +102,34 @@ def expert_slots(job: Job) -> int:
     total = job.workload.n_layers * job.workload.n_experts
     if job.slots is not None:
         return min(job.slots, total)
-    slot = max(job.model.expert_bytes)
-    free = job.hardware.vram_bytes - fixed_bytes(job)
+    slot, scratch = max(job.model.expert_bytes), scratch_places(job)
+    fixed = fixed_bytes(job) + scratch * slot
+    free = job.hardware.vram_bytes - fixed
     if free < slot:
+        more = f", {scratch} scratch places" if scratch else ""
         raise DoesNotFit(
-            fixed_bytes(job) + slot, job.hardware.vram_bytes, "dense weights and one expert"
+            fixed + slot, job.hardware.vram_bytes, f"dense weights{more} and one expert"
         )
     return min(free // slot, total)
+
+
+def scratch_places(job: Job) -> int:
+    """Places beside the pool for experts that are read without being resident. Raises `InputError`."""
+    policy = job.policy
+    if not isinstance(policy, PolicySpec) or not chooses(policy):
+        return 0
+    scratch = job.workload.top_k if job.scratch is None else job.scratch
+    if policy.eviction.bypass and scratch < 1:
+        raise InputError(
+            f"{scratch}: policy {policy.name} copies misses to scratch places; give 1 or more",
+            argument="scratch",
+        )
+    if scratch and job.write_back:
+        raise InputError(
+            f": policy {policy.name} leaves experts no slot to be written back from; leave it out",
+            argument="write_back",
+        )
+    return scratch
 
 
 def capacities(job: Job) -> tuple[np.ndarray, np.ndarray]:

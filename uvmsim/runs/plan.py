@@ -36,6 +36,8 @@ class Counters:
     bypassed: int = 0
     """Accesses of events the policy served beside the pool."""
     bypassed_hits: int = 0
+    misses_by: dict[str, int] = field(default_factory=dict)
+    """Misses by what became of them (`uvmsim.policies.base.ACTIONS`), where there was a choice."""
 
     @property
     def misses(self) -> int:
@@ -84,6 +86,8 @@ class Plan:
     """Bytes the kernels read across the link without a copy."""
     zero_copy_step: np.ndarray | None = None
     """int64 [S]: the same a step, where there are any."""
+    on_cpu: np.ndarray | None = None
+    """bool [A]: misses that the CPU computes; None: none."""
     policy_ns: np.ndarray | None = None
     """int64 [E]: measured host time of the policy's hooks, by event; None: not measured."""
     notes: list[str] = field(default_factory=list)

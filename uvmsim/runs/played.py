@@ -29,6 +29,7 @@ class Played:
         return {
             **run.counts(),
             **({"bypassed": bypassed} if c.bypassed else {}),
+            **({"misses_by": c.misses_by} if c.misses_by else {}),
             "bytes_h2d": plan.bytes_of(DEMAND) + plan.bytes_of(PREFETCH) + plan.bytes_zero_copy,
             "bytes_d2h": plan.bytes_of(WRITEBACK),
             "bytes_prefetched": plan.bytes_of(PREFETCH),

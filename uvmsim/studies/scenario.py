@@ -107,6 +107,11 @@ class Scenario:
     prefetch_pieces: str | int | float | None = None
     """expert-cache: move prefetches in pieces of so many bytes (``"4MiB"``), held back while demand
     copies are queued; those that are waited for go first. None: as whole experts, in their order."""
+    scratch: int | None = None
+    """Expert places beside the pool, for policies that choose what becomes of a miss
+    (``lrfu:bypass=1``); they count against device memory. None: as many as a token uses in a layer."""
+    behind: bool | None = None
+    """hybrid: what the CPU computes is copied in behind where the link would rest. None: no."""
     policy_time: bool | None = None
     """Measure what each policy's hooks take on this machine, and add it to each layer's decision;
     speeds then differ a little from run to run. None: no."""
@@ -131,6 +136,9 @@ class Scenario:
             raise InputError(f"{self.ctx}: give a number of tokens above 0", argument="ctx")
         if self.limit is not None and self.limit <= 0:
             raise InputError(f"{self.limit}: give a number of tokens above 0", argument="limit")
+
+        if self.scratch is not None and self.scratch < 0:
+            raise InputError(f"{self.scratch}: must be 0 or more", argument="scratch")
 
     # ---- the same question ----------------------------------------------------------------------
 
@@ -343,7 +351,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole,
     "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
-    "ncmoe": _layers, "limit": _whole, "seed": _whole, "threshold": _whole, "engine": _engine,
+    "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
+    "threshold": _whole, "engine": _engine,
 }  # fmt: skip
 
 

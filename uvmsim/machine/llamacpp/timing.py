@@ -14,6 +14,7 @@ from uvmsim.machine.llamacpp.kernels import ROW_TOKENS
 from uvmsim.machine.llamacpp.kv_cache import cells_of
 from uvmsim.machine.llamacpp.model_file import LlamaModel
 from uvmsim.machine.llamacpp.work import Block, Counts, Work, work
+from uvmsim.machine.timing import kept_of
 from uvmsim.workload import Workload
 
 KV_PADDING = 256
@@ -79,12 +80,15 @@ class Times:
     on_cpu: np.ndarray
     """bool [E]: an event's experts are computed by the CPU."""
 
-    def experts_ns(self, w: Workload, wave_hi: np.ndarray) -> np.ndarray:
+    def experts_ns(
+        self, w: Workload, wave_hi: np.ndarray, *, without: np.ndarray | None = None
+    ) -> np.ndarray:
         """int64 [W]: computing the experts of each wave; empty waves take no time, and what a call
-        costs is paid by each wave."""
-        return _waves(
-            wave_hi, w.ids, w.counts, w.access_event, self.call, self.expert, self.pair, self.tile
-        )
+        costs is paid by each wave. ``without`` (bool [A]): accesses that something else computes."""
+        of: tuple[np.ndarray, ...] = (wave_hi, w.ids, w.counts, w.access_event)
+        if without is not None:
+            of = kept_of(wave_hi, without, *of[1:])
+        return _waves(*of, self.call, self.expert, self.pair, self.tile)
 
 
 @compiled(nogil=True)

@@ -1,0 +1,61 @@
+"""Experts computed on the CPU: against the reference, the same bits in every batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from replay.backend.base import X_ROWS
+from replay.bank import base_image, stride, write_image
+from replay.cpu_experts import CpuExperts, agrees
+from replay.kernels import reference
+from replay.layout import layout_for
+
+
+def made(dtype: str, nbytes: int = 40_000, n: int = 3):
+    layout = layout_for(nbytes, dtype, 64, 96)
+    step = stride(layout.nbytes)
+    data = np.zeros(n * step, np.uint8)
+    base = base_image(layout, 5)
+    for i in range(n):
+        write_image(data[i * step : i * step + layout.nbytes], base, layout, 1234567 * (i + 1))
+    x = np.random.default_rng(1).uniform(-1, 1, (X_ROWS, layout.n_embd)).astype(np.float32)
+    return layout, step, data, x
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "mxfp4"])
+def test_results_are_the_references(dtype):
+    layout, step, data, x = made(dtype)
+    cpu = CpuExperts(data, x, np.zeros((32, layout.n_embd), np.float32), layout.n_ff)
+    tokens, first = [1, 11, 3], [5, 7, 0]
+    got = cpu.run(layout, [0, step, 2 * step], tokens, first).copy()
+    row = 0
+    for i, (t, f) in enumerate(zip(tokens, first, strict=True)):
+        image = data[i * step : i * step + layout.nbytes]
+        want = reference.expert(image, layout, x[[(f + k) % X_ROWS for k in range(t)]])
+        assert agrees(got[row : row + t], want)
+        assert not agrees(got[row : row + t] * 1.001, want)
+        row += t
+    # One by one: the same bits.
+    row = 0
+    for i, (t, f) in enumerate(zip(tokens, first, strict=True)):
+        for k in range(t):
+            alone = cpu.run(layout, [i * step], [1], [f + k])
+            assert alone.tobytes() == got[row].tobytes()
+            row += 1
+
+
+def test_other_bytes_give_other_results():
+    layout, step, data, x = made("mxfp4")
+    cpu = CpuExperts(data, x, np.zeros((8, layout.n_embd), np.float32), layout.n_ff)
+    one = cpu.run(layout, [0], [1], [0]).copy()
+    assert not agrees(cpu.run(layout, [step], [1], [0]), one)
+    data[7] ^= 0x30
+    assert cpu.run(layout, [0], [1], [0]).tobytes() != one.tobytes()
+
+
+def test_room_is_checked():
+    layout, _, data, x = made("fp32")
+    cpu = CpuExperts(data, x, np.zeros((2, layout.n_embd), np.float32), layout.n_ff)
+    with pytest.raises(ValueError, match="3 rows"):
+        cpu.run(layout, [0], [3], [0])
