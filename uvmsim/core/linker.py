@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 
 from uvmsim.core.digest import STABLE, Digest
 from uvmsim.core.globals_of import MISSING, OURS, GlobalPath, global_paths, lookup, plain
-from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, kernel_part
+from uvmsim.core.jit import CHECKED_OPTIONS, INNER_OPTIONS, KERNEL_OPTIONS, inlined, kernel_part
 
 
 class Linker:
@@ -92,7 +92,7 @@ class Linker:
             own = {k: v for k, v in own.items() if k not in ("nopython", "cache")}
             jit: Any = njit(**(own | INNER_OPTIONS | CHECKED_OPTIONS))
         else:
-            jit = kernel_part
+            jit = inlined if _into_its_caller(value) else kernel_part
         copy = self._copy(f, later=True)
         made = jit(copy)
         self._made[id(f)] = made  # before what it calls, which may be itself
@@ -164,6 +164,11 @@ def _set_within(scope: dict[str, Any], path: GlobalPath, value: Any) -> None:
 
 def _top(f: Any) -> str:
     return (getattr(f, "__module__", None) or "").partition(".")[0]
+
+
+def _into_its_caller(value: Any) -> bool:
+    """Whether a function asks to be put into its caller."""
+    return isinstance(value, Dispatcher) and bool(value.targetoptions.get("forceinline"))
 
 
 def _overloaded(f: FunctionType) -> bool:
