@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(words, args, text):
 
 def test_copied_experts_are_bytes_over_the_link(words):
     model = Model.load(words[1])
-    made = bench(model, 32, 4, 2, 0)
+    made = bench(model, 32, 4, 2, 0, drop_rows=True)
     w = made.workload
     pp = rows_of(*words, "--policy", "phase:copy-used,default")[0]
     step = (made.step_test == 0) & (made.step_rep >= 0)
@@ -148,6 +148,21 @@ def test_copied_experts_are_bytes_over_the_link(words):
     used = np.diff(w.event_lo)[events] * np.array(model.expert_bytes)[w.event_layer[events]]
     paged = pp["chunks_in"] * (2 << 20)
     assert used.sum() / 2 <= pp["bytes_h2d"] <= used.sum() / 2 + paged
+
+
+def test_a_prompts_last_block_is_computed_for_its_last_token_alone(words):
+    """As llama.cpp drops rows: by hand, and nothing of that block's experts is copied."""
+    model = Model.load(words[1])
+    whole, made = bench(model, 600, 3, 2, 0), bench(model, 600, 3, 2, 0, drop_rows=True)
+    t, all_rows = made.trace, whole.trace
+    last = (t.layer == model.moe_layers[-1]) & (t.phase == PREFILL)
+    kept = last & (t.pos == 599)
+    assert kept.sum() == 3 and (t.experts[last & ~kept] == -1).all()
+    assert (t.experts[~last | kept] == all_rows.experts[~last | kept]).all()
+    n, every = model.n_layers, list(model.expert_bytes)
+    rows = rows_of(*words, "--mechanism", "cpu-offload", "--ncmoe", f"{n - 1},{n}")
+    first, both = (r for r in rows if r["test"].startswith("pp"))
+    assert first["bytes_h2d"] == both["bytes_h2d"] > 0 and len(every) == n
 
 
 def test_mistakes_exit_with_2():

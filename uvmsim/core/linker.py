@@ -93,7 +93,8 @@ class Linker:
             own = {k: v for k, v in own.items() if k not in ("nopython", "cache")}
             jit: Any = njit(**(own | INNER_OPTIONS | CHECKED_OPTIONS))
         else:
-            jit = inlined if self._inline else kernel_part
+            into = self._inline or _into_its_caller(value)
+            jit = inlined if into else kernel_part
         copy = self._copy(f, later=True)
         made = jit(copy)
         self._made[id(f)] = made  # before what it calls, which may be itself
@@ -165,6 +166,11 @@ def _set_within(scope: dict[str, Any], path: GlobalPath, value: Any) -> None:
 
 def _top(f: Any) -> str:
     return (getattr(f, "__module__", None) or "").partition(".")[0]
+
+
+def _into_its_caller(value: Any) -> bool:
+    """Whether a function asks to be put into its caller."""
+    return isinstance(value, Dispatcher) and bool(value.targetoptions.get("forceinline"))
 
 
 def _overloaded(f: FunctionType) -> bool:

@@ -21,6 +21,14 @@ def popcount(x):
 
 
 @kernel_part
+def big_pages(x):
+    """All bits of every 16 of which one is set: the 64 KiB big pages of a word."""
+    low = np.uint64(0x7FFF7FFF7FFF7FFF)
+    high = ((x & low) + low | x) & ~low  # the top bit of each 16 that are not all 0
+    return (high >> np.uint64(BIG - 1)) * np.uint64(0xFFFF)
+
+
+@kernel_part
 def lowest(x):
     """Number of the lowest set bit; 64 if there is none."""
     return popcount(~x & (x - np.uint64(1)))

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.paging.bits import fill
+from uvmsim.paging.bits import fill, lowest
 from uvmsim.paging.faults import fetch, missing_from, next_missing
-from uvmsim.paging.frames import Moved, make_resident, release
+from uvmsim.paging.frames import Moved, bring, make_resident, release
 from uvmsim.paging.hooks import MIGRATES, RECORDS, WORK_OF_ORDER, after_batch, seen_by_hooks
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.regions import prefetch_mask
@@ -121,9 +121,10 @@ def service(t: Tables, s: States, n, counters):
         slot = x.order[i]
         b, faulted = x.block[slot], x.faulted[slot]
         prefetch_mask(s.prefetch, d, p, x, b, faulted, t.time.costs.threshold)
-        first = np.int64(0)
-        while faulted[first >> 6] >> np.uint64(first & 63) & np.uint64(1) == 0:
-            first += 1
+        w = 0
+        while faulted[w] == 0:
+            w += 1
+        first = np.int64(64 * w + lowest(faulted[w]))
         for w in range(PAGES // 64):
             x.mask[w] |= faulted[w]
         moved = make_resident(s.order, d, p, b, x.mask, counters)
@@ -156,7 +157,7 @@ def migrate_ahead(t: Tables, s: States, counters):
         for w in range(PAGES // 64):
             x.mask[w] = 0
         fill(x.mask, 0, np.int64(d.n_pages[b]))
-        moved = make_resident(s.order, d, p, b, x.mask, counters)
+        moved = bring(s.order, d, p, b, x.mask, counters)
         counters[MIGRATED] += 1
         p.arrival[b], p.mover[b] = carry(t.time, ROW_ASYNC, 0, b, 0, moved, False)
     d.n[ASKED] = 0
@@ -265,7 +266,7 @@ def move_range(t: Tables, s: States, first, last, to_host, counters):
                 x.mask[w] = 0
             low = max(first - b * PAGES, 0)
             fill(x.mask, low, min(last - b * PAGES, np.int64(d.n_pages[b])))
-            moved = make_resident(s.order, d, p, b, x.mask, counters)
+            moved = bring(s.order, d, p, b, x.mask, counters)
             cpu = service_ns(t.time.costs, moved)
         arrival, _ = carry(t.time, ROW_SERVICE, cpu, b, 0, moved, False)
         done = max(done, arrival)

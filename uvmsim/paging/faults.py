@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uvmsim.paging.bits import next_clear
+from uvmsim.paging.bits import ONES, lowest, next_clear, popcount
 from uvmsim.paging.kernels import Kernels
 from uvmsim.paging.tables import ACCESSED_BY, ENTRIES, FAULTS, REMOTE, REMOTE_FLAG, Tables
 from uvmsim.policies.pages.base import BATCH, PAGES
@@ -19,6 +19,9 @@ ENTRY_TENTHS = 34
 """Tenths of entries to a page that is missing: several warps read it, each asks for it again while it
 waits, and some entries are of pages that came meanwhile. Seen in six cold runs on an H100: 26 to 38
 (experiments/paging_driver)."""
+
+PLACE_BITS = 20
+"""Of a batch's blocks: far more than a batch has entries."""
 
 
 def is_remote(d, p, b):
@@ -49,6 +52,8 @@ def next_missing(d, p, page, last):
     """`missing_from` without counting remote reads again."""
     while page < last:
         b = page // PAGES
+        if d.n_resident[b] == 0 and p.advice[b] & (REMOTE_FLAG | ACCESSED_BY) == 0:
+            return page  # most often so: its block is not there at all
         end = min((b + 1) * PAGES, last)
         if not is_remote(d, p, b) and d.n_resident[b] != d.n_pages[b]:
             q = next_clear(d.resident[b], page - b * PAGES, end - b * PAGES) + b * PAGES
@@ -105,11 +110,15 @@ def fetch(t: Tables, k: Kernels, wave, active, alone, counters):
     while used < room and progress:
         progress = False
         for j in range(active):
+            if used >= room:
+                break
+            group = j // OVERTAKING * OVERTAKING
             if look:
                 i = (start + j * step) % active
+            elif group + OVERTAKING <= active:
+                i = group + (j - group + number) % OVERTAKING
             else:
-                group = j // OVERTAKING * OVERTAKING
-                i = group + (j - group + number) % min(OVERTAKING, active - group)
+                i = group + (j - group + number) % (active - group)
             taken = 0
             end = k.last[x.touch[i]]
             q = x.scan[i]
@@ -122,35 +131,37 @@ def fetch(t: Tables, k: Kernels, wave, active, alone, counters):
                 q = next_clear(d.resident[b], q - b * PAGES, stop - b * PAGES) + b * PAGES
                 if q >= stop:
                     continue
+                # All missing pages from here on that lie in one word of the bitmap.
+                w, at = (q - b * PAGES) >> 6, q & 63
+                present = d.resident[b, w] >> np.uint64(at)
+                more = min(lowest(present), 64 - at, stop - q, burst - taken, room - used)
+                pages = (ONES >> np.uint64(64 - more)) << np.uint64(at)
                 if p.stamp[b] != number:
                     p.stamp[b] = number
                     p.slot[b] = n
                     x.block[n] = b
-                    for w in range(PAGES // 64):
-                        x.faulted[n, w] = 0
+                    for i_word in range(PAGES // 64):
+                        x.faulted[n, i_word] = 0
                     n += 1
-                bit = np.uint64(1) << np.uint64(q & 63)
-                w = (q - b * PAGES) >> 6
                 s = p.slot[b]
-                if x.faulted[s, w] & bit == 0:
-                    x.faulted[s, w] |= bit
-                    distinct += 1
-                used += 1
-                taken += 1
-                q += 1
+                distinct += popcount(pages & ~x.faulted[s, w])
+                x.faulted[s, w] |= pages
+                used += more
+                taken += more
+                q += more
             if taken:
                 progress = True
             x.scan[i] = q
     # Sorted by address: blocks ascending (mostly they are), pages as bits.
     for i in range(n):
-        x.order[i] = i
-    for i in range(1, n):
-        k = x.order[i]
+        key = x.block[i] << PLACE_BITS | i  # no two are equal
         j = i - 1
-        while j >= 0 and x.block[x.order[j]] > x.block[k]:
+        while j >= 0 and x.order[j] > key:
             x.order[j + 1] = x.order[j]
             j -= 1
-        x.order[j + 1] = k
+        x.order[j + 1] = key
+    for i in range(n):
+        x.order[i] &= (1 << PLACE_BITS) - 1
     counters[FAULTS] += distinct
     entries = used * ENTRY_TENTHS // 10 if look else used
     counters[ENTRIES] += entries

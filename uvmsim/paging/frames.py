@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uvmsim.core.jit import inlined
 from uvmsim.paging.bits import popcount, runs
 from uvmsim.paging.hooks import (
     HAS_ORDER,
@@ -96,6 +97,12 @@ def release(d, p, b, counters):
     return vacate(d, p, b, counters)
 
 
+def bring(sl, d, p, b, mask, counters):
+    """`make_resident` where it is rare: not put into its caller."""
+    return make_resident(sl, d, p, b, mask, counters)
+
+
+@inlined
 def make_resident(sl, d, p, b, mask, counters):
     """Bring ``mask``'s missing pages of block ``b`` in."""
     chunk = np.int64(d.chunk_of[b])

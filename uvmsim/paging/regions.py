@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from uvmsim.core.jit import inlined
 from uvmsim.core.read_only import read_only
 from uvmsim.paging.bits import count, fill, lowest
 from uvmsim.paging.hooks import HAS_PREFETCH, page_prefetch, page_prefetch_iter, seen_by_hooks
@@ -12,6 +13,7 @@ from uvmsim.paging.tree import densest, grow
 from uvmsim.policies.pages.base import BYPASS, ENTER_LOOP, FIRST, MAX_FIRST, MAX_OUTER, OUTER, PAGES
 
 
+@inlined
 def prefetch_mask(sp, d, p, x, b, faulted, threshold):
     """Pages to bring in beside those that faulted, into ``x.mask`` (compute_prefetch_mask)."""
     n_pages = np.int64(d.n_pages[b])
@@ -38,19 +40,19 @@ def prefetch_mask(sp, d, p, x, b, faulted, threshold):
                 if action == ENTER_LOOP:
                     size = np.int64(1)
                     while True:
-                        first = page // size * size
+                        first = page & -size
                         outer = min(first + size, n_pages)
                         counter = count(d.accessed, first, outer)
                         page_prefetch_iter(sp, seen, np.int64(b), first, outer, counter, allowed)
                         if size >= n_pages:
                             break
                         size *= 2
-            elif x.mask[w] >> np.uint64(page & 63) & np.uint64(1):
-                continue  # the tree did not change: the region found before is this page's too
             if action != BYPASS and action != ENTER_LOOP:
                 densest(d.accessed, page, n_pages, threshold, region)
             first = min(max(region[FIRST], 0), n_pages)  # type: ignore[arg-type]
             outer = min(max(region[OUTER], first), n_pages)
             fill(x.mask, first, outer)
+            if not HAS_PREFETCH:
+                bits &= ~x.mask[w]  # the tree did not change: the region is that of these pages too
             if outer == n_pages and outer > first:
                 return

@@ -6,9 +6,6 @@ Arrays become global variables, chunks and VA blocks get numbers from their addr
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.policies.bpf.emit_calls import Calls
 from uvmsim.policies.bpf.emit_hooks import Writer
-from uvmsim.policies.bpf.emit_terms import C_TYPES, Needs, Scope, number
+from uvmsim.policies.bpf.emit_names import never_written, source_of
+from uvmsim.policies.bpf.emit_terms import C_TYPES, Needs, Scope, Sizes, number
 from uvmsim.policies.bpf.emit_text import (
+    ACTIVATES,
     CURRENT,
+    ENDS,
     FOOT,
     HEAD,
     HOOKS,
@@ -34,6 +35,8 @@ from uvmsim.policies.pages.registry import PagePolicySpec, hooks_of
 
 CHUNKS, BLOCKS, PROCESSES = 1 << 14, 1 << 16, 8
 """Numbers of chunks (32 GiB), VA blocks (128 GiB) and processes that emitted tables have room for."""
+COUNTED = "block_activate"
+"""The hook that counts allocations."""
 LARGEST = 32 << 20
 """Bytes of state; the kernel keeps global variables in one map."""
 HEADER = Path(__file__).parent / "uvm.h"
@@ -55,28 +58,37 @@ def emit(
         raise InputError(f"policy {spec.name}: is compiled already")
     given = np.array(boundaries or (0,), np.int64)
     state = _state(spec.name, policy, PageContext(blocks, chunks, PROCESSES, given, 0))
-    needs, parts = Needs(), []
+    needs, parts = Needs(), {}
     wanted = hooks_of(cls)
+    sizes, bounds = (
+        Sizes(chunks, blocks),
+        never_written((getattr(cls, h) for h in wanted), state),
+    )
     for name in ALL_HOOKS:
         if name in wanted:
             if name not in HOOKS:
                 raise InputError(f"{_place(getattr(cls, name))}: {name} has no form in C here")
-            parts.append(_hook(getattr(cls, name), HOOKS[name], state, needs))
-    return _whole(spec, policy, state, needs, parts, wanted, (chunks, blocks))
+            parts[name] = _hook(getattr(cls, name), HOOKS[name], state, needs, sizes, bounds)
+    if needs.activates:
+        own = HOOKS[COUNTED]
+        opening = f"{own.opening}\n"
+        text = parts.get(COUNTED, f"{opening}\treturn 0;\n}}")
+        parts[COUNTED] = text.replace(opening, f"{opening}\tactivates += 1;\n")
+    return _whole(spec, policy, state, needs, parts, sizes)
 
 
 def _state(name: str, policy: PagePolicy, ctx: PageContext) -> dict[str, np.ndarray]:
-    """Fields of the state, each an array of whole numbers in one dimension."""
+    """Fields of the state, each an array of whole numbers in one or two dimensions."""
     made: Any = policy.state(ctx)
     found: dict[str, np.ndarray] = {}
     for key in getattr(made, "_fields", ()):
         value = getattr(made, key)
         kind = f"{value.dtype.kind}{value.dtype.itemsize}" if isinstance(value, np.ndarray) else ""
-        if kind not in C_TYPES or value.ndim != 1 or not len(value):
+        if kind not in C_TYPES or value.ndim not in (1, 2) or not value.size:
             told = "the kernel has no floating point" if kind[:1] == "f" else "not in the subset"
             raise InputError(
-                f"policy {name}, state(): {key} must be an array of whole numbers in one dimension "
-                f"({told})"
+                f"policy {name}, state(): {key} must be an array of whole numbers in one or two "
+                f"dimensions ({told})"
             )
         found[key] = value
     if sum(v.nbytes for v in found.values()) > LARGEST:
@@ -91,36 +103,30 @@ def _place(f: Any) -> str:
     return f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
 
 
-def _hook(f: Any, hook: Hook, state: dict[str, np.ndarray], needs: Needs) -> str:
-    """One hook as a C function."""
-    file, first = Path(f.__code__.co_filename).name, f.__code__.co_firstlineno
-    tree = ast.parse(textwrap.dedent(inspect.getsource(f))).body[0]
-    assert isinstance(tree, ast.FunctionDef)
+def _hook(
+    f: Any, hook: Hook, state: dict[str, np.ndarray], needs: Needs, sizes: Sizes,
+    bounds: dict[tuple[str, int], int],
+) -> str:  # fmt: skip
+    """One hook as a C function, after the functions that it calls."""
+    tree, where = source_of(f)
     names = [a.arg for a in tree.args.args]
     parameters = dict(zip(names, hook.parameters, strict=True))
-
-    def where(node: ast.AST) -> str:
-        return f"{file}, line {first + getattr(node, 'lineno', 1) - 1}"
-
-    own = Needs()
-    scope = Scope(where, parameters, state, _globals(f), own)
+    own, calls = Needs(), Calls(hook.name, lambda scope, body: Writer(scope).body(body))
+    scope = Scope(where, parameters, state, dict(f.__globals__), own, sizes, bounds, calls)
     body = Writer(scope).body(tree.body)
-    needs.block |= own.block
-    needs.migrates |= own.migrates
-    needs.layers |= own.layers
+    needs.add(own)
     head = hook.head
     if own.block:
         head += hook.current
-    return "\n".join([*hook.opening.splitlines(), *head.splitlines(), *body, "\treturn 0;", "}"])
-
-
-def _globals(f: Any) -> dict[str, Any]:
-    return dict(f.__globals__)
+    if own.lost:
+        head += "\ts64 lost_ = 0, *lost = &lost_;\n"
+    lines = [*hook.opening.splitlines(), *head.splitlines(), *body, "\treturn 0;", "}"]
+    return "\n\n".join([*calls.texts, "\n".join(lines)])
 
 
 def _whole(
     spec: PagePolicySpec, policy: PagePolicy, state: dict[str, np.ndarray], needs: Needs,
-    parts: list[str], wanted: tuple[str, ...], sizes: tuple[int, int],
+    parts: dict[str, str], sizes: Sizes,
 ) -> str:  # fmt: skip
     """The file."""
     summary = (
@@ -129,7 +135,7 @@ def _whole(
     name = spec.name.rpartition("/")[2].replace("*/", "* /")
     text = [f"/* {name}: {summary}\n * Written by `uvmsim bpf emit`; see docs/bpf.md. */"]
     text.append(HEADER.read_text(encoding="utf-8").rstrip())
-    text.append(HEAD.format(chunks=sizes[0], blocks=sizes[1], processes=PROCESSES))
+    text.append(HEAD.format(chunks=sizes.chunks, blocks=sizes.blocks, processes=PROCESSES))
     text.append(NUMBERS)
     text += [_array(key, value) for key, value in state.items()]
     if needs.layers:
@@ -138,8 +144,12 @@ def _whole(
         text.append(CURRENT)
     if needs.migrates:
         text.append(REQUESTS)
-    text += parts
-    members = [f"\t.{HOOKS[h].member} = (void *){h}," for h in ALL_HOOKS if h in wanted]
+    if needs.activates:
+        text.append(ACTIVATES)
+    if "evict_prepare" in parts:
+        text.append(ENDS)
+    text += [parts[h] for h in ALL_HOOKS if h in parts]
+    members = [f"\t.{HOOKS[h].member} = (void *){h}," for h in ALL_HOOKS if h in parts]
     text.append(FOOT.format(members="\n".join(members)))
     return "\n\n".join(text) + "\n"
 
@@ -147,7 +157,7 @@ def _whole(
 def _array(name: str, value: np.ndarray) -> str:
     """A field of the state as a global variable that begins as the state does."""
     kind = C_TYPES[f"{value.dtype.kind}{value.dtype.itemsize}"]
-    numbers = [int(x) for x in value]
+    numbers = [int(x) for x in value.flat]
     runs: list[str] = []
     at = 0
     while at < len(numbers):

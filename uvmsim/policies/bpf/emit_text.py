@@ -22,6 +22,16 @@ NUMBERS = """\
 	if (at_ >= (n)) \\
 		return 0; \\
 	at_; })
+/* The same in functions that hooks call, and what ends the hook then. */
+#define AT_IN(index, n) ({ \\
+	u64 at_ = (u64)(index); \\
+	asm volatile("" : "+r"(at_)); \\
+	if (at_ >= (n)) { \\
+		*lost = 1; \\
+		return 0; \\
+	} \\
+	at_; })
+#define CALL(call) ({ s64 c_ = (call); if (*lost) return 0; c_; })
 #define min_of(a, b) ({ s64 a_ = (a), b_ = (b); a_ < b_ ? a_ : b_; })
 #define max_of(a, b) ({ s64 a_ = (a), b_ = (b); a_ > b_ ? a_ : b_; })
 #define abs_of(a) ({ s64 a_ = (a); a_ < 0 ? -a_ : a_; })
@@ -83,6 +93,23 @@ static __always_inline void set_region(uvm_va_block_region_t *result,
 	outer = outer > first ? outer : first;
 	bpf_gpu_set_prefetch_region(result, first, outer);
 }"""
+
+ENDS = """\
+/* The chunk at the head of the list, or at its tail; one past the last chunk where there is none. */
+static __always_inline s64 end_of(struct list_head *list, s64 last)
+{
+	struct list_head *at = 0;
+
+	if (last)
+		READ(at, list->prev);
+	else
+		READ(at, list->next);
+	return at == list ? CHUNKS : chunk_number(container_of(at, uvm_gpu_chunk_t, list));
+}"""
+
+ACTIVATES = """\
+/* Chunks allocated so far. */
+volatile u64 activates;"""
 
 LAYERS = """\
 /* Layer of a VA block by the first block of each, -1 outside. */
@@ -223,5 +250,9 @@ HOOKS = {
         "gpu_block_activate", ("s", "d", "chunk"), _CHUNK, "", "block_activate",
     ),
     "block_access": Hook("gpu_block_access", ("s", "d", "chunk"), _CHUNK, "", "block_access"),
+    "evict_prepare": Hook(
+        "gpu_evict_prepare", ("s", "d"), "\tstruct list_head *list = (void *)ctx[1];\n", "",
+        "evict_prepare",
+    ),
 }  # fmt: skip
-"""Hooks that have a form in C; evict_prepare walks the list, which the subset does not have."""
+"""Hooks that have a form in C. Of the list evict_prepare sees both ends."""

@@ -1,7 +1,7 @@
 """Whole blocks; frames activated three times (T1) ask to be kept, the others to stay or to go.
 
-Both decide in block_activate. Their block_access returns 0, so the driver moves the chunk to the tail
-at the end of the same service, whatever was asked.
+Both decide in block_activate, the last thing that a service calls for a chunk which it allocates: what
+they ask for stands until somebody is evicted (docs/page-policies.md, "What moves at the head does").
 """
 
 from typing import ClassVar

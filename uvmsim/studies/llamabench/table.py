@@ -13,6 +13,7 @@ from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.policies.pages.phases import PhasedPolicy
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
@@ -151,7 +152,8 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
     )  # fmt: skip
     several = machines if len(machines) > 1 else ()
     like = load_trace(options.like) if options.like else None
-    made = bench(model, options.prompt, options.generate, options.reps, options.seed, like)
+    run_of = model, options.prompt, options.generate, options.reps, options.seed, like
+    made = bench(*run_of)
     notes = []
     if like is None and model.routing_sigma is None:
         notes.append(
@@ -163,6 +165,12 @@ def run(options: Options, progress: Progress | None = None) -> LlamaBench:
         seed=options.seed, advice=options.advice,
     )  # fmt: skip
     todo = [x for hw in machines for x in _jobs(options, replace(base, hardware=hw))]
+    if any(_copies(job, name) for job, name in todo):
+        computed = bench(*run_of, drop_rows=True).workload
+        todo = [
+            (replace(job, workload=computed) if _copies(job, name) else job, name)
+            for job, name in todo
+        ]
     if options.trace_out and (len(todo) != 1 or not mechanism_named(todo[0][1]).records_faults):
         raise InputError(
             "writes one run of paging; give one `policies` of `mechanisms` uvm",
@@ -205,6 +213,11 @@ def _check(options: Options) -> None:
         raise InputError(
             f"{name_of(options.policies[0])}: {names} has no policies", argument="policies"
         )
+
+
+def _copies(job: Job, name: str) -> bool:
+    """Whether a prompt's experts are copied to the GPU, as llama.cpp does it."""
+    return name == OFFLOAD or (isinstance(job.policy, PhasedPolicy) and job.policy.copies)
 
 
 def _jobs(options: Options, base: Job):

@@ -51,9 +51,12 @@ class Bench:
 
 def bench(
     model: Model, prompt: int, generate: int, reps: int, seed: int,
-    like: RoutingTrace | None = None,
+    like: RoutingTrace | None = None, drop_rows: bool = False,
 ) -> Bench:  # fmt: skip
-    """The run of ``llama-bench -p prompt -n generate -r reps`` (0 leaves a test out)."""
+    """The run of ``llama-bench -p prompt -n generate -r reps`` (0 leaves a test out).
+
+    ``drop_rows``: a prompt's tokens but the last have no routing in the model's last block, as in
+    llama.cpp; False: all rows are there, which is what the constants of paging were fitted with."""
     if prompt < 0 or generate < 0:
         raise InputError(f"-p {prompt} -n {generate}: a number of tokens cannot be negative")
     if prompt + generate == 0:
@@ -93,11 +96,32 @@ def bench(
         skeleton, routing(model, prefills, seed, like), info_of(model), model.moe_layers, seed,
         {"llama_bench": ",".join(t for t, _, _ in tests)},
     )  # fmt: skip
+    if drop_rows:
+        _drop_unused_rows(trace, model)
     return Bench(
         build_workload(trace), trace, tuple(t for t, _, _ in tests),
         np.array(step_test, np.int32), np.array(step_rep, np.int32),
         tuple(n for _, n, _ in tests), max(prompt, generate),
     )  # fmt: skip
+
+
+def _drop_unused_rows(trace: RoutingTrace, model: Model) -> None:
+    """Take the routing from rows that llama.cpp never computes: llama-bench asks for the logits of a
+    prompt's last token, so in the model's last block all others are dropped after attention
+    (``inp_out_ids``), before the router. One row left is below what llama.cpp offloads to the GPU (32),
+    so that nothing of that block's experts is copied."""
+    if not model.moe_layers or model.moe_layers[-1] != model.n_layers - 1:
+        return
+    pos, seq = np.asarray(trace.pos), np.asarray(trace.seq)
+    last = np.zeros(int(seq.max()) + 1, pos.dtype)
+    np.maximum.at(last, seq, pos)
+    unused = (
+        (np.asarray(trace.layer) == model.moe_layers[-1])
+        & (np.asarray(trace.phase) == PREFILL)
+        & (pos != last[seq])
+    )
+    trace.columns["experts"][unused] = -1
+    trace.columns["weights"][unused] = np.nan
 
 
 @dataclass(frozen=True)
