@@ -39,10 +39,13 @@ class Cell:
     size: str
     pool: str = "global"
     behind: bool = False
+    pieces: str | None = None
 
     @property
     def key(self) -> str:
-        return "/".join([self.mode, self.pool, self.size, self.policy] + ["behind"] * self.behind)
+        words = [self.mode, self.pool, self.size, self.policy]
+        words += ["behind"] * self.behind
+        return "/".join(words + ([f"pieces {self.pieces}"] if self.pieces else []))
 
 
 AHEAD = "learned+learned-next:ahead=2"
@@ -54,6 +57,8 @@ def cells() -> list[Cell]:
     """The most wanted first: time may run out."""
     made = [Cell("expert-cache", p, "25%") for p in CACHE]
     made += [Cell("hybrid", p, "25%") for p in ("lru", "learned")]
+    made += [Cell("expert-cache", p, "25%", pieces="4MiB") for p in (AHEAD, "lru+next-layer")]
+    made += [Cell("expert-cache", "lru+next-layer", "25%")]
     made += [
         Cell("expert-cache", p + more, "12.5%", "per-layer")
         for p in ("learned", "belady", "lru")
@@ -86,7 +91,7 @@ def job_of(cell: Cell, args: argparse.Namespace) -> Any:
     scenario = Scenario(
         str(args.trace), model=None if args.quick else "gpt-oss-20b",
         expert_size="64KiB" if args.quick else None, limit=args.tokens, pool=cell.pool,
-        behind=cell.behind,
+        behind=cell.behind, prefetch_pieces=cell.pieces,
     )  # fmt: skip
     trace = load_trace(scenario.trace, scenario.limit)
     model = as_replayed(resolve_model(scenario, trace, []), args.dtype)
