@@ -66,9 +66,9 @@ def test_defaults_of_each_grain():
     assert list(chosen) == ["page"]
     assert tuple(p.name for p in chosen["page"]) == PAGES.defaults
     chosen = policies_for(("uvm", "expert-cache"), None)
-    assert {noun: len(found) for noun, found in chosen.items()} == {"page": 4, "expert": 5}
+    assert {noun: len(found) for noun, found in chosen.items()} == {"page": 4, "expert": 6}
     chosen = policies_for(("resident", "expert-cache"), None)
-    assert {noun: len(found) for noun, found in chosen.items()} == {"expert": 5}
+    assert {noun: len(found) for noun, found in chosen.items()} == {"expert": 6}
 
 
 def test_page_policies_are_told_apart():

@@ -143,7 +143,7 @@ def test_command_prints_json_and_draws(grid, tmp_path):
         ('slots = ["25%"]', "", "needs pool sizes"),
         ('slots = ["25%"]', 'slots = ["25%"]\nvram = ["16GiB"]', "not both"),
         ('"lru+next-layer"', '"lruu"', "policy"),
-        ('"stream"', '"steam"', "must be expert-cache or resident or stream"),
+        ('"stream"', '"steam"', "must be expert-cache or hybrid or resident or stream"),
         ("repetitions = 2", "repetitions = 0", "1 or more"),
         ('dtype = "fp32"', 'dtype = "int3"', "table 1: dtype: .*fp32 or fp16"),
         ("optional = true", 'optional = "yes"', "table 2: optional"),

@@ -144,12 +144,15 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
                 if next_wanted < n_wanted:
                     r = _ready(wanted[next_wanted], queued, after, done)
                     if r != UNKNOWN:
-                        at_wanted = max(r, h2d)
+                        at_wanted = max(r, h2d, opening)
                 at_prefetch = FOREVER
                 if prefetch < issued:
                     r = _ready(prefetch, queued, after, done)
                     if r != UNKNOWN:
                         at_prefetch = max(r, h2d)
+                        if piece > 0 and phase == 1:
+                            # What stood before it may have changed lines only now.
+                            at_prefetch = max(at_prefetch, opening)
                 if at_demand <= min(at_wanted, at_prefetch):
                     if at_demand == FOREVER:
                         break
