@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from replay.paging.touches import NOTHING, PAGES, Touches  # noqa: E402
+from replay.paging.touches import NOTHING, PAGES, Touches, turns  # noqa: E402
 from traces.capture.uvm_queue import only  # noqa: E402
 
 MIB = 1 << 20
@@ -51,29 +51,19 @@ def columns(entries: np.ndarray) -> dict[str, np.ndarray]:
 # ---- crowds ----------------------------------------------------------------------------------------
 
 
-def crowd(name: str, pages: np.ndarray, **about: Any) -> Touches:
-    return Touches(name, pages.astype(np.uint32), about={"kind": name, **about})
+SHARED = (1, 8, 32, 132, 264, 528, 1056, 2112, 4224)
+OWN = (1, 2, 4, 8, 16, 32, 64, 100)
+"""Warps of `replay.paging.touches.turns`."""
+BOTH_HOSTS = (1, 16, 32, 64, 1056)
+"""Those that are measured on host memory that the CPU touched too."""
 
 
 def crowds(blocks: int, sms: int) -> list[Touches]:
-    """Turns in which ``n`` warps want: one page, all the same (64 KiB come); the pages of one block (2
-    MiB come, or less); a page each in ``n`` blocks (64 KiB come into each)."""
-    made = []
-    turns = 60
-    first = (np.arange(turns) + 2) * PAGES
-    for n in (1, 8, 32, sms, 2 * sms, 4 * sms, 8 * sms, 16 * sms, 32 * sms):
-        made.append(crowd("one page", np.tile(first + 5, (n, 1)), n=n))
-        w = np.arange(n)[:, None]
-        made.append(crowd("one block", first[None, :] + w % PAGES, n=n))
-        made.append(crowd("a page of 64 KiB", first[None, :] + 32 * (w % 16), n=n))
-    at = np.array([0, 256, 128, 384, 64, 320, 192, 448, 32, 288, 160, 416, 96, 352, 224, 480])
-    for n in (1, 2, 4, 8, 16, 32, 64, 100):
-        made.append(crowd("a block each", (np.arange(n)[:, None] + 1) * PAGES + at[None, :], n=n))
-    wide = np.full((16 * sms, 32), NOTHING, np.int64)
+    """Turns of 1 to 32 warps an SM of 132, and 64 KiB each at random."""
+    wide = np.full((16 * sms, 32), NOTHING, np.uint32)
     some = np.random.default_rng(5).permutation(blocks * 32)[: wide.size // 8] * 16
     wide.reshape(-1)[: len(some)] = some
-    made.append(crowd("64 KiB each at random", wide, n=len(wide)))
-    return made
+    return [*turns(SHARED, OWN, 60), Touches("64 KiB each at random", wide)]
 
 
 def do_crowds(out: Path) -> None:
@@ -86,7 +76,7 @@ def do_crowds(out: Path) -> None:
         for host in ("huge", "ordered"):
             d.renew(host)
             for t in crowds(d.pages // PAGES, d.sms):
-                if host == "ordered" and t.about["n"] not in (1, 32, 8 * d.sms, 16, 64):
+                if host == "ordered" and len(t.pages) not in BOTH_HOSTS:
                     continue
                 times = [d.time(t) for _ in range(4)]
                 warm = d.again(t)
@@ -94,7 +84,8 @@ def do_crowds(out: Path) -> None:
                 rows = batch_rows(seen)
                 kept = {k: v.tolist()[:80] for k, v in rows.items() if k != "batch"}
                 found["rows"].append(
-                    {"host": host, **t.about, "turns": int(t.pages.shape[1]), "ns": times,
+                    {"host": host, "kind": t.about.get("turn", t.name), "n": len(t.pages),
+                     "turns": int(t.pages.shape[1]), "ns": times,
                      "warm_ns": warm, "recorded_ns": recorded,
                      "counts": counts(seen).to_json(), "others": seen.others, "batches": kept}
                 )  # fmt: skip
@@ -149,15 +140,11 @@ def do_llama(out: Path, lib: str, work: Path, names: list[str], config: str) -> 
             file = work / f"{run.name}.{i}.arrow"
             llama.run(run, lib, file, managed=True, cold=True)
             timed.append(llama.step_ns(llama.opened(file)).tolist())
-        request = {
-            "out": str(out), "lib": lib, "run": run.model_dump(), "work": str(work),
-        }  # fmt: skip
-        llama.CHILD = f"import sys; sys.path.insert(0, {str(HERE)!r}); import order; order.child()"
+        own = f"import sys; sys.path.insert(0, {str(HERE)!r}); import order"
+        llama.CHILD = f"{own}; order.child({str(work)!r})"
         try:
             routing = out / f"{run.name}.routing.arrow"
             file = work / f"{run.name}.faults.arrow"
-            (work / "request.json").write_text(json.dumps(request))
-            sys.path.append(str(work))
             llama.run(run, lib, routing, managed=True, cold=True, faults=file)
         finally:
             llama.CHILD = "from replay.paging.validation.llama_child import main; main()"
@@ -173,12 +160,11 @@ def do_llama(out: Path, lib: str, work: Path, names: list[str], config: str) -> 
               f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
 
 
-def child() -> None:
-    """What `replay.paging.validation.llama_child` does, with raw entries kept."""
+def child(work: str) -> None:
+    """What `replay.paging.validation.llama_child` does, with raw entries kept in folder ``work``."""
     from replay.paging.validation import llama_child
     from traces.capture.driver_recording import DriverRecording
 
-    work = Path(next(p for p in reversed(sys.path) if (Path(p) / "request.json").exists()))
     raw: list[np.ndarray] = []
     origin = [0]
     write = DriverRecording._write
@@ -191,7 +177,7 @@ def child() -> None:
     DriverRecording._write = both  # type: ignore[method-assign]
     llama_child.main()
     made = columns(np.concatenate(raw))
-    np.savez_compressed(work / "raw.npz", origin=np.array(origin), **made)
+    np.savez_compressed(Path(work) / "raw.npz", origin=np.array(origin), **made)
 
 
 def main() -> None:

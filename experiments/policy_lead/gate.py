@@ -48,42 +48,41 @@ _learned, _gate = LearnedNext.on_event, GateNext.on_event
 _log: dict[str, np.ndarray] = {}
 
 
-class LogLearned(LearnedNext):
-    """`learned-next`, which fetches nothing and keeps its forecasts."""
+class Log:
+    """A prefetcher that fetches nothing and keeps its forecasts."""
 
     name = ""
 
     def state(self, ctx):
         return Logged(super().state(ctx), _log["chance"])
+
+    @staticmethod
+    def prefetch(s, pool, ev, out):
+        return 0
+
+
+def keep(s, pool):
+    """Write down what was forecast at this event."""
+    for e in range(s.inner.left.size):
+        s.chance[pool.clock[EVENT], e] = 1 - s.inner.left[e]
+
+
+class LogLearned(Log, LearnedNext):
+    """`learned-next`, logged."""
 
     @staticmethod
     def on_event(s, pool, ev):
         _learned(s.inner, pool, ev)
-        for e in range(s.inner.left.size):
-            s.chance[pool.clock[EVENT], e] = 1 - s.inner.left[e]
-
-    @staticmethod
-    def prefetch(s, pool, ev, out):
-        return 0
+        keep(s, pool)
 
 
-class LogGate(GateNext):
-    """The same of `gate-next`."""
-
-    name = ""
-
-    def state(self, ctx):
-        return Logged(super().state(ctx), _log["chance"])
+class LogGate(Log, GateNext):
+    """`gate-next`, logged."""
 
     @staticmethod
     def on_event(s, pool, ev):
         _gate(s.inner, pool, ev)
-        for e in range(s.inner.left.size):
-            s.chance[pool.clock[EVENT], e] = 1 - s.inner.left[e]
-
-    @staticmethod
-    def prefetch(s, pool, ev, out):
-        return 0
+        keep(s, pool)
 
 
 def forecasts(trace: RoutingTrace, w: Workload, policy: type) -> np.ndarray:

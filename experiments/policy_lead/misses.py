@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from run import DUMPS, HERE, PARTS, SLOTS, uvmsim
+from run import HERE, PARTS, SLOTS, part_of, uvmsim
 
 POLICIES = ("lru", "lrfu", "learned", "belady")
 WAYS = {
@@ -73,10 +73,7 @@ def main(routing: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for part in [p for p in PARTS if p.endswith("test")]:
-            name, kept = PARTS[part]
-            whole, trace = work / f"{name}.arrow", work / f"{name}-part.arrow"
-            uvmsim("trace", "import", str(routing / DUMPS[name]), "-o", str(whole))
-            uvmsim("trace", "filter", str(whole), "-o", str(trace), *str(kept).split())
+            trace = part_of(routing, work, part)
             results[part] = measured(trace)
             show(part, results[part])
             (HERE / "misses.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")

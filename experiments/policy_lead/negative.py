@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from run import DUMPS, HERE, PARTS, uvmsim
+from run import HERE, part_of
 
 from uvmsim.studies.compare import compare
 from uvmsim.studies.scenario import Scenario
@@ -61,10 +61,7 @@ def main(routing: Path) -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in ("gpqa_main, test", "mmlu_dev, test"):
-            name, kept = PARTS[part]
-            whole, trace = Path(folder) / f"{name}.arrow", Path(folder) / f"{name}-part.arrow"
-            uvmsim("trace", "import", str(routing / DUMPS[name]), "-o", str(whole))
-            uvmsim("trace", "filter", str(whole), "-o", str(trace), *str(kept).split())
+            trace = part_of(routing, Path(folder), part)
             for slots in SLOTS:
                 found[f"{part} | {slots}"] = measured(trace, slots)
                 for policy, of in found[f"{part} | {slots}"].items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import DUMPS, HERE, PARTS, SLOTS, uvmsim
+from run import HERE, SLOTS, part_of
 
 from uvmsim.mechanisms import mechanism
 from uvmsim.runs.outcome import Outcome
@@ -73,10 +73,7 @@ def main(routing: Path) -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in ("gpqa_main, test", "mmlu_dev, test"):
-            name, kept = PARTS[part]
-            whole, trace = Path(folder) / f"{name}.arrow", Path(folder) / f"{name}-part.arrow"
-            uvmsim("trace", "import", str(routing / DUMPS[name]), "-o", str(whole))
-            uvmsim("trace", "filter", str(whole), "-o", str(trace), *str(kept).split())
+            trace = part_of(routing, Path(folder), part)
             for policy in POLICIES:
                 for slots in SLOTS:
                     ways = found[f"{part} | {policy} | {slots}"] = by_way(trace, policy, slots)

@@ -54,6 +54,19 @@ def uvmsim(*arguments: str) -> str:
     return subprocess.run([*UVMSIM, *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def part_of(routing: Path, folder: Path, part: str) -> Path:
+    """The trace of one of `PARTS`, imported (once for all parts of a dump) and filtered in a folder."""
+    name, kept = PARTS[part]
+    whole = folder / f"{name}.arrow"
+    if not whole.exists():
+        uvmsim("trace", "import", str(routing / DUMPS[name]), "-o", str(whole))
+    if not kept:
+        return whole
+    trace = folder / f"{name}-part.arrow"
+    uvmsim("trace", "filter", str(whole), "-o", str(trace), *kept.split())
+    return trace
+
+
 def compared(
     trace: Path, policies: tuple[str, ...], state: Path | None = None, state_out: Path | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -89,15 +102,8 @@ def main(routing: Path) -> None:
     results: dict[str, Any] = {"evicting": {}, "fetching": {}}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for name, dump in DUMPS.items():
-            uvmsim("trace", "import", str(routing / dump), "-o", str(work / f"{name}.arrow"))
-        for part, (name, kept) in PARTS.items():
-            trace = work / f"{name}.arrow"
-            if kept:
-                trace = work / f"{name}-part.arrow"
-                uvmsim(
-                    "trace", "filter", str(work / f"{name}.arrow"), "-o", str(trace), *kept.split()
-                )
+        for part in PARTS:
+            trace = part_of(routing, work, part)
             given = work / LEARNED_ON[part] if part in LEARNED_ON else None
             kept_as = work / part if part in LEARNED_ON.values() else None
             results["evicting"][part] = compared(trace, EVICTING, given, kept_as)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +67,7 @@ def patterns(pages: int, sms: int, seed: int = 0) -> list[Touches]:
     half = np.arange(pages // 2)
     for step, name in ((1, "4 KiB"), (16, "64 KiB"), (64, "256 KiB"), (PAGES, "2 MiB")):
         made.append(_wide(f"stride of {name}, wide", np.arange(0, pages, step)[: len(half)], sms))
-    made += _turns(blocks, sms)
+    made += turns((32, sms, 4 * sms, 16 * sms), (8, 32, blocks - 2), min(40, blocks - 2))
     some = rng.choice(pages, min(pages // 16, 8192), replace=False)
     made += [
         _wide("one page in 16, at random, wide", some, sms),
@@ -80,13 +81,13 @@ def patterns(pages: int, sms: int, seed: int = 0) -> list[Touches]:
     return made
 
 
-def _turns(blocks: int, sms: int) -> list[Touches]:
-    """Crowds that go from block to block, where only their number differs: all want one page, or the
-    pages of a block, or 16 pages of a block 128 KiB apart; or each has a block of its own, and 64 KiB
-    come into each at every turn."""
+def turns(shared: Sequence[int], own: Sequence[int], blocks: int) -> list[Touches]:
+    """Crowds that go from block to block, ``blocks`` of them, where only their number differs:
+    ``shared`` warps all want one page, or the pages of a block, or 16 pages of a block 128 KiB apart;
+    or each of ``own`` warps has a block, and 64 KiB come into each at every turn."""
     made = []
-    first = (np.arange(min(40, blocks - 2)) + 2) * PAGES
-    for n in (32, sms, 4 * sms, 16 * sms):
+    first = (np.arange(blocks) + 2) * PAGES
+    for n in shared:
         warp = np.arange(n)[:, None]
         for name, at in (
             ("one page", np.full((n, 1), 5)), ("one block", warp % PAGES),
@@ -95,9 +96,9 @@ def _turns(blocks: int, sms: int) -> list[Touches]:
             made.append(_crowd(f"{n} warps in turns, {name}", first[None, :] + at))
             made[-1].about["turn"] = name
     apart = np.array([0, 256, 128, 384, 64, 320, 192, 448, 32, 288, 160, 416, 96, 352, 224, 480])
-    for n in (8, 32, blocks - 2):
-        own = (np.arange(n)[:, None] + 1) * PAGES + apart[None, :]
-        made.append(_crowd(f"{n} warps in turns, a block each", own))
+    for n in own:
+        at = (np.arange(n)[:, None] + 1) * PAGES + apart[None, :]
+        made.append(_crowd(f"{n} warps in turns, a block each", at))
         made[-1].about["turn"] = "a block each"
     return made
 

@@ -22,7 +22,7 @@ OFFERS = False
 SPARE = False
 """There are scratch places, and a slot more in each pool than it may fill."""
 SPLITS = False
-"""Misses are split between the link and the CPU (`uvmsim.experts.split`)."""
+"""Misses are split between the link and the CPU (`uvmsim.experts.misses`)."""
 READS_CLOCK = True
 """`uvmsim.experts.access_kernel`: a hook reads ``pool.clock``."""
 READS_SLOTS = True

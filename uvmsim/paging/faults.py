@@ -88,12 +88,8 @@ def fetch(t: Tables, k: Kernels, wave, active, alone, counters):
     apart, and a page has several entries."""
     d, p, x, costs = t.driver, t.pages, t.scratch, t.time.costs
     look = costs.look > 0
-    room, burst, start, step = (
-        np.int64(costs.batch),
-        np.int64(k.burst[wave]),
-        np.int64(0),
-        np.int64(1),
-    )
+    room, burst = np.int64(costs.batch), np.int64(k.burst[wave])
+    start, step = np.int64(0), np.int64(1)
     if look:
         room = max(min(np.int64(costs.look), room) * 10 // ENTRY_TENTHS, np.int64(1))
         burst = min(burst, np.int64(LOOK_BURST))

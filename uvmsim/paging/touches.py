@@ -262,6 +262,15 @@ def _rows(to: Sink, work: Work, ev, down):
 
 
 @kernel_part
+def _runs(to: Sink, base, size, run):
+    """``size`` bytes from ``base`` on, in touches of ``run`` bytes."""
+    at = np.int64(0)
+    while at < size:
+        _touch(to, base + at, base + min(at + run, size))
+        at += run
+
+
+@kernel_part
 def _float_rows(to: Sink, work: Work, ev, k, tokens):
     """Matrix ``k`` of an event's float experts, a kernel: row by row in the experts' order of the
     routing for one token, for more expert by expert in blocks of `FLOAT_ROWS`."""
@@ -269,22 +278,14 @@ def _float_rows(to: Sink, work: Work, ev, k, tokens):
     size, width = m.nbytes[k], m.row_bytes[k]
     a, b = r.event_lo[ev], r.event_lo[ev + 1]
     run = (FLOAT_RUN if tokens == 1 else FLOAT_ROWS) * width
-    for i in range(a, b):
-        e = r.ids[i] % r.n_experts
-        if tokens > 1:  # the grid's second dimension is the expert
-            e = np.int64(-1)
-            for x in range(a, b):
-                rank = np.int64(0)
-                for y in range(a, b):
-                    rank += r.ids[y] % r.n_experts < r.ids[x] % r.n_experts
-                if rank == i - a:
-                    e = r.ids[x] % r.n_experts
-                    break
-        at = np.int64(0)
-        while e >= 0 and at < size:
-            base = m.offset[k] + e * size
-            _touch(to, base + at, base + min(at + run, size))
-            at += run
+    if tokens == 1:
+        for i in range(a, b):
+            _runs(to, m.offset[k] + r.ids[i] % r.n_experts * size, size, run)
+    else:  # the grid's second dimension is the expert
+        for e in range(r.n_experts):
+            for i in range(a, b):
+                if r.ids[i] % r.n_experts == e:
+                    _runs(to, m.offset[k] + e * size, size, run)
     limit = work.window // FLOAT_RUN if tokens == 1 else work.sms
     _end_wave(to, ROW_BURST, ROW_FAULTS, limit, 1)
 
@@ -300,11 +301,30 @@ def _fills(work: Work, row_tiles, a, b, tokens):
 
 
 @kernel_part
+def _tile(to: Sink, routing: Routing, m: Matrices, k, a, b, r, c):
+    """Rows of row tile ``r``, of the expert among [a, b) that the ``c``-th tile of tokens belongs to
+    (none: of a dense matrix)."""
+    each, row = m.nbytes[k], m.row_bytes[k]
+    e = np.int64(0)
+    if a < b:
+        i = a
+        while True:
+            wide = (routing.counts[i] + TILE_TOKENS - 1) // TILE_TOKENS
+            if c < wide:
+                break
+            c -= wide
+            i += 1
+        e = np.int64(routing.ids[i] % routing.n_experts)
+    lo = m.offset[k] + e * each + r * TILE_ROWS * row
+    _touch(to, lo, min(lo + TILE_ROWS * row, m.offset[k] + (e + 1) * each))
+
+
+@kernel_part
 def _tiles(to: Sink, work: Work, m: Matrices, k, a, b, tokens):
     """Tile by tile over experts [a, b) of the routing (none: a dense matrix), SMs starting at equal
     fractions (stream-K)."""
-    ids, counts, sms = work.routing.ids, work.routing.counts, work.sms
-    offset, each, row = m.offset[k], m.nbytes[k], m.row_bytes[k]
+    counts, sms = work.routing.counts, work.sms
+    each, row = m.nbytes[k], m.row_bytes[k]
     rows = (each + row - 1) // row
     row_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
     per_row = np.int64(0)
@@ -318,40 +338,15 @@ def _tiles(to: Sink, work: Work, m: Matrices, k, a, b, tokens):
     burst = min((TILE_WARPS * row + PAGE - 1) // PAGE, 127)
     if work.in_order and _fills(work, row_tiles, a, b, tokens):
         for at in range(total):
-            r, c = at // per_row, at % per_row
-            e = np.int64(0)
-            if a < b:
-                i = a
-                while True:
-                    wide = (counts[i] + TILE_TOKENS - 1) // TILE_TOKENS
-                    if c < wide:
-                        break
-                    c -= wide
-                    i += 1
-                e = np.int64(ids[i] % work.routing.n_experts)
-            lo = offset + e * each + r * TILE_ROWS * row
-            _touch(to, lo, min(lo + TILE_ROWS * row, offset + (e + 1) * each))
+            _tile(to, work.routing, m, k, a, b, at // per_row, at % per_row)
         _end_wave(to, burst, 0, sms, m.strips[k])
         return
     longest = (total + sms - 1) // sms
     for j in range(longest):
         for s in range(sms):
             at = total * s // sms + j
-            if at >= total * (s + 1) // sms:
-                continue
-            r, c = at // per_row, at % per_row
-            e = np.int64(0)
-            if a < b:
-                i = a
-                while True:
-                    wide = (counts[i] + TILE_TOKENS - 1) // TILE_TOKENS
-                    if c < wide:
-                        break
-                    c -= wide
-                    i += 1
-                e = np.int64(ids[i] % work.routing.n_experts)
-            lo = offset + e * each + r * TILE_ROWS * row
-            _touch(to, lo, min(lo + TILE_ROWS * row, offset + (e + 1) * each))
+            if at < total * (s + 1) // sms:
+                _tile(to, work.routing, m, k, a, b, at // per_row, at % per_row)
         _end_wave(to, burst, 0, 0, m.strips[k])
 
 
