@@ -93,3 +93,4 @@ def test_calibration_reads_each_expert_in_turn_and_finds_the_speed(monkeypatch):
     for found in cpu_expert_tables(rows, [{"bytes_per_s": 3e9}, {"bytes_per_s": 2e9}]).values():
         assert found["bytes_per_s"] == 3e9
         assert found["wave_ns"] == pytest.approx(16e6, rel=0.01)
+        assert found["flops"] <= 64 * 2 * 32 / 17 * 3e9 * 1.01  # an expert's bytes are read

@@ -11,7 +11,7 @@ from numba import get_num_threads
 from replay.backend.base import X_ROWS
 from replay.bank import base_image, stride
 from replay.calibrate.kernels import EXPERT_BYTES
-from replay.calibrate.stats import Row, repeat, row
+from replay.calibrate.stats import Row, non_negative, repeat, row
 from replay.cpu_experts import CpuExperts
 from replay.layout import STORED, UNITS, layout_for
 
@@ -82,8 +82,8 @@ def cpu_expert_tables(rows: list[Row], read: list[Row]) -> dict[str, dict[str, A
         few = [r for r in of if r["tokens"] == 1]
         n = np.array([r["experts"] for r in few], np.float64)
         took = np.array([r["median_ns"] for r in few])
-        each, wave = np.polyfit(n, took, 1, w=1 / took)
-        wave = max(0.0, float(wave))
+        terms = np.column_stack((n, np.ones(len(n))))
+        each, wave = non_negative(terms / took[:, None], np.ones(len(n))).tolist()
         if each <= 0:  # more experts took no longer: nothing but the wave's cost shows
             each, wave = float(took.max() / n.max()), 0.0
         nbytes = few[0]["bytes"] / few[0]["experts"]
@@ -92,9 +92,10 @@ def cpu_expert_tables(rows: list[Row], read: list[Row]) -> dict[str, dict[str, A
             wave = max(0.0, float(np.median(took - n * each)))
         many = max(of, key=lambda r: r["tokens"])
         ops = 2.0 * many["params"] * many["tokens"] * many["experts"]
+        work = max(many["median_ns"] - wave, each)  # no less than with one token
         found[stored] = {
             "bytes_per_s": max(1, round(nbytes / each * 1e9)),
-            "flops": max(1, round(ops / max(many["median_ns"] - wave, 1.0) * 1e9)),
+            "flops": max(1, round(ops / work * 1e9)),
             "wave_ns": round(wave),
             "source": f"the engine's CPU kernels, {many['threads']} threads; 1 to 4 experts with one "
             f"token, one with {many['tokens']}",
