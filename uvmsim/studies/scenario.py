@@ -135,6 +135,8 @@ class Scenario:
             try:
                 object.__setattr__(self, name, tidy(getattr(self, name)))
             except InputError as err:
+                if err.argument is not None:  # says itself which of several values it is
+                    raise
                 raise InputError(f"{getattr(self, name)}: {err}", argument=name) from None
         for name, allowed in (("pool", (None, *POOLS)), ("unit", UNITS), ("reset", RESETS)):
             if getattr(self, name) not in allowed:
@@ -336,8 +338,9 @@ def _one_or_several(values: tuple[Any, ...]) -> Any:
 
 def _batches(value: Any) -> Any:
     numbers = _one_or_several(tuple(_whole(x) for x in _several(value)))
-    if any(n is not None and n < 1 for n in _several(numbers)):
-        raise InputError("give numbers of sequences, 1 or more")
+    for n in _several(numbers):
+        if n is not None and n < 1:
+            raise InputError(f"{n}: give a number of sequences, 1 or more", argument="batch")
     return numbers
 
 
@@ -346,7 +349,10 @@ def _drafts(value: Any) -> Any:
 
     if not all(isinstance(x, str) for x in _several(value)):
         raise InputError("give text such as '3:0.8'")
-    return _one_or_several(tuple(str(Draft.parse(x) or 0) for x in _several(value)))
+    try:
+        return _one_or_several(tuple(str(Draft.parse(x) or 0) for x in _several(value)))
+    except InputError as err:
+        raise InputError(str(err), argument="draft") from None
 
 
 def _draft_reject(value: Any) -> Any:
@@ -360,7 +366,10 @@ def _draft_reject(value: Any) -> Any:
 def _draft_cost(value: Any) -> Any:
     from uvmsim.runs.decoding import DraftCost
 
-    return None if value is None else DraftCost.parse(value).to_json()
+    try:
+        return None if value is None else DraftCost.parse(value).to_json()
+    except InputError as err:
+        raise InputError(str(err), argument="draft_cost") from None
 
 
 def _kv_type(value: Any) -> Any:
