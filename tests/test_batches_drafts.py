@@ -294,6 +294,12 @@ def test_what_a_batch_needs(files: tuple[str, str]) -> None:
     several, one = files
     found = CliRunner().invoke(compare_command, [one, "--expert-size", "1MB", "--batch", "2"])
     assert "has one sequence, and a batch takes the next token of several" in str(found.exception)
+    prompt = ["--expert-size", "1MB", "--slots", "50%", "--draft", "1:0.5", "--limit", "2"]
+    found = CliRunner().invoke(compare_command, [one, *prompt])
+    assert "no decoded tokens for --draft; use more of it (--limit)" in str(found.exception)
+    twice = drafted(open_routing(several), Draft(1, 0.5))
+    with pytest.raises(InputError, match="was recorded with drafts"):
+        drafted(twice, Draft(1, 0.5))
     found = CliRunner().invoke(mrc_command, [several, "--batch", "2,3"])
     assert "--batch 2,3: give one" in str(found.exception)
     for study in (lambda s: s.sweep({"vram": ["1GiB"]}), uvmsim.search):

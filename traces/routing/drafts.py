@@ -69,17 +69,16 @@ def drafted(t: RoutingTrace, draft: Draft, *, seed: int = 0, reject: str = "true
     if reject not in REJECTS:
         raise InputError(f"{reject}: must be {' or '.join(REJECTS)}", argument="draft_reject")
     if t.draft is not None:
-        raise InputError(f"{t.path}: was recorded with drafts; give one without", argument="draft")
+        raise InputError(f"{t.path}: was recorded with drafts; leave out `draft`")
     tokens = Tokens(t)
     decode = np.flatnonzero(tokens.of(t.phase) == DECODE)
     width = np.diff(tokens.steps)
     if (width[~tokens.is_prefill] > 1).any():
         raise InputError(
-            f"{t.path}: decode steps hold more than one token; drafts need them one by one",
-            argument="draft",
+            f"{t.path}: decode steps hold more than one token; `draft` needs them one by one"
         )
     if not len(decode):
-        raise InputError(f"{t.path}: has no decoded tokens to draft", argument="draft")
+        raise InputError(f"{t.path}: no decoded tokens for `draft`; use more of it (`limit`)")
     kept = (np.random.default_rng(seed).random(t.n_tokens) < draft.rate).tolist()
     at, step, mark = _walk(tokens, draft.tokens, kept)
     order = np.argsort(step, kind="stable")

@@ -163,8 +163,8 @@ def _table(
 def ways(c: Comparison) -> list[str]:
     """``batch`` and ``draft``, those of which a comparison has several."""
     told = [run.job.decoding for run in c.runs if run.job.decoding is not None]
-    several = {"batch": {d.batch for d in told}, "draft": {d.draft for d in told}}
-    return [head for head, values in several.items() if len(values) > 1]
+    several = {"batch": len({d.batch for d in told}), "draft": len({d.draft for d in told})}
+    return [head for head, values in several.items() if values > 1]
 
 
 def _ok(row: dict[str, Any]) -> bool:

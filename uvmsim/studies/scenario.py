@@ -345,6 +345,8 @@ def _batches(value: Any) -> Any:
 
 
 def _drafts(value: Any) -> Any:
+    if value is None:
+        return None
     from traces.routing.drafts import Draft
 
     if not all(isinstance(x, str) for x in _several(value)):
@@ -356,18 +358,22 @@ def _drafts(value: Any) -> Any:
 
 
 def _draft_reject(value: Any) -> Any:
+    if value is None:
+        return None
     from traces.routing.drafts import REJECTS
 
-    if value not in (None, *REJECTS):
+    if value not in REJECTS:
         raise InputError(f"must be {' or '.join(REJECTS)}")
     return value
 
 
 def _draft_cost(value: Any) -> Any:
+    if value is None:
+        return None
     from uvmsim.runs.decoding import DraftCost
 
     try:
-        return None if value is None else DraftCost.parse(value).to_json()
+        return DraftCost.parse(value).to_json()
     except InputError as err:
         raise InputError(str(err), argument="draft_cost") from None
 

@@ -105,7 +105,8 @@ def mrc(
     """
     s = scenario_of(scenario)
     s = s.or_else(policies=DEFAULT_POLICIES, slots=DEFAULT_SHARES)
-    trace, notes = load_trace(s.trace, s.limit), []
+    trace = load_trace(s.trace, s.limit)
+    notes: list[str] = []
     decoding = the_decoding(s)
     if decoding is not None:
         trace, notes = decoding.of(trace, s.seed)
