@@ -57,7 +57,8 @@ class Job:
     """`hybrid`: what the CPU computes is copied in behind where the link would rest."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
-    decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""
+    decision (`uvmsim.experts.hook_time`), instead of what the machine's description says of it. Speeds
+    are then no function of the input alone."""
     state: State | None = None
     """What the policy begins with, where it has something of it (`uvmsim.policies.saved`)."""
     keeps_state: bool = False
