@@ -32,7 +32,8 @@ and `learned-next`."""
 
 def policy_rows(quick: bool) -> list[Row]:
     """Rows with ``policy``, ``phase`` and ``least_ns``: host time beyond LRU's, ns a token of one
-    layer's event, the least of `ROUNDS` rounds; the spread is the rounds'. Processor time of this thread.
+    layer's event, the least of `ROUNDS` rounds; the spread is the rounds'. Processor time of this
+    thread.
 
     Policies that are given the future are bounds, which nobody runs, and are left out.
     """
