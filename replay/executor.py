@@ -15,6 +15,9 @@ Why nothing is overwritten too early or read too early:
   waits for it, then queues the results' copy on the compute stream. Every earlier copy from that buffer
   is done by then, since the opening comes after it on the same stream. An expert that is being written
   back is waited for first.
+- Where such a run copies from pageable memory, a thread of its own queues prefetches
+  (`replay.carrier`); a slot's copy is on the stream before anything waits for its event or overwrites
+  the slot.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from replay.backend.base import (
     Tasks,
 )
 from replay.bank import Bank
+from replay.carrier import Carrier
 from replay.decide import Move, Wave, Waves
 from replay.dense_reads import DenseReads
 from replay.feed import Feed
@@ -94,6 +98,8 @@ class Executor:
         back to another slot while that event already stands for the next victim's."""
         self.feed: Feed | None = None
         """Where prefetches move in pieces: those that are held back."""
+        self.carrier: Carrier | None = None
+        """Where the host would stand still while a prefetch is queued: who does it."""
         self.on_cpu = on_cpu
         self.left = bytearray(len(bank.nbytes))
         """By expert: was written back before."""
@@ -105,6 +111,13 @@ class Executor:
 
     def run(self) -> Measured:
         """Issue everything and wait for it."""
+        try:
+            return self._run()
+        finally:
+            if self.carrier:
+                self.carrier.close()
+
+    def _run(self) -> Measured:
         b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
         if self.job.prefetch_pieces and self.places.by_slot:
             told = meter if self.pace.detail else None
@@ -112,6 +125,8 @@ class Executor:
                 b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
                 self._wait_for_slot, told,
             )  # fmt: skip
+        elif self.on_cpu and self.places.by_slot and self.bank.kind == "pageable":
+            self.carrier = Carrier(b, self.places, self.filled)
         self._warm_up()
         b.clear_hashes()
         b.synchronise()
@@ -129,7 +144,9 @@ class Executor:
                 done = step < w.n_steps and wave.event == last_event[step]
                 if done and wave.hi == ends[wave.event]:
                     self.dense.end(step)
+                    self._carried(meter, step == w.n_steps - 1)
                     waited = self.feed.waited_ns() if self.feed else 0
+                    waited += self.carrier.waited_ns() if self.carrier else 0
                     issue.append(time.perf_counter_ns() - began - waited)
                     meter.end_step()
                     step, began = step + 1, time.perf_counter_ns()
@@ -141,6 +158,15 @@ class Executor:
         mine += self.feed.events if self.feed else []
         b.forget(meter.events + mine)
         return measured
+
+    def _carried(self, meter: Meter, last: bool) -> None:
+        """Tell the meter of copies that the carrier has queued; after the ``last`` step, of all."""
+        if self.carrier is None:
+            return
+        if last:
+            self.carrier.join_all()
+        for start, end in self.carrier.spans():
+            meter.lent_span(PREFETCH, start, end)
 
     def _warm_up(self) -> None:
         """Launch every kernel the run will need once, so that none is loaded inside it. What the
@@ -168,6 +194,8 @@ class Executor:
         if wave.emptied and feed:
             feed.finish_all()
         if wave.emptied and places.writes_back:
+            if self.carrier:
+                self.carrier.join_all()
             b.record(self.arrived, PREFETCH)
             b.wait(BACK, self.arrived)
         leaving = wave.leaving if places.moves_out else ()
@@ -197,7 +225,7 @@ class Executor:
         if wave.prefetch:
             self._fill(wave.prefetch, opened, PREFETCH, meter)
         for slot in wave.arriving:
-            b.wait(COMPUTE, self.filled[slot])
+            self._wait_for_fill(slot, COMPUTE)
             self.filling[slot] = 0
         if cpu:
             self._compute_away(wave, layer, opened)
@@ -213,7 +241,7 @@ class Executor:
             if self.feed:
                 self.feed.finish(slot, PREFETCH)
             if self.filling[slot]:
-                b.wait(BACK, self.filled[slot])
+                self._wait_for_fill(slot, BACK)
         start = meter.mark(BACK) if self.pace.detail else -1
         for e, slot in leaving:
             self.places.move_out(e, slot)
@@ -230,6 +258,8 @@ class Executor:
         b, detail, feed = self.backend, self.pace.detail, self.feed
         nbytes = self.bank.nbytes
         b.wait(stream, opened)
+        if self.carrier and stream == PREFETCH:
+            return self._have_carried(self.carrier, moves, meter)
         start = meter.mark(stream) if detail else -1
         for e, slot in moves:
             self.bytes[stream] += nbytes[e]
@@ -241,7 +271,7 @@ class Executor:
                 feed.finish(slot, stream, told=False)
             self._wait_for_slot(e, slot, stream)
             if stream == DEMAND and self.filling[slot]:
-                b.wait(stream, self.filled[slot])
+                self._wait_for_fill(slot, stream)
             self.places.move_in(e, slot, stream)
             self.filling[slot] = stream == PREFETCH
             if stream == PREFETCH:
@@ -254,6 +284,22 @@ class Executor:
             if stream == DEMAND:
                 b.record(end, DEMAND)
         return start, end
+
+    def _have_carried(self, carrier: Carrier, moves: list[Move], meter: Meter) -> tuple[int, int]:
+        """`_fill` by the carrier, on the prefetch stream."""
+        for e, slot in moves:
+            self.bytes[PREFETCH] += self.bank.nbytes[e]
+            self._wait_for_slot(e, slot, PREFETCH)
+            self.filling[slot] = True
+        start, end = (meter.take(), meter.take()) if self.pace.detail else (-1, -1)
+        carrier.ask(moves, start, end)
+        return start, end
+
+    def _wait_for_fill(self, slot: int, stream: int) -> None:
+        """A slot's latest prefetch comes before what is queued next on a stream."""
+        if self.carrier:
+            self.carrier.join(slot)
+        self.backend.wait(stream, self.filled[slot])
 
     def _wait_for_slot(self, e: int, slot: int, stream: int) -> None:
         """The slot's write-back and the expert's own come before a copy of it into the slot."""

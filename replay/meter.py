@@ -75,6 +75,15 @@ class Meter:
         self._spare.append(event)
         return event
 
+    def take(self) -> int:
+        """A timing event for somebody else to record: `lent_span` gives it back."""
+        return self._take()
+
+    def lent_span(self, stream: int, start: int, end: int) -> None:
+        """`span` of two events from `take`, which have been recorded by now."""
+        self.span(stream, start, end)
+        self._spare += (start, end)
+
     def stall(self, opened: int, ready: int, first: int, last: int) -> None:
         """Kernels waited from ``opened`` to ``ready``, demand copies ran from ``first`` to ``last``
         (-1: none)."""

@@ -24,16 +24,34 @@ class Split:
     sync: int
     idle: list[int] | None = None
 
-    def share(self, layer: int, misses: list, tokens: dict) -> list:
-        """Experts for the CPU: every number of them tried, the first of the best taken."""
+    def serve(self, layer: int, misses: list, tokens: dict, owed: int, idle: int | None):
+        """The CPU's experts, those of them that are copied in behind, and what the link owes once the
+        wave is served. ``owed``: before it; ``idle``: the link's rest after it, None: nothing comes
+        behind."""
+        copy = self.copy[layer]
         order = sorted(misses, key=lambda e: (tokens[e], -misses.index(e)))
 
         def done(n: int) -> int:
+            """When CPU and link are done if the CPU has ``n``: every number of them is tried."""
             cpu = self.sync + sum(self.cpu(layer, tokens[e]) for e in order[:n]) if n else 0
-            return max(cpu, (len(order) - n) * self.copy[layer])
+            link = owed + (len(order) - n) * copy if n < len(order) else 0
+            return max(cpu, link)
 
         best = min(range(len(order) + 1), key=lambda n: (done(n), n))
-        return order[:best]
+        share, demanded = order[:best], len(order) - best
+        if idle is None or not misses:
+            return share, set(), owed
+        spare = max(0, done(best) - demanded * copy)
+        behind = set()
+        for e in reversed(share):
+            # In the link's time that is not this wave's own copies'.
+            begins, ends = owed, owed + copy
+            in_time = ends <= spare + idle if demanded else begins < spare + idle
+            if not in_time:
+                break
+            owed = ends
+            behind.add(e)
+        return share, behind, max(0, owed - spare)
 
 
 @dataclass
@@ -120,12 +138,12 @@ class Run:
         share = []
         if self.split:
             missing = [e for e in together if e not in w.resident]
-            share = self.split.share(ev.layer, missing, tokens)
-            self.behind = set()
-            for e in share if self.split.idle else ():
-                if self.queued + self.split.copy[ev.layer] <= self.split.idle[number]:
-                    self.queued += self.split.copy[ev.layer]
-                    self.behind.add(e)
+            idle = None
+            if self.split.idle:
+                idle = self.split.idle[number] if len(together) == len(todo) else 0
+            share, self.behind, self.queued = self.split.serve(
+                ev.layer, missing, tokens, self.queued, idle
+            )
         before, served, offered, awaited = set(w.resident), [], [], []
         used_now: list[int] = []
         left = self.scratch

@@ -194,7 +194,7 @@ def test_what_becomes_of_misses_is_replayed(data):
         st.sampled_from(("lru:bypass=1", "belady:bypass=1+previous-token", "lru", ASKING))
     )
     mode = data.draw(st.sampled_from(("expert-cache", "hybrid")))
-    how["behind"] = data.draw(st.booleans())
+    how["behind"], how["pinned"] = data.draw(st.booleans()), data.draw(st.booleans())
     if policy != "lru":
         how["write_back"], how["scratch"] = False, data.draw(st.integers(1, 4))
     shuffle = data.draw(st.one_of(st.none(), st.integers(0, 1000)))

@@ -35,7 +35,7 @@ def measured(trace: Path) -> list[dict[str, Any]]:
             names = [p + more for p in POLICIES]
             out = uvmsim(
                 "compare", str(trace), "--json", "--slots", ",".join(SLOTS), "--pool", pool,
-                "--mechanism", mechanism, "--policy", ",".join(names),
+                "--mechanism", mechanism, "--policy", ",".join(names), "--no-behind",
             )  # fmt: skip
             runs = json.loads(out)["runs"]
             sizes = sorted({r["slots"] for r in runs})

@@ -103,6 +103,9 @@ class Backend(ABC):
     def close(self) -> None:
         """Wait for queued work, then release everything ever allocated. Safe to call twice."""
 
+    def enter_thread(self) -> None:  # noqa: B027
+        """A thread that did not `open` calls this before it queues work."""
+
     @abstractmethod
     def machine(self) -> dict[str, Any]:
         """What ran: device, driver, versions; plain JSON types."""

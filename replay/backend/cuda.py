@@ -98,6 +98,9 @@ class CudaBackend(Backend):
         self._grids.clear()
         self._events, self._streams, self._buffers = set(), [], []
 
+    def enter_thread(self) -> None:
+        self._rt.setDevice(self.index)
+
     def machine(self) -> dict[str, Any]:
         p, rt = self._properties, self._rt
         version = Path("/proc/driver/nvidia/version")

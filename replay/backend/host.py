@@ -8,6 +8,7 @@ its run is void.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import random
 import time
@@ -53,11 +54,11 @@ class HostBackend(Backend):
         self._queues: list[deque[tuple[str, Any]]] = [deque() for _ in range(4)]
         self._noted: list[int] = []
         """By event: number of its latest note, 0 before any."""
-        self._notes = 0
+        self._notes = itertools.count(1)  # each `next` is one step, whatever the thread
         self._reached: set[int] = {0}
         """Notes that the work before them is done for."""
         self._times: list[int] = []
-        self._copies = 0
+        self._copies, self._numbers = 0, itertools.count()
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -124,8 +125,8 @@ class HostBackend(Backend):
         self._copy(dst, src, nbytes, stream)
 
     def _copy(self, dst: int, src: int, nbytes: int, stream: int) -> None:
-        number, f = self._copies, self.faults
-        self._copies += 1
+        number, f = next(self._numbers), self.faults
+        self._copies = number + 1
         if number == f.interrupt:
             raise KeyboardInterrupt
         if number == f.copy_fails:
@@ -154,8 +155,7 @@ class HostBackend(Backend):
     def forget(self, events: Sequence[int]) -> None: ...
 
     def record(self, event: int, stream: int) -> None:
-        self._notes += 1
-        self._noted[event] = note = self._notes
+        self._noted[event] = note = next(self._notes)
 
         def work() -> None:
             self._reached.add(note)

@@ -54,8 +54,8 @@ from uvmsim.commands.flags import Command, policy_list
     help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
 )  # fmt: skip
 @click.option(
-    "--behind", is_flag=True, default=None,
-    help="hybrid: copy in behind what the CPU computed, where the link would rest.",
+    "--behind/--no-behind", default=None,
+    help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
 )  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")

@@ -95,6 +95,8 @@ class ValidationConfig(BaseModel):
     write_back: Flag = False
     policy_time: Flag = False
     """Count the policies' own host time in the predictions, as measured here before them."""
+    behind: Flag = True
+    """hybrid: copy in behind what the CPU computed, as `uvmsim.Scenario` has it."""
     prefetch_pieces: Annotated[str | None, BeforeValidator(text)] = None
     """Size of the pieces that prefetches move in, as `uvmsim.Scenario` has it."""
     seed: Annotated[int, BeforeValidator(whole)] = 0

@@ -85,7 +85,7 @@ def _add(grid: Grid, config: ValidationConfig, entry: TraceEntry, hardware: Hard
         limit=entry.limit or config.limit, mechanisms=config.mode, slots=config.slots,
         policies=config.policy, pageable=config.pageable, write_back=config.write_back,
         seed=config.seed, policy_time=config.policy_time,
-        prefetch_pieces=config.prefetch_pieces,
+        prefetch_pieces=config.prefetch_pieces, behind=config.behind,
     )  # fmt: skip
     trace = load_trace(s.trace, s.limit)
     model = resolve_model(s, trace, notes)

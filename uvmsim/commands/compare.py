@@ -71,8 +71,8 @@ from uvmsim.commands.flags import (
     help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
 )  # fmt: skip
 @click.option(
-    "--behind", is_flag=True, default=None,
-    help="hybrid: copy in behind what the CPU computed, where the link would rest.",
+    "--behind/--no-behind", default=None,
+    help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
 )  # fmt: skip
 @click.option(
     "--policy-time", is_flag=True, default=None,

@@ -33,7 +33,8 @@ class Split(NamedTuple):
     """int64 [events]: how long the link rests before the next event asks, at least; empty where what
     the CPU computes is not copied in behind."""
     queued_ns: np.ndarray
-    """int64 [1]: copies behind that have not had time to run."""
+    """int64 [1]: copies behind that have not had time to run: what the link still owes. A wave that is
+    cut short for want of scratch places has counted those that it then did not copy."""
     order: np.ndarray
     """int64 [widest]: room for sorting."""
 
@@ -120,7 +121,9 @@ def chosen(es, seen, m, e, j):
 def split_wave(stream, slot_of, m, event, layer, a, end):
     """Give the CPU its share of the misses among accesses ``a`` .. ``end - 1``: so many that the later
     of CPU and link is done first, of equals the fewer. It gets those of the fewest tokens, of equals
-    those touched last."""
+    those touched last. Where the share is copied in behind, the link first has to bring what it still
+    owes from before (``queued_ns``), unless it brings nothing for this wave; `copy_behind` says which
+    of the share are copied."""
     s = m.split
     n = 0
     for j in range(a, end):
@@ -133,20 +136,42 @@ def split_wave(stream, slot_of, m, event, layer, a, end):
             k -= 1
         s.order[k] = j
         n += 1
-    copy = s.copy_ns[layer]
-    best, least = 0, n * copy
+    if n == 0:
+        return
+    copy, owed = s.copy_ns[layer], s.queued_ns[0]
+    best, least = 0, owed + n * copy
     cpu = s.sync_ns[0]
     for k in range(n):
         cpu += s.cpu_ns[layer, stream.counts[s.order[k]]]
-        both = max(cpu, (n - 1 - k) * copy)
-        if both < least:
-            best, least = k + 1, both
-    behind = len(s.idle_ns) > 0
+        left = n - 1 - k
+        link = owed + left * copy if left else np.int64(0)
+        if max(cpu, link) < least:
+            best, least = k + 1, max(cpu, link)
     for k in range(best):
         m.action[s.order[k]] = CPU
-        if behind and s.queued_ns[0] + copy <= s.idle_ns[event]:
-            s.queued_ns[0] += copy
-            m.action[s.order[k]] = CPU_BEHIND
+    if len(s.idle_ns) > 0:
+        last = end == stream.event_lo[event + 1]
+        idle = s.idle_ns[event] if last else np.int64(0)
+        copy_behind(m, best, n - best, layer, max(np.int64(0), least - (n - best) * copy), idle)
+
+
+def copy_behind(m, share, demanded, layer, spare, idle):
+    """Which of the CPU's ``share`` are copied in behind: those of the most tokens, of equals those
+    touched first, as long as the link has brought them by the time the next wave asks. It has
+    ``spare`` ns while this wave is served, beside the ``demanded`` copies, and ``idle`` after it.
+    Where nothing is demanded the last copy need only have begun: else a link slower than the CPU would
+    never bring anything, and nothing would ever be hit."""
+    s = m.split
+    copy = s.copy_ns[layer]
+    room = spare + idle
+    if demanded == 0:
+        room += copy - 1
+    for k in range(share - 1, -1, -1):
+        if s.queued_ns[0] + copy > room:
+            break
+        s.queued_ns[0] += copy
+        m.action[s.order[k]] = CPU_BEHIND
+    s.queued_ns[0] = max(np.int64(0), s.queued_ns[0] - spare)
 
 
 def rested(s, event):

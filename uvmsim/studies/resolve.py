@@ -114,7 +114,7 @@ def base_job(
         workload, model, hardware, pool=s.pool or "global", reset=s.reset,
         write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
-        scratch=s.scratch, behind=bool(s.behind), policy_time=bool(s.policy_time),
+        scratch=s.scratch, behind=s.behind is not False, policy_time=bool(s.policy_time),
         prefetch_pieces=pieces_of(s),
     )  # fmt: skip
 

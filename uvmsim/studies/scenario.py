@@ -123,7 +123,7 @@ class Scenario:
     """Expert places beside the pool, for policies that choose what becomes of a miss
     (``lrfu:bypass=1``); they count against device memory. None: as many as a token uses in a layer."""
     behind: bool | None = None
-    """hybrid: what the CPU computes is copied in behind where the link would rest. None: no."""
+    """hybrid: what the CPU computes is copied in behind where the link would rest. None: yes."""
     policy_time: bool | None = None
     """Measure what each policy's hooks take on this machine, and add it to each layer's decision;
     speeds then differ a little from run to run. None: no."""
