@@ -8,7 +8,7 @@ from numba import get_num_threads
 
 from replay.backend.base import X_ROWS
 from replay.bank import base_image, stride, write_image
-from replay.calibrate.cpu_kernels import copies_on, cpu_expert_rows, cpu_expert_tables
+from replay.calibrate.cpu_kernels import cpu_expert_rows, cpu_expert_tables
 from replay.cpu_experts import CpuExperts, agrees
 from replay.kernels import reference
 from replay.layout import layout_for
@@ -94,28 +94,3 @@ def test_calibration_reads_each_expert_in_turn_and_finds_the_speed(monkeypatch):
         assert found["bytes_per_s"] == 3e9
         assert found["wave_ns"] == pytest.approx(16e6, rel=0.01)
         assert found["flops"] <= 64 * 2 * 32 / 17 * 3e9 * 1.01  # an expert's bytes are read
-
-
-def test_what_is_measured_beside_copies_is_what_the_profile_has(monkeypatch):
-    done = []
-    monkeypatch.setattr(CpuExperts, "run", lambda self, *_: done.append("run"))
-
-    def beside(ns):
-        assert ns > 0
-        done.append("begin")
-        return lambda: done.append("wait")
-
-    rows = cpu_expert_rows(True, beside)
-    assert [r.get("beside") for r in rows] == [None, "copies"] * (len(rows) // 2)
-    at = done.index("begin")
-    assert done[at : at + 3] == ["begin", "run", "wait"]
-    for r in rows:  # 4 bytes a ns alone, 3 beside copies
-        r["median_ns"] = r["bytes"] / (3 if "beside" in r else 4)
-    for found in cpu_expert_tables(rows, []).values():
-        assert found["bytes_per_s"] == pytest.approx(3e9, rel=1e-6)
-        assert found["source"].endswith("while copies ran")
-    alone = [r for r in rows if "beside" not in r]
-    for found in cpu_expert_tables(alone, []).values():
-        assert found["bytes_per_s"] == pytest.approx(4e9, rel=1e-6)
-    with copies_on("host", True) as begin:
-        begin(1e6)()

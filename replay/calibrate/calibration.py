@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from replay.calibrate.cpu import cpu_reads
-from replay.calibrate.cpu_kernels import TABLE, copies_on, cpu_expert_rows
+from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.policy_rows import TABLE as POLICIES
@@ -77,7 +77,7 @@ def calibrate(
         probe.close()
     after: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("kernels", lambda: kernel_rows(backend, quick)),
-        (TABLE, lambda: _cpu_experts(backend, quick)),
+        (TABLE, lambda: cpu_expert_rows(quick)),
         ("engine", lambda: engine_runs(backend, quick)),
         ("uvm_mode", lambda: uvm_runs(backend, quick)),
         ("fault_groups", lambda: _fault_groups(backend)),
@@ -138,11 +138,6 @@ def _stage(
     if say:
         outcome = found.errors.get(name) or f"{len(found.tables[name])} rows"
         say(f"{name}: {outcome} ({found.seconds[name]:.1f} s)")
-
-
-def _cpu_experts(backend: str, quick: bool) -> list[dict[str, Any]]:
-    with copies_on(backend, quick) as beside:
-        return cpu_expert_rows(quick, beside)
 
 
 def _fit(found: Measurements) -> None:

@@ -1,18 +1,14 @@
-"""The replay engine's experts on the CPU, by type and tokens: alone, and while the link reads the same
-host memory, as it does in nearly every wave of a run that has both."""
+"""The replay engine's experts on the CPU, by type and tokens."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numba import get_num_threads
 
-from replay.backend import backend
-from replay.backend.base import DEMAND, X_ROWS
+from replay.backend.base import X_ROWS
 from replay.bank import base_image, stride
 from replay.calibrate.kernels import EXPERT_BYTES
 from replay.calibrate.stats import Row, non_negative, repeat, row
@@ -22,34 +18,11 @@ from replay.layout import STORED, UNITS, layout_for
 SPAN = 512 << 20
 """Bytes of experts gone through in turn: more than the caches hold."""
 TABLE = "cpu_experts"
-COPY = 64 << 20
-"""Bytes of a copy beside a call."""
-FASTEST = 64
-"""Bytes a ns that no link exceeds: so many are queued, twice over, that copies outlast the call."""
-
-Beside = Callable[[float], Callable[[], None]]
-"""Begins copies that take so many ns or more; what it returns waits for them."""
 
 
-@contextmanager
-def copies_on(name: str, quick: bool) -> Iterator[Beside]:
-    """Pinned copies to the device of the backend of that name. Raises `InputError`."""
-    size = 1 << 20 if quick else COPY
-    with backend(name) as b:
-        there, here = b.device(size, "copies"), b.host(size, "copies")
-
-        def begin(ns: float) -> Callable[[], None]:
-            for _ in range(1 + int(ns * FASTEST / size)):
-                b.copy_in(there.ptr, here.ptr, size, DEMAND)
-            return b.synchronise
-
-        yield begin
-
-
-def cpu_expert_rows(quick: bool, beside: Beside | None = None) -> list[Row]:
+def cpu_expert_rows(quick: bool) -> list[Row]:
     """Rows with ``dtype``, ``experts`` and ``tokens`` (each) a call, ``threads``: as many as a replay
-    has, since the share of its CPU is worked out from these rows. ``beside``: measure each also while
-    copies run; these rows have ``beside`` "copies"."""
+    has, since the share of its CPU is worked out from these rows."""
     size, span = (16 * 1024, 1 << 20) if quick else (EXPERT_BYTES, SPAN)
     made: list[Row] = []
     threads = get_num_threads()
@@ -69,14 +42,7 @@ def cpu_expert_rows(quick: bool, beside: Beside | None = None) -> list[Row]:
             taken = repeat(call, 3 if quick else 9, 0.25)
             at = call.at
             about = {"dtype": dtype, "experts": n, "tokens": tokens, "threads": threads}
-            about["params"] = 3 * layout.weights
-            made.append(row(taken, n * layout.nbytes, **about))
-            if beside is None:
-                continue
-            call.beside, call.ns = beside, 2 * made[-1]["median_ns"]
-            taken = repeat(call, 3 if quick else 9, 0.25)
-            at = call.at
-            made.append(row(taken, n * layout.nbytes, beside="copies", **about))
+            made.append(row(taken, n * layout.nbytes, params=3 * layout.weights, **about))
     return made
 
 
@@ -90,24 +56,17 @@ class _Call:
         """``at``: the first expert to read."""
         self.cpu, self.layout, self.step, self.images = cpu, layout, step, images
         self.n, self.tokens, self.at = n, tokens, at
-        self.beside: Beside | None = None
-        self.ns = 0.0
 
     def __call__(self) -> float:
         places = [(self.at + i) % self.images * self.step for i in range(self.n)]
         self.at += self.n
-        wait = self.beside(self.ns) if self.beside else None
         begun = time.perf_counter_ns()
         self.cpu.run(self.layout, places, [self.tokens] * self.n, [0] * self.n)
-        took = time.perf_counter_ns() - begun
-        if wait:
-            wait()
-        return float(took)
+        return float(time.perf_counter_ns() - begun)
 
 
 def cpu_expert_tables(rows: list[Row], read: list[Row]) -> dict[str, dict[str, Any]]:
-    """By tensor type: the values of ``[engine.cpu_experts.TYPE]``, from the rows measured while copies
-    ran where there are any.
+    """By tensor type: the values of ``[engine.cpu_experts.TYPE]``.
 
     One token: a line over the number of experts, whose slope is an expert's time and whose intercept is
     what a wave pays. Many: operations, where these take longer than the bytes. No type is read faster
@@ -117,8 +76,7 @@ def cpu_expert_tables(rows: list[Row], read: list[Row]) -> dict[str, dict[str, A
     found = {}
     most = max((r["bytes_per_s"] for r in read), default=np.inf)
     for stored, dtype in STORED.items():
-        all_of = [r for r in rows if r["dtype"] == dtype]
-        of = [r for r in all_of if "beside" in r] or all_of
+        of = [r for r in rows if r["dtype"] == dtype]
         if not of:
             continue
         few = [r for r in of if r["tokens"] == 1]
@@ -140,7 +98,6 @@ def cpu_expert_tables(rows: list[Row], read: list[Row]) -> dict[str, dict[str, A
             "flops": max(1, round(ops / work * 1e9)),
             "wave_ns": round(wave),
             "source": f"the engine's CPU kernels, {many['threads']} threads; 1 to 4 experts with one "
-            f"token, one with {many['tokens']}"
-            + ("; while copies ran" if "beside" in many else ""),
+            f"token, one with {many['tokens']}",
         }
     return found
