@@ -48,6 +48,7 @@ def calibrate(
     quick: bool | None = None,
     engine: bool = True,
     without: Collection[str] = (),
+    all_policies: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Measurements:
@@ -55,7 +56,8 @@ def calibrate(
 
     ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
     the replay engine on synthetic routing and fits the constants of the time model to it; ``without``:
-    stages that are left out, what they would have found then being the base profile's.
+    stages that are left out, what they would have found then being the base profile's;
+    ``all_policies``: the host time of every policy, not only of the usual ones.
     Raises `InputError` where there is nothing to measure.
     """
     quick = backend == "host" if quick is None else quick
@@ -83,7 +85,7 @@ def calibrate(
         ("fault_groups", lambda: _fault_groups(backend)),
     ]
     after = after if engine else []
-    after.append((POLICIES, lambda: policy_rows(quick)))
+    after.append((POLICIES, lambda: policy_rows(all_policies)))
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
     after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):

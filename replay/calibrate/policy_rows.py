@@ -26,11 +26,11 @@ PROMPT = 512
 RESIDENT = 0.25
 """Share of all experts that has a slot."""
 FEW = ("layer-lru", "learned", "learned-next", "lfu", "lru", "next-layer")
-"""What a quick calibration measures: the policies that `compare` shows unless others are asked for,
-and `learned-next`."""
+"""What is measured where not every policy is asked for: those that `compare` shows unless others are
+asked for, and `learned-next`. To compile all takes minutes."""
 
 
-def policy_rows(quick: bool) -> list[Row]:
+def policy_rows(every: bool = False) -> list[Row]:
     """Rows with ``policy``, ``phase`` and ``least_ns``: host time beyond LRU's, ns a token of one
     layer's event, the least of `ROUNDS` rounds; the spread is the rounds'. Processor time of this
     thread.
@@ -40,7 +40,7 @@ def policy_rows(quick: bool) -> list[Row]:
     made: list[Row] = []
     job = _job()
     for name, cls in builtin().items():
-        if "next_use" in cls.needs or (quick and name not in FEW):
+        if "next_use" in cls.needs or (not every and name not in FEW):
             continue
         spec = parse(name if issubclass(cls, Eviction) else f"lru+{name}")
         mine = replace(job, policy=spec)

@@ -35,6 +35,10 @@ from uvmsim.commands.flags import Command
     help="Leave out the policies' own host time: they then decide in no time.",
 )  # fmt: skip
 @click.option(
+    "--all-policies", is_flag=True,
+    help="The host time of every policy, not only of the usual ones; minutes more to compile them.",
+)  # fmt: skip
+@click.option(
     "--engine", default="replay", metavar="replay|llama.cpp",
     help="What runs on the machine: the replay engine (default), or llama.cpp itself.",
 )  # fmt: skip
@@ -47,10 +51,9 @@ from uvmsim.commands.flags import Command
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def calibrate(
     output: str, backend: str, base: str | None, quick: bool, no_engine: bool, no_policies: bool,
-    engine: str, lib: str | None, model: str | None, threads: int | None, force: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure link, memory, kernels, faults, CPU and policies' host time of this machine (under 2
-    minutes on a GPU; where policies were never run, two more to compile them).
+    all_policies: bool, engine: str, lib: str | None, model: str | None, threads: int | None, force:
+    bool, as_json: bool, ) -> None:  # fmt: skip """Measure link, memory, kernels, faults, CPU and
+    policies' host time of this machine (2 minutes on a GPU).
 
     With --engine llama.cpp, llama.cpp itself then runs small models that uvmsim writes (random
     weights, several shapes and types), and the profile predicts llama.cpp: under 4 minutes.
@@ -84,27 +87,18 @@ def calibrate(
     if engine == "llama.cpp":
         from replay.llama_cpp.command import calibrate as of_llama_cpp
 
-        if backend != "cuda" or no_engine or no_policies:
+        if backend != "cuda" or no_engine or no_policies or all_policies:
             raise InputError(
-                "--backend, --no-engine and --no-policies are for --engine replay; leave them out"
-            )
-        of_llama_cpp(target, lib, model, base, threads, quick, as_json)
-        return
-    given = {"--lib": lib, "--model": model, "--threads": threads}
-    for flag, value in given.items():
-        if value is not None:
-            raise InputError(f"{flag}: is for --engine llama.cpp")
-    with bar("calibrating") as progress:
-        found = measure(
-            backend, quick=quick or None, engine=not no_engine,
-            without=(POLICIES,) if no_policies else (), progress=progress,
-        )  # fmt: skip
-    base = base or closest_preset(str(found.machine.get("gpu", "")))
-    profile, tables = write(found, target, base)
-    if as_json:
-        made = {"profile": str(profile), "tables": str(tables), "base": base}
-        click.echo(json.dumps(found.to_json() | made, sort_keys=True))
-        return
-    print_calibration(found, Hardware.load(str(profile)))
-    seconds = sum(found.seconds.values())
-    click.echo(f"measured in {seconds:.0f} s; wrote {profile} and {tables}")
+                "--backend, --no-engine, --no-policies and --all-policies are for --engine replay;
+                leave " "them out" ) of_llama_cpp(target, lib, model, base, threads, quick, as_json)
+                return given = {"--lib": lib, "--model": model, "--threads": threads} for flag,
+                value in given.items(): if value is not None: raise InputError(f"{flag}: is for
+                --engine llama.cpp") with bar("calibrating") as progress: found = measure( backend,
+                quick=quick or None, engine=not no_engine, without=(POLICIES,) if no_policies else
+                (), all_policies=all_policies, progress=progress, )  # fmt: skip base = base or
+                closest_preset(str(found.machine.get("gpu", ""))) profile, tables = write(found,
+                target, base) if as_json: made = {"profile": str(profile), "tables": str(tables),
+                "base": base} click.echo(json.dumps(found.to_json() | made, sort_keys=True)) return
+                print_calibration(found, Hardware.load(str(profile))) seconds =
+                sum(found.seconds.values()) click.echo(f"measured in {seconds:.0f} s; wrote
+                {profile} and {tables}")
