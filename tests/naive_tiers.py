@@ -131,7 +131,9 @@ def tick(plan: Plan) -> Timeline:
                     break
         if moving is None:
             for queue in links.values():
-                there = [c for c in queue if r.of_copy[c] < 0 or read_done[r.of_copy[c]] is not None]
+                there = [
+                    c for c in queue if r.of_copy[c] < 0 or read_done[r.of_copy[c]] is not None
+                ]
                 if there and over(plan.copy_after[there[0]]):
                     moving = there[0]
                     queue.remove(moving)

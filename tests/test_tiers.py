@@ -72,7 +72,9 @@ def test_reads_are_the_plain_references(data):
     fast.run(plan)
 
 
-@pytest.mark.parametrize("policy", ["lru", "mru", "fifo", "lfu", "lfuda", "clock", "belady", "random"])
+@pytest.mark.parametrize(
+    "policy", ["lru", "mru", "fifo", "lfu", "lfuda", "clock", "belady", "random"]
+)
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_policy_decides_about_host_memory(policy, data):
@@ -219,9 +221,13 @@ def test_one_miss_from_disk(engine):
 def test_latencies_overlap_and_bytes_queue(engine):
     """Two reads in flight: 10..80 and, right behind it, 80..130."""
     copies = [(DEMAND, -1, 10)] * 2
-    t = engine.run(with_reads(make([(10, 0, 5, copies, [])]), [0, 1], [0, 1], [50, 50], None, 20, 2))
+    t = engine.run(
+        with_reads(make([(10, 0, 5, copies, [])]), [0, 1], [0, 1], [50, 50], None, 20, 2)
+    )
     assert t.read_done.tolist() == [80, 130]
-    one = engine.run(with_reads(make([(10, 0, 5, copies, [])]), [0, 1], [0, 1], [50, 50], None, 20, 1))
+    one = engine.run(
+        with_reads(make([(10, 0, 5, copies, [])]), [0, 1], [0, 1], [50, 50], None, 20, 1)
+    )
     assert one.read_done.tolist() == [80, 150]
 
 
@@ -302,3 +308,59 @@ def test_costs_decide_where_sizes_differ():
         for p in ("gdsf", "lfuda")
     ]
     assert alike[0] == alike[1]
+
+
+# ---- the command line -----------------------------------------------------------------------------
+
+
+def test_compare_says_what_the_disk_did(tmp_path):
+    import uvmsim
+
+    s = uvmsim.Scenario(
+        expert_size="13.2MB", slots="25%", policies=["lru", "gdsf"], limit=120, ram="1GiB",
+        tier="nvme:7GB/s,80us", tier_policy="gdsf",
+    )  # fmt: skip
+    lru, gdsf = (run.to_json() for run in s.compare())
+    assert lru["ram"]["slots"] == (1 << 30) // 13_200_000
+    assert lru["ram"]["disk_bytes"] == lru["ram"]["disk_reads"] * 13_200_000 > 0
+    assert lru["ram"]["hits"] + lru["ram"]["disk_reads"] == lru["ram"]["lookups"] == lru["misses"]
+    assert lru["time_split_s"]["disk"] > 0
+    assert gdsf["ram"]["policy"] == "gdsf"
+    des = s.with_(engine="des", policies="lru", limit=20).compare()
+    assert des[0].to_json() == s.with_(policies="lru", limit=20).compare()[0].to_json()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"ram": "1GiB"}, "give both"),
+        ({"tier": "nvme:7GB/s,80us"}, "give both"),
+        ({"tier_policy": "lru"}, "give `tier`"),
+        ({"ram": "1GiB", "tier": "nvme:7GB/s,80us", "mechanisms": "stream"}, "host memory alone"),
+        ({"ram": "1GiB", "tier": "nvme:7GB/s,80us,mode=mmap", "tier_policy": "lru"}, "page cache"),
+        ({"ram": "1MB", "tier": "nvme:7GB/s,80us"}, "does not hold one expert"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(how, why):
+    import uvmsim
+
+    with pytest.raises(InputError, match=why) as err:
+        uvmsim.Scenario(slots="25%", limit=20, **how).compare()
+    assert "\n" not in str(err.value)
+
+
+def test_a_profile_keeps_its_disk(tmp_path):
+    from uvmsim.machine.hardware import Hardware
+
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'base = "h100"\n[disk.direct]\nbytes_per_s = "3 GB/s"\nlatency_ns = "90 us"\nsource = "test"\n'
+    )
+    hw = Hardware.load(str(file))
+    again = tmp_path / "again.toml"
+    again.write_text(hw.to_toml())
+    for found in (hw, Hardware.load(str(again))):
+        tier = Tier.parse("nvme:qd=4", 1, found.disk)
+        assert (tier.bytes_per_s, tier.latency_ns, tier.depth) == (3 * 10**9, 90_000, 4)
+        with pytest.raises(InputError, match="no \\[disk\\]"):
+            Tier.parse("nvme:mode=mmap", 1, found.disk)

@@ -10,7 +10,7 @@ import numpy as np
 
 from traces.jit import compiled
 from uvmsim.core.jit import inner
-from uvmsim.runs.plan import DEMAND, PREFETCH, Plan
+from uvmsim.runs.plan import DEMAND, Plan
 from uvmsim.runs.timeline import Timeline
 
 UNKNOWN = np.int64(-1)

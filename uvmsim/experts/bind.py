@@ -76,7 +76,9 @@ def bind_access(
     )
 
 
-def bind_ram(eviction: type[Eviction], states: tuple[Any, ...] = (), compiled: bool = True) -> Bound:
+def bind_ram(
+    eviction: type[Eviction], states: tuple[Any, ...] = (), compiled: bool = True
+) -> Bound:
     """`uvmsim.experts.ram_kernel.serve` with the policy's hooks, as `bind`."""
     swaps = _swaps(eviction) | {
         in_use: access_kernel.never_in_use,

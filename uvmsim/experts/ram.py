@@ -17,7 +17,7 @@ from uvmsim.core.units import format_bytes
 from uvmsim.experts.bind import bind_ram
 from uvmsim.experts.page_cache import new_pages, touch
 from uvmsim.experts.ram_kernel import CULPRIT, reads_of
-from uvmsim.machine.tier import MMAP, PAGE, WARM, Tier
+from uvmsim.machine.tier import MMAP, PAGE, WARM
 from uvmsim.policies.base import Context, Future, Pool
 from uvmsim.policies.registry import PolicySpec, chooses, parse
 from uvmsim.runs.job import Job
@@ -124,7 +124,11 @@ class Ram:
         ids = np.ascontiguousarray(ids, np.int32)
         hit, slot = self._ask(ids)
         n = len(ids)
-        of_copy, asked, after = np.empty(n, np.int64), np.empty(n, np.int64), np.empty((n, 2), np.int64)
+        of_copy, asked, after = (
+            np.empty(n, np.int64),
+            np.empty(n, np.int64),
+            np.empty((n, 2), np.int64),
+        )
         reads = reads_of(
             np.ascontiguousarray(copy, np.int64), ids, np.ascontiguousarray(prefetch, np.uint8), hit,
             slot, self._brought, self._last, of_copy, asked, after, self._reads,
@@ -134,7 +138,13 @@ class Ram:
         self.lookups += n
         self.hits += int(hit.sum())
         return Fetched(
-            first, of_copy, asked[:reads], after[:reads], self.sizes[ids[missed]], slot[missed], slot
+            first,
+            of_copy,
+            asked[:reads],
+            after[:reads],
+            self.sizes[ids[missed]],
+            slot[missed],
+            slot,
         )
 
     def _ask(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

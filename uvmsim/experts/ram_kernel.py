@@ -25,7 +25,9 @@ from uvmsim.policies.base import ACCESS, EVENT, LAYER, STEP, Event
 CULPRIT = 0
 
 
-def serve(ids, first, pool, es, ones, no_scores, no_guesses, no_ranks, one_choice, place, hit, slot, out):
+def serve(
+    ids, first, pool, es, ones, no_scores, no_guesses, no_ranks, one_choice, place, hit, slot, out
+):
     """Serve ``ids`` (int32 [accesses]), which are number ``first`` and on. ``hit`` uint8 and ``slot``
     int32 [accesses] are filled; ``out`` int64 [1] gets a bad victim. Returns how many were served."""
     capacity = pool.lo[1]

@@ -53,7 +53,8 @@ def written(hw: Hardware) -> dict[str, Any]:
             uvm[name] = _quantity(getattr(hw.uvm, name), source)
         else:
             made[key] = _quantity(getattr(hw, key), source)
-    return made | {"engine": engine} | ({"uvm": uvm} if uvm else {})
+    disk = {} if hw.disk is None else {"disk": hw.disk.to_spec()}
+    return made | {"engine": engine} | ({"uvm": uvm} if uvm else {}) | disk
 
 
 def _quantity(value: Any, source: str) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def as_toml(hw: Hardware) -> str:
     tables = written(hw)
     lines = [f"{k} = {_text(tables.pop(k))}" for k in ("name", "gpu", "summary")]
     uvm, engine = tables.pop("uvm", {}), tables.pop("engine")
+    disk = tables.pop("disk", {})
     terms, experts = engine.pop("terms", None), engine.pop("cpu_experts", {})
     for key, quantity in tables.items():
         lines += _table(key, key, quantity)
@@ -107,6 +109,8 @@ def as_toml(hw: Hardware) -> str:
         lines += _nested(f"engine.cpu_experts.{_text(kind)}", measured)
     if terms is not None:
         lines += _nested("engine.terms", terms)
+    for mode, measured in disk.items():
+        lines += _nested(f"disk.{mode}", measured)
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from uvmsim.core import units
 from uvmsim.machine.bases import as_toml, in_full, written
 from uvmsim.machine.descriptions import beside, checked, find, preset_paths, read
 from uvmsim.machine.detect import AUTO, detected
+from uvmsim.machine.disk import DiskSpec
 from uvmsim.machine.engine import SPEEDS, EngineProfile, Reach, engine_spec
 from uvmsim.machine.hardware_spec import (
     OLD_ENGINE_KEYS,
@@ -111,6 +112,8 @@ class Hardware:
     """Field name -> where its value comes from."""
     uvm: UvmCosts | None = None
     """The paging driver's constants; None where nobody measured or fitted them."""
+    disk: DiskSpec | None = None
+    """The disk that experts may be read from; None where nobody measured one."""
 
     # ---- where a description comes from --------------------------------------------------------
 
@@ -157,7 +160,10 @@ class Hardware:
             uvm = UvmCosts(**constants)
             sources |= {f"uvm.{k}": v for k, v in from_where.items()}
         engine = EngineProfile.from_spec(spec.engine)
-        made = cls(spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm)
+        made = cls(
+            spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm,
+            disk=spec.disk,
+        )  # fmt: skip
         return made.running(engine)
 
     def running(self, engine: EngineProfile) -> Hardware:
@@ -291,7 +297,7 @@ class Hardware:
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity of the machine, in file
         order; the engine has its own."""
-        words = ("name", "gpu", "summary", "engine", "uvm")
+        words = ("name", "gpu", "summary", "engine", "uvm", "disk")
         given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
         rows = [(k, k, v) for k, v in given.items() if v is not None]
         rows += [(k, f"uvm.{k}", v) for k, v in self.paging_constants().items()]
@@ -302,6 +308,9 @@ class Hardware:
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
         if self.reserve_bytes is None:
             del d["reserve_bytes"]
+        if d.pop("disk") is not None:
+            assert self.disk is not None
+            d["disk"] = self.disk.to_spec()
         return d | {"uvm": self.paging_constants() or None, "engine": self.engine.to_json()}
 
     def paging_constants(self) -> dict[str, Any]:

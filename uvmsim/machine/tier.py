@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Tier:
 
     @staticmethod
     def parse(text: str, ram_bytes: int, known: Any = None) -> Tier:
-        """``NAME[:RATE,LATENCY][,KEY=VALUE]...``. ``known``: a machine's own disk (`Disk`), whose numbers
+        """``NAME[:RATE,LATENCY][,KEY=VALUE]...``. ``known``: a machine's own disk (`uvmsim.machine.disk.DiskSpec`), whose numbers
         stand in for a rate and a latency that are left out. Raises `InputError`."""
         name, _, rest = text.partition(":")
         if not _NAME.match(name):
@@ -60,8 +60,10 @@ class Tier:
         pairs = [p.strip().split("=", 1) for p in rest.split(",") if "=" in p]
         options = _options(text, pairs)
         mode = options.get("mode", DIRECT)
+        numbers: dict[str, Any] = {}
         if len(plain) == 2:
-            rate, latency = parse_bandwidth(plain[0]), parse_time(plain[1])
+            numbers["bytes_per_s"] = parse_bandwidth(plain[0])
+            numbers["latency_ns"] = parse_time(plain[1])
         elif plain:
             raise InputError(f"{text!r}: give a rate and a latency, such as {name}:7GB/s,80us")
         else:
@@ -71,9 +73,8 @@ class Tier:
                     f"{text!r}: the hardware has no [disk] that was read so; give a rate and a latency, "
                     f"such as {name}:7GB/s,80us, or a profile of `uvmsim calibrate --disk DIR`"
                 )
-            rate, latency = found
-        made = Tier(name, rate, latency, ram_bytes=ram_bytes)
-        return replace(made, **options)
+            numbers = found
+        return Tier(name, **(numbers | options), ram_bytes=ram_bytes)
 
     def read_ns(self, nbytes: np.ndarray) -> np.ndarray:
         """int64: time that the bytes of each read occupy the disk, at least 1; without its latency."""

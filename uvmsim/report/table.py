@@ -19,6 +19,7 @@ from uvmsim.studies.compare import Comparison
 PARTS = (
     ("compute", "\u2588", "green"),
     ("cpu", "\u2593", "magenta"),
+    ("disk", "\u259e", "blue"),
     ("transfer", "\u2592", "yellow"),
     ("queueing", "\u2591", "red"),
     ("paging", "\u259a", "yellow"),
@@ -75,6 +76,13 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
         *(("hardware", (f"{x.name}: " if c.machines else "") + said(x)) for x in c.machines or [hw]),
     ]  # fmt: skip
+    tier = c.runs[0].job.tier if c.runs else None
+    if tier is not None:
+        ram = format_bytes(tier.ram_bytes, binary=True)
+        rows = [r["ram"] for r in d["runs"] if _ok(r)]
+        holds = f" ({rows[0]['slots']:,} experts)" if rows and rows[0]["slots"] else ""
+        policy = f", {rows[0]['policy']}" if rows else ""
+        lines.append(("tiers", f"{ram} of host memory{holds}{policy}, above {tier.said()}"))
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
@@ -165,13 +173,15 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
     ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
     ("services/chunk", lambda run, r, c: _plain(r.get("services_per_chunk"))),
+    ("RAM hits", lambda run, r, c: _percent(r.get("ram", {}).get("hit_rate"))),
+    ("GB read", lambda run, r, c: _gigabytes(r.get("ram", {}).get("disk_bytes", 0))),
     ("x Belady", lambda run, r, c: _times(r.get("misses_over_belady"))),
     ("time", lambda run, r, c: _bar(r["time_split_s"])),
     ("ok/late/lost", lambda run, r, c: _prefetch(r.get("prefetch", NO_PREFETCH))),
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out",
+    "decode t/s", "prefill t/s", "hit rate", "RAM hits", "GB read", "over cold", "GB in", "x Belady", "chunks in", "GB out",
     "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""

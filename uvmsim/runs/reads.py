@@ -45,4 +45,3 @@ class Reads:
             "lookups": self.lookups, "hits": self.hits, "hit_rate": self.hits / self.lookups if self.lookups else None,
             "disk_reads": len(self.bytes), "disk_bytes": int(self.bytes.sum()),
         }  # fmt: skip
-
