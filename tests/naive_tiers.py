@@ -27,10 +27,8 @@ def lru_reads(copies: list[tuple[int, int, bool]], slots: int, held: int):
         if e in order:
             order.remove(e)
         else:
-            if len(order) == slots:
-                slot = slot_of.pop(order.pop(0))
-            else:
-                slot = len(order)
+            full = len(order) == slots
+            slot = slot_of.pop(order.pop(0)) if full else len(order)
             before = out_of.pop(slot, [])
             last = [max((n for n, p in before if p == kind), default=-1) for kind in (False, True)]
             brought[e] = len(reads)
@@ -61,8 +59,8 @@ def pages(ids: list[int], size: list[int], capacity: int) -> list[int]:
 
 
 def tick(plan: Plan) -> Timeline:
-    """The specification. At every nanosecond: copies and reads that are over arrive; the GPU goes as far
-    as it can; the disk takes reads while it has places, the demand queue's head if that may start, else
+    """The specification. At every nanosecond: copies and reads that are over arrive; the GPU goes as
+    far as it can; the disk takes reads while it has places, the demand queue's head if that may start, else
     the prefetch queue's; then the link, if free, takes from the demand queue, else from the prefetch
     queue, the first copy whose bytes are there, if its slot is free.
 

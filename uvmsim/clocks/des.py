@@ -1,7 +1,8 @@
 """The readable clock: a plan played out by SimPy processes.
 
 One process is the GPU's stream, one each the H2D and the D2H copy engine; a CPU worker runs beside
-the GPU, and a disk where host memory does not hold everything. What is copied and who waits for what stands in the plan; what this file adds is *when*.
+the GPU, and a disk where host memory does not hold everything. What is copied and who waits for what
+stands in the plan; what this file adds is *when*.
 """
 
 from __future__ import annotations

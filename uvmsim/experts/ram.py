@@ -59,13 +59,16 @@ def ram_slots(job: Job) -> int:
 
 def check_tier(job: Job) -> None:
     """`InputError` for what does not go with a disk."""
-    wrong = {
-        "write_back": job.write_back and ": experts that come from a disk are never written back; leave it out",
-        "prefetch_pieces": job.prefetch_pieces and f"{job.prefetch_pieces}: prefetches from a disk move whole; leave it out",
-    }  # fmt: skip
-    for argument, why in wrong.items():
-        if why:
-            raise InputError(why, argument=argument)
+    if job.write_back:
+        raise InputError(
+            ": experts that come from a disk are never written back; leave it out",
+            argument="write_back",
+        )
+    if job.prefetch_pieces:
+        raise InputError(
+            f"{job.prefetch_pieces}: prefetches from a disk move whole; leave it out",
+            argument="prefetch_pieces",
+        )
 
 
 def policy_of(job: Job) -> PolicySpec:
@@ -75,7 +78,7 @@ def policy_of(job: Job) -> PolicySpec:
     if spec.prefetch:
         wrong = "host memory has no prefetcher of its own; name the first part only"
     elif chooses(spec):
-        wrong = "it chooses what becomes of a miss, and what is read from a disk always enters host memory"
+        wrong = "it chooses what becomes of a miss, and what is read always enters host memory"
     elif more := spec.eviction.needs - {"next_use"}:
         wrong = f"it needs {', '.join(sorted(more))}, which copies do not have"
     if wrong:

@@ -79,7 +79,8 @@ def reads_of(copy, ids, prefetch, hit, slot, brought, last, of_copy, read_copy, 
     """The reads that copies need: ``copy`` int64 (their numbers), ``ids``, ``prefetch`` uint8, ``hit``,
     ``slot``, one an access. State: ``brought`` int64 [experts], the read that brought an expert, and
     ``last`` int64 [slots, 2], the last demand copy and prefetch out of a slot. Fills ``of_copy``
-    [accesses], ``read_copy`` and ``after``; returns how many reads there are, numbered from ``base``."""
+    [accesses], ``read_copy`` and ``after``; returns how many reads there are, the first being number
+    ``base``."""
     n = 0
     for j in range(len(ids)):
         e, s = ids[j], slot[j]

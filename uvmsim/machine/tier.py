@@ -51,8 +51,9 @@ class Tier:
 
     @staticmethod
     def parse(text: str, ram_bytes: int, known: Any = None) -> Tier:
-        """``NAME[:RATE,LATENCY][,KEY=VALUE]...``. ``known``: a machine's own disk (`uvmsim.machine.disk.DiskSpec`), whose numbers
-        stand in for a rate and a latency that are left out. Raises `InputError`."""
+        """``NAME[:RATE,LATENCY][,KEY=VALUE]...``. ``known``: a machine's own disk
+        (`uvmsim.machine.disk.DiskSpec`), whose numbers stand in for a rate and a latency that are left
+        out. Raises `InputError`."""
         name, _, rest = text.partition(":")
         if not _NAME.match(name):
             raise InputError(f"{text!r}: write it like nvme:7GB/s,80us,qd=32,mode=direct")
@@ -70,8 +71,8 @@ class Tier:
             found = known.of(mode) if known is not None else None
             if found is None:
                 raise InputError(
-                    f"{text!r}: the hardware has no [disk] that was read so; give a rate and a latency, "
-                    f"such as {name}:7GB/s,80us, or a profile of `uvmsim calibrate --disk DIR`"
+                    f"{text!r}: the hardware has no [disk] that was read so; give a rate and a "
+                    f"latency, such as {name}:7GB/s,80us, or a profile of `uvmsim calibrate --disk DIR`"
                 )
             numbers = found
         return Tier(name, **(numbers | options), ram_bytes=ram_bytes)

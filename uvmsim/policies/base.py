@@ -107,8 +107,8 @@ class Context:
     """int64 [n_layers]"""
     seed: int
     cost_ns: np.ndarray | None = None
-    """int64 [n_layers]: time to bring an expert back, over the link to device memory or from the disk to
-    host memory; only for policies that say that they are `Policy.priced`."""
+    """int64 [n_layers]: time to bring an expert back, over the link to device memory or from the
+    disk to host memory; only for policies that say that they are `Policy.priced`."""
     prefetches: bool = True
     """False where an expert is only ever fetched because it is accessed right now."""
     profile_counts: np.ndarray | None = None

@@ -1,6 +1,6 @@
 """GreedyDual-Size with frequency: who is cheap to bring back for its size, and little used, leaves."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class GDSF(Eviction):
     reads = frozenset({"slots"})
     priced = True
     frequency: int = 1
-    search = {"frequency": [0, 1]}
+    search: ClassVar[dict[str, Any]] = {"frequency": [0, 1]}
 
     def state(self, ctx):
         n, size = ctx.n_total, ctx.expert_bytes.astype(np.float64)

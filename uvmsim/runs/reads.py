@@ -16,7 +16,8 @@ class Reads:
     """int64 [C]: the read that brings a copy's bytes to host memory, -1 where they were always there.
     Copies of one expert share its read, also while it is in flight."""
     copy: np.ndarray
-    """int64 [R]: the copy that asked for it: it is queued with it, and goes before others as it does."""
+    """int64 [R]: the copy that asked for it: it is queued with it, and goes before others as
+    it does."""
     bytes: np.ndarray
     """int64 [R]"""
     ns: np.ndarray
@@ -40,8 +41,9 @@ class Reads:
 
     def measures(self) -> dict[str, Any]:
         """Of the run's whole length."""
+        rate = self.hits / self.lookups if self.lookups else None
         return {
             **self.about, "policy": self.policy, "slots": self.slots,
-            "lookups": self.lookups, "hits": self.hits, "hit_rate": self.hits / self.lookups if self.lookups else None,
+            "lookups": self.lookups, "hits": self.hits, "hit_rate": rate,
             "disk_reads": len(self.bytes), "disk_bytes": int(self.bytes.sum()),
         }  # fmt: skip

@@ -110,8 +110,8 @@ class Scenario:
     ram: str | int | float | None = None
     """Host memory that holds experts, above the disk that ``tier`` says: bytes, or ``"6GiB"``."""
     tier: str | None = None
-    """expert-cache: a disk below host memory, ``"nvme:7GB/s,80us,qd=32,mode=direct"`` (docs/tiers.md), or
-    a name alone, for the hardware's own ``[disk]``. None: host memory holds every expert."""
+    """expert-cache: a disk below host memory, ``"nvme:7GB/s,80us,qd=32,mode=direct"`` (docs/tiers.md),
+    or a name alone, for the hardware's own ``[disk]``. None: host memory holds every expert."""
     tier_policy: AnyPolicy | None = None
     """Who leaves host memory; None: LRU."""
     scratch: int | None = None
