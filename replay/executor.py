@@ -129,18 +129,27 @@ class Executor:
                 done = step < w.n_steps and wave.event == last_event[step]
                 if done and wave.hi == ends[wave.event]:
                     self.dense.end(step)
-                    waited = self.feed.waited_ns() if self.feed else 0
+                    waited = self.waited_ns()
                     issue.append(time.perf_counter_ns() - began - waited)
                     meter.end_step()
                     step, began = step + 1, time.perf_counter_ns()
-        if self.feed:
-            self.feed.finish_all()
+        more = self.finish()
         b.synchronise()
         measured = meter.finish(issue)
         mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
-        mine += self.feed.events if self.feed else []
-        b.forget(meter.events + mine)
+        b.forget(meter.events + mine + more)
         return measured
+
+    def finish(self) -> list[int]:
+        """Queue what is held back; returns the events that this needed."""
+        if not self.feed:
+            return []
+        self.feed.finish_all()
+        return self.feed.events
+
+    def waited_ns(self) -> int:
+        """Time that the host waited for the device since this was asked last."""
+        return self.feed.waited_ns() if self.feed else 0
 
     def _warm_up(self) -> None:
         """Launch every kernel the run will need once, so that none is loaded inside it. What the

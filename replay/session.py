@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,18 @@ from replay.bank import DEFAULT_LIMIT, Bank
 from replay.decide import AllResident, CachePolicy, OneByOne, Waves
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
+from replay.file_bank import DEFAULT_BYTES, FileBank
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.modes import mode_named
 from replay.on_cpu import OnCpu
 from replay.places import Managed, Places, Remote, Slots
+from replay.ram import FedSlots, RamSlots, TieredPolicy
+from replay.reader import THREADS, Reader
 from replay.results import Moved, Replayed, begun
+from replay.tiered import TieredExecutor
 from traces.errors import InputError
 from uvmsim.machine.model import Model
+from uvmsim.machine.tier import DIRECT
 from uvmsim.mechanisms import planned
 from uvmsim.mechanisms.hybrid import split_of
 from uvmsim.policies.registry import PolicySpec, chooses
@@ -48,6 +55,12 @@ class How:
     """managed: a miss is prefetched to the device, not faulted in."""
     advice: str | None = None
     """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
+    tier_file: str | os.PathLike[str] | None = None
+    """Folder on the disk that a job's ``tier`` stands for: the experts' file is written there."""
+    tier_bytes: int = DEFAULT_BYTES
+    """Most bytes of that file; above it experts share images."""
+    tier_threads: int = THREADS
+    """Threads that read it, a piece of 1 MiB at a time."""
     managed_at_own_risk: bool = False
     """managed: allocate more managed memory than is known to be safe."""
 
@@ -102,7 +115,7 @@ class Session:
             return result
         # A policy's hooks are compiled at their first call, which may take seconds: not in the run.
         next(iter(_decisions(job, mode).steps()), None)
-        bank = self._bank(job, mode, how)
+        bank = self._file_bank(job, how) if job.tier else self._bank(job, mode, how)
         self._prepare(job, bank.layouts)
         used = np.unique(job.workload.ids)
         bank.learn(used)
@@ -113,10 +126,9 @@ class Session:
             try:
                 if on_cpu:
                     on_cpu.learn(used)
-                executor = Executor(
-                    self.backend, job, bank, places, decisions, dense,
-                    Pace(how.ahead, how.detail), on_cpu,
-                )  # fmt: skip
+                pace = Pace(how.ahead, how.detail)
+                made = TieredExecutor if job.tier else Executor
+                executor = made(self.backend, job, bank, places, decisions, dense, pace, on_cpu)
                 with self.around():
                     measured = executor.run()
                 result.problems = _check(self.backend, job, bank, places, used, executor)
@@ -137,13 +149,18 @@ class Session:
         options = {
             "dtype": layout.dtype, "n_embd": layout.n_embd, "n_ff": layout.n_ff,
             "split": how.split, "ahead": how.ahead, "host_memory": bank.kind,
-            "bank_bytes": bank.memory.nbytes, "shared_images": bank.shared,
+            "bank_bytes": bank.whole_bytes, "shared_images": bank.shared,
         }  # fmt: skip
         if on_cpu:
             options |= on_cpu.about()
         result.step_ns = measured.step_ns
         cpu_ns = on_cpu.ns if on_cpu else 0
-        result.trail = Replayed(measured, _moved(job, mode, executor), options, cpu_ns)
+        moved = _moved(job, mode, executor)
+        result.trail = Replayed(measured, moved, options, cpu_ns)
+        if isinstance(executor, TieredExecutor):
+            options["threads"] = how.tier_threads
+            ram, disk_ns = executor.told(), executor.fetcher.disk_ns
+            result.trail = Replayed(measured, moved, options, cpu_ns, ram, disk_ns)
         return result
 
     # ---- parts ----------------------------------------------------------------------------------
@@ -165,6 +182,40 @@ class Session:
                 seed=job.seed, kind=kind, limit=limit,
             )  # fmt: skip
         return self._banks[key]
+
+    def _file_bank(self, job: Job, how: How) -> FileBank:
+        if how.tier_file is None:
+            raise InputError(": give a folder on that disk, too: `tier_file` DIR", argument="tier")
+        if how.split != 1:
+            raise InputError(
+                f"{how.split}: experts above a disk are copied whole", argument="split"
+            )
+        layouts, folder = layouts_of(job.model, how.dtype), Path(how.tier_file)
+        key = ("file", tuple(layouts), job.workload.n_experts, job.seed, how.tier_bytes, folder)
+        if key not in self._banks:
+            for old in self._banks.values():
+                old.release()
+            self._banks = {}
+            self._banks[key] = FileBank(
+                self.backend, layouts, job.workload.n_experts, folder, seed=job.seed,
+                limit=how.tier_bytes,
+            )  # fmt: skip
+        bank = self._banks[key]
+        assert isinstance(bank, FileBank)
+        return bank
+
+    def _above_disk(self, job: Job, how: How, bank: Bank, decisions: Waves) -> RamSlots:
+        """Host memory's slots, filled with what they hold before the first token."""
+        assert isinstance(bank, FileBank) and isinstance(decisions, TieredPolicy)
+        assert job.tier is not None
+        reader = Reader(bank.path, job.tier.mode == DIRECT, how.tier_threads)
+        try:
+            above = RamSlots(self.backend, bank, decisions.ram, job.pinned, reader)
+            above.warm()
+        except BaseException:
+            reader.close()
+            raise
+        return above
 
     def _check_managed(self, job: Job, how: How) -> None:
         needed = sum(job.model.expert_bytes) * job.workload.n_experts
@@ -193,6 +244,9 @@ class Session:
             return Remote(bank)
         if mode == "managed":
             return Managed(self.backend, bank, how.managed_on_demand, how.advice)
+        if job.tier:
+            n = decisions.slots + decisions.beside
+            return FedSlots(self.backend, bank, n, job, self._above_disk(job, how, bank, decisions))
         slots = Slots(self.backend, bank, decisions.slots + decisions.beside, job, how.split)
         if mode == "resident":
             slots.load_all()
@@ -230,7 +284,7 @@ def _check_fits(job: Job, mode: str) -> None:
 
 def _decisions(job: Job, mode: str) -> Waves:
     made: dict[str, Callable[[Job], Waves]] = {
-        "expert-cache": CachePolicy,
+        "expert-cache": lambda j: TieredPolicy(j) if j.tier else CachePolicy(j),
         "hybrid": lambda j: CachePolicy(j, split_of(j)),
         "resident": AllResident,
         "zero-copy": lambda j: AllResident(j, hits=False),
@@ -272,6 +326,8 @@ def _check(
         )
     if isinstance(places, Slots):
         problems += _check_slots(backend, bank, places)
+    if isinstance(places, FedSlots):
+        problems += places.above.problems()
     lost = bank.corrupted(used)
     if lost:
         problems.append(f"the host's bytes of {len(lost)} experts changed, first expert {lost[0]}")

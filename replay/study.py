@@ -111,6 +111,8 @@ def replay(
     specs = [EXPERTS.of(p) for p in named]
     device = backend_named(backend) if isinstance(backend, str) else backend
     how = how or How()
+    if how.tier_file is not None and s.tier is None:
+        raise InputError(": is where a `tier` is; give that, too", argument="tier_file")
     r = resolve(s, own_sizes=device.name == "host")
     given: Any = s.slots or (() if s.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
@@ -147,6 +149,8 @@ def _compare_counters(run: Outcome) -> None:
     got = run.to_json()
     keys = [k for k in COMPARED if not (paged and k.startswith("bytes"))]
     differ = [k for k in keys if got[k] != want.get(k)]
+    if got.get("ram") != want.get("ram"):
+        differ.append("ram")
     if got.get("misses_by") != want.get("misses_by"):
         differ.append("misses_by")
     for key in ("issued", "wasted"):

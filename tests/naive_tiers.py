@@ -60,9 +60,9 @@ def pages(ids: list[int], size: list[int], capacity: int) -> list[int]:
 
 def tick(plan: Plan) -> Timeline:
     """The specification. At every nanosecond: copies and reads that are over arrive; the GPU goes as
-    far as it can; the disk takes reads while it has places, the demand queue's head if that may start, else
-    the prefetch queue's; then the link, if free, takes from the demand queue, else from the prefetch
-    queue, the first copy whose bytes are there, if its slot is free.
+    far as it can; the disk takes reads while it has places, the demand queue's head if that may start,
+    else the prefetch queue's; then the link, if free, takes from the demand queue, else from the
+    prefetch queue, the first copy whose bytes are there, if its slot is free.
 
     A read may start when the copies out of its slot are done. Its latency begins then; its bytes come
     after it, and after those of all reads that started before."""

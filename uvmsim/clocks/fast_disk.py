@@ -14,7 +14,7 @@ from uvmsim.runs.plan import DEMAND, Plan
 from uvmsim.runs.timeline import Timeline
 
 UNKNOWN = np.int64(-1)
-FOREVER = np.iinfo(np.int64).max
+FOREVER = np.int64(np.iinfo(np.int64).max)
 DENSE, CPU, WAIT, COMPUTE, OVER = range(5)
 
 
@@ -88,7 +88,9 @@ def _clock(
     stage = DENSE if n_waves else OVER
     until = pre[0] if n_waves else np.int64(0)
     moved = 0
-    while True:
+    following = np.int64(0)
+    while following != FOREVER:
+        now = following
         if moving and link_until <= now:
             moving = False
         while arrived_reads < issued and read_done[order[arrived_reads]] <= now:
@@ -167,9 +169,6 @@ def _clock(
             following = min(following, read_done[order[arrived_reads]])
         if stage != OVER and stage != WAIT:
             following = min(following, until)
-        if following == FOREVER:
-            break
-        now = following
     if moved < n_copies or stage != OVER:
         raise AssertionError("the plan came to a stop")
     return step_end, opened, arrived, start, done, read_start, read_done
