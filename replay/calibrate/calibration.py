@@ -13,6 +13,7 @@ import numpy as np
 
 from replay.calibrate.cpu import cpu_reads
 from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
+from replay.calibrate.disk import DISK, check_folder, disk_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
@@ -46,6 +47,7 @@ def calibrate(
     quick: bool | None = None,
     engine: bool = True,
     without: Collection[str] = (),
+    disk: str | Path | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Measurements:
@@ -53,11 +55,13 @@ def calibrate(
 
     ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
     the replay engine on synthetic routing and fits the constants of the time model to it; ``without``:
-    stages that are left out, what they would have found then being the base profile's.
+    stages that are left out, what they would have found then being the base profile's; ``disk``: a
+    folder on a disk to measure.
     Raises `InputError` where there is nothing to measure.
     """
     quick = backend == "host" if quick is None else quick
     effort = QUICK if quick else FULL
+    folder = None if disk is None else check_folder(disk, quick)
     probe = open_probe(backend, effort)
     machine = probe.machine()
     machine["vram_bytes"] = probe.vram_bytes()
@@ -81,6 +85,9 @@ def calibrate(
         ("fault_groups", lambda: _fault_groups(backend)),
     ]
     after = after if engine else []
+    if folder is not None:
+        on = folder
+        after.append((DISK, lambda: disk_rows(on, quick)))
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
     after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):
