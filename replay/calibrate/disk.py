@@ -1,8 +1,8 @@
 """A disk as experts are read from it: time by size and depth, past the page cache, through it, mapped.
 
 Whole experts are read as `uvmsim replay` reads them (`replay.reader`: pieces of 1 MiB, several
-threads), so that latency + bytes / rate is what the simulator's reads take. The file is random bytes, and is
-removed.
+threads), so that latency + bytes / rate is what the simulator's reads take. The file is random bytes,
+and is removed.
 """
 
 from __future__ import annotations
