@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from conftest import ROOT
 FOLDER = ROOT / "experiments" / "tiers"
 
 
-def test_committed_numbers_are_what_comes_out(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import run as study
-
+def test_committed_numbers_are_what_comes_out():
+    spec = importlib.util.spec_from_file_location("tiers_run", FOLDER / "run.py")
+    assert spec is not None and spec.loader is not None
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
     result = json.loads((FOLDER / "results.json").read_text())
     row = result["slots"][1]
     got = study.run(
