@@ -57,10 +57,10 @@ class How:
     """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
     tier_file: str | os.PathLike[str] | None = None
     """Folder on the disk that a job's ``tier`` stands for: the experts' file is written there."""
-    tier_bytes: int = DEFAULT_BYTES
-    """Most bytes of that file; above it experts share images."""
-    tier_threads: int = THREADS
-    """Threads that read it, a piece of 1 MiB at a time."""
+    tier_bytes: int | None = None
+    """Most bytes of that file, above which experts share images; None: 30 GB."""
+    tier_threads: int | None = None
+    """Threads that read it, a piece of 1 MiB at a time; None: 16."""
     managed_at_own_risk: bool = False
     """managed: allocate more managed memory than is known to be safe."""
 
@@ -158,7 +158,7 @@ class Session:
         moved = _moved(job, mode, executor)
         result.trail = Replayed(measured, moved, options, cpu_ns)
         if isinstance(executor, TieredExecutor):
-            options["threads"] = how.tier_threads
+            options["threads"] = how.tier_threads or THREADS
             ram, disk_ns = executor.told(), executor.fetcher.disk_ns
             result.trail = Replayed(measured, moved, options, cpu_ns, ram, disk_ns)
         return result
@@ -191,14 +191,15 @@ class Session:
                 f"{how.split}: experts above a disk are copied whole", argument="split"
             )
         layouts, folder = layouts_of(job.model, how.dtype), Path(how.tier_file)
-        key = ("file", tuple(layouts), job.workload.n_experts, job.seed, how.tier_bytes, folder)
+        limit = DEFAULT_BYTES if how.tier_bytes is None else how.tier_bytes
+        key = ("file", tuple(layouts), job.workload.n_experts, job.seed, limit, folder)
         if key not in self._banks:
             for old in self._banks.values():
                 old.release()
             self._banks = {}
             self._banks[key] = FileBank(
                 self.backend, layouts, job.workload.n_experts, folder, seed=job.seed,
-                limit=how.tier_bytes,
+                limit=limit,
             )  # fmt: skip
         bank = self._banks[key]
         assert isinstance(bank, FileBank)
@@ -208,7 +209,7 @@ class Session:
         """Host memory's slots, filled with what they hold before the first token."""
         assert isinstance(bank, FileBank) and isinstance(decisions, TieredPolicy)
         assert job.tier is not None
-        reader = Reader(bank.path, job.tier.mode == DIRECT, how.tier_threads)
+        reader = Reader(bank.path, job.tier.mode == DIRECT, how.tier_threads or THREADS)
         try:
             above = RamSlots(self.backend, bank, decisions.ram, job.pinned, reader)
             above.warm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ class Replays(Answer):
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
             "options": self.scenario.to_json(),
-            "how": {k: v for k, v in vars(self.how).items() if v is not None},
+            "how": {k: _plain(v) for k, v in vars(self.how).items() if v is not None},
             "notes": self.notes,
             "runs": [r.to_json() for r in self.runs],
         }
@@ -131,6 +132,10 @@ def replay(
     if progress:
         progress(len(todo), len(todo), "")
     return Replays(s, how, device.name, r.trace, r.workload, r.model, r.hardware, runs, r.notes)
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 COMPARED = (

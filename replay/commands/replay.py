@@ -110,7 +110,6 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
       uvmsim replay --backend host --limit 20
     """
     from replay.backend import NAMES
-    from replay.file_bank import DEFAULT_BYTES
     from replay.layout import UNITS
     from replay.report import print_study
     from replay.session import DEFAULT_LIMIT, How
@@ -132,7 +131,7 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
         managed_on_demand=given.pop("managed_prefetch") | given.pop("uvm_prefetch"),
         advice=given.pop("advice"),
         tier_file=given.pop("tier_file"),
-        tier_bytes=DEFAULT_BYTES if written is None else parse_bytes(written),
+        tier_bytes=None if written is None else parse_bytes(written),
         managed_at_own_risk=given.pop("managed_at_own_risk"),
     )
     del given["split"]
