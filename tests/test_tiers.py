@@ -364,3 +364,21 @@ def test_a_profile_keeps_its_disk(tmp_path):
         assert (tier.bytes_per_s, tier.latency_ns, tier.depth) == (3 * 10**9, 90_000, 4)
         with pytest.raises(InputError, match="no \\[disk\\]"):
             Tier.parse("nvme:mode=mmap", 1, found.disk)
+
+
+def test_curves_of_host_memory_are_what_is_read():
+    import uvmsim
+
+    s = uvmsim.Scenario(slots=["10%", "40%", "100%"], policies=["lfu"], limit=60)
+    lru, lfu = uvmsim.mrc(s, behind="25%").by_pool["host memory"]
+    for policy, curve in (("lru", lru), ("lfu", lfu)):
+        for n in (25, 102, 256):
+            asked = uvmsim.Scenario(
+                slots="25%", policies="lru", limit=60, expert_size=1000, ram=1000 * n,
+                tier="nvme:7GB/s,80us,start=cold", tier_policy=policy,
+            )  # fmt: skip
+            ram = asked.compare()[0].to_json()["ram"]
+            at = curve.slots.tolist().index(n)
+            assert (curve.accesses, curve.misses[at]) == (ram["lookups"], ram["disk_reads"])
+    with pytest.raises(InputError, match="not sampled"):
+        uvmsim.mrc(s, behind="25%", sample=0.5)
