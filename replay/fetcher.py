@@ -71,6 +71,8 @@ class Fetcher:
         self._brings: dict[int, Reading] = {}
         """By RAM slot: the latest read into it."""
         self._asked = self._waited_ns = 0
+        self._fresh = False
+        """Copies were asked for, or bytes have come, since copies were queued last."""
         self.disk_ns = 0
         """The host waited for reads that a wave needed."""
         self.done = self.bytes = 0
@@ -88,6 +90,7 @@ class Fetcher:
 
     def ask(self, fetches: list[Fetch]) -> None:
         """A wave's copies, in the plan's order, once it has opened."""
+        self._fresh |= bool(fetches)
         for fetch in fetches:
             slot = fetch.ram_slot
             if fetch.reads:
@@ -105,15 +108,19 @@ class Fetcher:
     def pump(self) -> bool:
         """Do what can be done now; whether that was anything."""
         moved = self._land()
-        moved |= self._queue(DEMAND)
-        moved |= self._queue(PREFETCH)
+        self._fresh |= moved
+        if self._fresh:
+            # A demand copy may have waited for the prefetch that is queued after it.
+            self._fresh = self._queue(DEMAND) | self._queue(PREFETCH)
+            moved |= self._fresh
         return self._admit() or moved
 
     def until(self, event: int) -> None:
         """Go on until the device has come to an event."""
         began = time.perf_counter_ns()
         while not self.backend.reached(event):
-            self.pump()
+            if not self.pump():
+                time.sleep(0)  # the reader's threads need the interpreter, too
         self._waited_ns += time.perf_counter_ns() - began
 
     def waited_ns(self) -> int:
