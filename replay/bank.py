@@ -39,15 +39,17 @@ class Bank:
         seed: int = 0,
         kind: str = "pinned",
         limit: int = DEFAULT_LIMIT,
+        align: int = ALIGN,
     ):
-        """``layouts``: one a MoE layer; ``kind``: pinned, pageable or managed; ``limit``: bytes."""
+        """``layouts``: one a MoE layer; ``kind``: pinned, pageable or managed; ``limit``: bytes;
+        ``align``: images begin at its multiples."""
         self.backend, self.seed, self.kind = backend, seed, kind
         self.layouts, self.n_experts = list(layouts), n_experts
         self.nbytes = [x.nbytes for x in self.layouts for _ in range(n_experts)]
         groups: dict[ExpertLayout, list[int]] = {}
         for e in range(len(self.nbytes)):
             groups.setdefault(self.layouts[e // n_experts], []).append(e)
-        whole = sum(len(who) * stride(x.nbytes) for x, who in groups.items())
+        whole = sum(len(who) * stride(x.nbytes, align) for x, who in groups.items())
         share = min(1.0, limit / whole)
         self.image_of = np.zeros(len(self.nbytes), np.int64)
         self.image_layout: list[ExpertLayout] = []
@@ -59,12 +61,10 @@ class Bank:
             for _ in range(count):
                 self.image_layout.append(layout)
                 self.offsets.append(at)
-                at += stride(layout.nbytes)
-        what = f"expert bank of {at:,} bytes"
-        if kind == "managed":
-            self.memory: Memory = backend.managed(at, what)
-        else:
-            self.memory = backend.host(at, what, pinned=kind == "pinned")
+                at += stride(layout.nbytes, align)
+        self.whole_bytes = at
+        """Of all images."""
+        self.memory = self._allocate(at)
         assert self.memory.array is not None
         self.ptrs = [self.memory.ptr + self.offsets[i] for i in self.image_of.tolist()]
         self._fill(self.memory.array)
@@ -76,6 +76,13 @@ class Bank:
         """The same of what the CPU computes (`replay.on_cpu`), where ``cpu_known``."""
         self.cpu_known = np.zeros(len(self.offsets), bool)
 
+    def _allocate(self, nbytes: int) -> Memory:
+        """Memory for all images."""
+        what = f"expert bank of {nbytes:,} bytes"
+        if self.kind == "managed":
+            return self.backend.managed(nbytes, what)
+        return self.backend.host(nbytes, what, pinned=self.kind == "pinned")
+
     @property
     def shared(self) -> bool:
         """Whether several experts have one image."""
@@ -85,6 +92,10 @@ class Bank:
         """uint8: the bytes of image ``i``, a view."""
         assert self.memory.array is not None
         return self.memory.array[self.offsets[i] : self.offsets[i] + self.image_layout[i].nbytes]
+
+    def source(self, i: int) -> int:
+        """Address of the bytes of image ``i`` in host memory, good until another is asked for."""
+        return self.memory.ptr + self.offsets[i]
 
     def _fill(self, array: np.ndarray) -> None:
         bases = {x: base_image(x, self.seed) for x in dict.fromkeys(self.image_layout)}
@@ -132,7 +143,7 @@ class Bank:
         tasks.tokens[:X_ROWS] = 1
         tasks.first_row[:X_ROWS] = np.arange(X_ROWS)
         tasks.x_first[:X_ROWS] = np.arange(X_ROWS)
-        b.copy_in(scratch.ptr, self.memory.ptr + self.offsets[image], layout.nbytes, DEMAND)
+        b.copy_in(scratch.ptr, self.source(image), layout.nbytes, DEMAND)
         b.synchronise()
         b.clear_hashes()
         b.experts(layout, tasks, X_ROWS, 0)
@@ -172,7 +183,7 @@ class Bank:
         wrong = set()
         for i in images.tolist():
             n = self.image_layout[i].nbytes
-            b.copy_in(scratch.ptr, self.memory.ptr + self.offsets[i], n, DEMAND)
+            b.copy_in(scratch.ptr, self.source(i), n, DEMAND)
             b.synchronise()
             if b.checksums([scratch.ptr], [n])[0] != self.sums[i]:
                 wrong.add(i)
@@ -183,9 +194,9 @@ class Bank:
         self.backend.release(self.memory)
 
 
-def stride(nbytes: int) -> int:
+def stride(nbytes: int, align: int = ALIGN) -> int:
     """Bytes from one expert to the next."""
-    return -(-nbytes // ALIGN) * ALIGN
+    return -(-nbytes // align) * align
 
 
 def base_image(layout: ExpertLayout, seed: int) -> np.ndarray:

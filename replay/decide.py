@@ -22,6 +22,20 @@ Move = tuple[int, int]
 """An expert and a slot."""
 
 
+@dataclass(frozen=True)
+class Fetch:
+    """A copy to the device, out of a slot of host memory above a disk."""
+
+    expert: int
+    slot: int
+    """Slot in device memory."""
+    stream: int
+    """Of `replay.backend.base`: demand or prefetch."""
+    ram_slot: int
+    reads: bool
+    """It asks for a read of the expert into that slot."""
+
+
 @dataclass
 class Wave:
     """Experts of one event that are resident together; all of it is known before it starts."""
@@ -42,6 +56,8 @@ class Wave:
     """Slots filled by a prefetch and read for the first time."""
     emptied: bool = False
     """The pool was emptied before this wave."""
+    fetches: list[Fetch] = field(default_factory=list)
+    """With a disk below host memory: the copies of ``demand`` and ``prefetch``, in the plan's order."""
     away: np.ndarray | None = None
     """bool [hi - lo]: accesses that the CPU computes; None: none."""
 

@@ -145,18 +145,15 @@ class Executor:
                 if done and wave.hi == ends[wave.event]:
                     self.dense.end(step)
                     self._carried(meter, step == w.n_steps - 1)
-                    waited = self.feed.waited_ns() if self.feed else 0
-                    waited += self.carrier.waited_ns() if self.carrier else 0
+                    waited = self.waited_ns()
                     issue.append(time.perf_counter_ns() - began - waited)
                     meter.end_step()
                     step, began = step + 1, time.perf_counter_ns()
-        if self.feed:
-            self.feed.finish_all()
+        more = self.finish()
         b.synchronise()
         measured = meter.finish(issue)
         mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
-        mine += self.feed.events if self.feed else []
-        b.forget(meter.events + mine)
+        b.forget(meter.events + mine + more)
         return measured
 
     def _carried(self, meter: Meter, last: bool) -> None:
@@ -167,6 +164,18 @@ class Executor:
             self.carrier.join_all()
         for start, end in self.carrier.spans():
             meter.lent_span(PREFETCH, start, end)
+
+    def finish(self) -> list[int]:
+        """Queue what is held back; returns the events that this needed."""
+        if not self.feed:
+            return []
+        self.feed.finish_all()
+        return self.feed.events
+
+    def waited_ns(self) -> int:
+        """Time that the host waited for the device since this was asked last."""
+        waited = self.feed.waited_ns() if self.feed else 0
+        return waited + (self.carrier.waited_ns() if self.carrier else 0)
 
     def _warm_up(self) -> None:
         """Launch every kernel the run will need once, so that none is loaded inside it. What the

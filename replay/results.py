@@ -33,6 +33,10 @@ class Replayed:
     """How it was run: dtype, split, pinned, shared images, run-ahead, ..."""
     cpu_ns: int = 0
     """The CPU computed experts for so long."""
+    ram: dict[str, Any] | None = None
+    """What host memory above a disk held and read, as `uvmsim.runs.reads.Reads.measures`."""
+    disk_ns: int = 0
+    """The host waited for reads that a wave needed."""
 
     @property
     def busy_ns(self) -> dict[str, int] | None:
@@ -57,6 +61,7 @@ class Replayed:
                 "used": c.prefetch_used,
                 "wasted": c.prefetch_wasted,
             },
+            **({"ram": self.ram} if self.ram else {}),
         }
         return counts | run.speeds() | self._waiting(run.step_ns) | belief(run, self.options)
 
@@ -73,12 +78,14 @@ class Replayed:
         stall, transfer = float(m.stall_ns.sum()) / 1e9, float(m.transfer_ns.sum()) / 1e9
         # Of a wave that waits for both it cannot be told what it would have waited for one.
         cpu = min(stall, self.cpu_ns / 1e9)
-        transfer = min(transfer, stall - cpu)
+        disk = min(stall - cpu, self.disk_ns / 1e9)
+        transfer = min(transfer, stall - cpu - disk)
         d["time_split_s"] = {
             "compute": seconds - stall,
             "cpu": cpu,
+            **({"disk": disk} if self.ram else {}),
             "transfer": transfer,
-            "queueing": stall - cpu - transfer,
+            "queueing": stall - cpu - disk - transfer,
         }
         if self.cpu_ns:
             d["cpu_s"] = self.cpu_ns / 1e9

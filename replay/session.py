@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
 from replay.bank import DEFAULT_LIMIT, Bank
+from replay.checks import check
 from replay.decide import AllResident, CachePolicy, OneByOne, Waves
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
+from replay.file_bank import DEFAULT_BYTES, FileBank
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.modes import mode_named
 from replay.on_cpu import OnCpu
 from replay.places import Managed, Places, Remote, Slots
+from replay.ram import FedSlots, RamSlots, TieredPolicy
+from replay.reader import THREADS, Reader
 from replay.results import Moved, Replayed, begun
+from replay.tiered import TieredExecutor
 from traces.errors import InputError
 from uvmsim.machine.model import Model
+from uvmsim.machine.tier import DIRECT
 from uvmsim.mechanisms import planned
 from uvmsim.mechanisms.hybrid import split_of
 from uvmsim.policies.registry import PolicySpec, chooses
@@ -48,6 +56,12 @@ class How:
     """managed: a miss is prefetched to the device, not faulted in."""
     advice: str | None = None
     """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
+    tier_file: str | os.PathLike[str] | None = None
+    """Folder on the disk that a job's ``tier`` stands for: the experts' file is written there."""
+    tier_bytes: int | None = None
+    """Most bytes of that file, above which experts share images; None: 30 GB."""
+    tier_threads: int | None = None
+    """Threads that read it, a piece of 1 MiB at a time; None: 16."""
     managed_at_own_risk: bool = False
     """managed: allocate more managed memory than is known to be safe."""
 
@@ -102,7 +116,7 @@ class Session:
             return result
         # A policy's hooks are compiled at their first call, which may take seconds: not in the run.
         next(iter(_decisions(job, mode).steps()), None)
-        bank = self._bank(job, mode, how)
+        bank = self._file_bank(job, how) if job.tier else self._bank(job, mode, how)
         self._prepare(job, bank.layouts)
         used = np.unique(job.workload.ids)
         bank.learn(used)
@@ -113,13 +127,12 @@ class Session:
             try:
                 if on_cpu:
                     on_cpu.learn(used)
-                executor = Executor(
-                    self.backend, job, bank, places, decisions, dense,
-                    Pace(how.ahead, how.detail), on_cpu,
-                )  # fmt: skip
+                pace = Pace(how.ahead, how.detail)
+                made = TieredExecutor if job.tier else Executor
+                executor = made(self.backend, job, bank, places, decisions, dense, pace, on_cpu)
                 with self.around():
                     measured = executor.run()
-                result.problems = _check(self.backend, job, bank, places, used, executor)
+                result.problems = check(self.backend, job, bank, places, used, executor)
             finally:
                 places.release()
                 if on_cpu:
@@ -137,13 +150,18 @@ class Session:
         options = {
             "dtype": layout.dtype, "n_embd": layout.n_embd, "n_ff": layout.n_ff,
             "split": how.split, "ahead": how.ahead, "host_memory": bank.kind,
-            "bank_bytes": bank.memory.nbytes, "shared_images": bank.shared,
+            "bank_bytes": bank.whole_bytes, "shared_images": bank.shared,
         }  # fmt: skip
         if on_cpu:
             options |= on_cpu.about()
         result.step_ns = measured.step_ns
         cpu_ns = on_cpu.ns if on_cpu else 0
-        result.trail = Replayed(measured, _moved(job, mode, executor), options, cpu_ns)
+        moved = _moved(job, mode, executor)
+        result.trail = Replayed(measured, moved, options, cpu_ns)
+        if isinstance(executor, TieredExecutor):
+            options["threads"] = how.tier_threads or THREADS
+            ram, disk_ns = executor.told(), executor.fetcher.disk_ns
+            result.trail = Replayed(measured, moved, options, cpu_ns, ram, disk_ns)
         return result
 
     # ---- parts ----------------------------------------------------------------------------------
@@ -165,6 +183,41 @@ class Session:
                 seed=job.seed, kind=kind, limit=limit,
             )  # fmt: skip
         return self._banks[key]
+
+    def _file_bank(self, job: Job, how: How) -> FileBank:
+        if how.tier_file is None:
+            raise InputError(": give a folder on that disk, too: `tier_file` DIR", argument="tier")
+        if how.split != 1:
+            raise InputError(
+                f"{how.split}: experts above a disk are copied whole", argument="split"
+            )
+        layouts, folder = layouts_of(job.model, how.dtype), Path(how.tier_file)
+        limit = DEFAULT_BYTES if how.tier_bytes is None else how.tier_bytes
+        key = ("file", tuple(layouts), job.workload.n_experts, job.seed, limit, folder)
+        if key not in self._banks:
+            for old in self._banks.values():
+                old.release()
+            self._banks = {}
+            self._banks[key] = FileBank(
+                self.backend, layouts, job.workload.n_experts, folder, seed=job.seed,
+                limit=limit,
+            )  # fmt: skip
+        bank = self._banks[key]
+        assert isinstance(bank, FileBank)
+        return bank
+
+    def _above_disk(self, job: Job, how: How, bank: Bank, decisions: Waves) -> RamSlots:
+        """Host memory's slots, filled with what they hold before the first token."""
+        assert isinstance(bank, FileBank) and isinstance(decisions, TieredPolicy)
+        assert job.tier is not None
+        reader = Reader(bank.path, job.tier.mode == DIRECT, how.tier_threads or THREADS)
+        try:
+            above = RamSlots(self.backend, bank, decisions.ram, job.pinned, reader)
+            above.warm()
+        except BaseException:
+            reader.close()
+            raise
+        return above
 
     def _check_managed(self, job: Job, how: How) -> None:
         needed = sum(job.model.expert_bytes) * job.workload.n_experts
@@ -193,6 +246,9 @@ class Session:
             return Remote(bank)
         if mode == "managed":
             return Managed(self.backend, bank, how.managed_on_demand, how.advice)
+        if job.tier:
+            n = decisions.slots + decisions.beside
+            return FedSlots(self.backend, bank, n, job, self._above_disk(job, how, bank, decisions))
         slots = Slots(self.backend, bank, decisions.slots + decisions.beside, job, how.split)
         if mode == "resident":
             slots.load_all()
@@ -230,7 +286,7 @@ def _check_fits(job: Job, mode: str) -> None:
 
 def _decisions(job: Job, mode: str) -> Waves:
     made: dict[str, Callable[[Job], Waves]] = {
-        "expert-cache": CachePolicy,
+        "expert-cache": lambda j: TieredPolicy(j) if j.tier else CachePolicy(j),
         "hybrid": lambda j: CachePolicy(j, split_of(j)),
         "resident": AllResident,
         "zero-copy": lambda j: AllResident(j, hits=False),
@@ -247,44 +303,3 @@ def _moved(job: Job, mode: str, executor: Executor) -> Moved:
         size = np.asarray(m.expert_bytes, np.int64)
         moved.zero_copy = int(size[w.ids // w.n_experts].sum()) + w.n_steps * m.resident_bytes
     return moved
-
-
-def _check(
-    backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray, executor: Executor
-) -> list[str]:
-    """Compare every output with the all-resident one and every expert's bytes with its own."""
-    w = job.workload
-    problems = []
-    event = w.access_event
-    want = bank.output_hashes(w.ids, w.counts, event)
-    away = executor.decisions.on_cpu()
-    if away is not None:
-        want[away] = 0  # the GPU has no part in these
-    if executor.on_cpu:
-        problems += executor.on_cpu.problems(away)
-    wrong = np.flatnonzero(backend.hashes(len(w.ids))[executor.hash_at] != want)
-    if len(wrong):
-        a = int(wrong[0])
-        problems.append(
-            f"{len(wrong)} of {len(w.ids)} expert outputs differ from the all-resident run, first "
-            f"at step {int(w.event_step[event[a]])}, layer {int(w.ids[a]) // w.n_experts}, "
-            f"expert {int(w.ids[a]) % w.n_experts}"
-        )
-    if isinstance(places, Slots):
-        problems += _check_slots(backend, bank, places)
-    lost = bank.corrupted(used)
-    if lost:
-        problems.append(f"the host's bytes of {len(lost)} experts changed, first expert {lost[0]}")
-    return problems
-
-
-def _check_slots(backend: Backend, bank: Bank, places: Slots) -> list[str]:
-    held = [(s, e) for s, e in enumerate(places.holds) if e >= 0]
-    bank.learn(np.array([e for _, e in held], np.int64))
-    got = backend.checksums([places.ptrs[s] for s, _ in held], [bank.nbytes[e] for _, e in held])
-    want = bank.sums[bank.image_of[[e for _, e in held]]]
-    bad = np.flatnonzero(got != want)
-    if not len(bad):
-        return []
-    slot, e = held[int(bad[0])]
-    return [f"{len(bad)} of {len(held)} slots hold wrong bytes, first slot {slot} (expert {e})"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -75,7 +76,7 @@ class Replays(Answer):
             "model": model_json(self.model),
             "hardware": {"name": self.hardware.name, "vram_bytes": self.hardware.vram_bytes},
             "options": self.scenario.to_json(),
-            "how": {k: v for k, v in vars(self.how).items() if v is not None},
+            "how": {k: _plain(v) for k, v in vars(self.how).items() if v is not None},
             "notes": self.notes,
             "runs": [r.to_json() for r in self.runs],
         }
@@ -113,6 +114,8 @@ def replay(
     how = how or How()
     if s.draft_cost is not None:
         raise InputError(": a replay runs no drafter, so it costs nothing there", "draft_cost")
+    if how.tier_file is not None and s.tier is None:
+        raise InputError(": is where a `tier` is; give that, too", argument="tier_file")
     r = resolve(s, own_sizes=device.name == "host")
     given: Any = s.slots or (() if s.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
@@ -133,6 +136,10 @@ def replay(
     return Replays(s, how, device.name, r.trace, r.workload, r.model, r.hardware, runs, r.notes)
 
 
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 COMPARED = (
     "slots", "accesses", "hits", "misses", "hit_rate_by_layer", "prefill_hit_rate",
     "decode_hit_rate", "evictions", "bytes_h2d", "bytes_d2h", "bytes_prefetched",
@@ -149,6 +156,8 @@ def _compare_counters(run: Outcome) -> None:
     got = run.to_json()
     keys = [k for k in COMPARED if not (paged and k.startswith("bytes"))]
     differ = [k for k in keys if got[k] != want.get(k)]
+    if got.get("ram") != want.get("ram"):
+        differ.append("ram")
     if got.get("misses_by") != want.get("misses_by"):
         differ.append("misses_by")
     for key in ("issued", "wasted"):

@@ -217,6 +217,27 @@ class Lfuda(Lfu):
         self.last_rank[self.world.pool_of(e)] = self.key[e]
 
 
+def link_ns(nbytes: int) -> int:
+    """One expert over the link of the machine that tests run on."""
+    return int(np.rint(nbytes / LINK["bytes_per_s"] * 1e9)) + LINK["latency_ns"]
+
+
+LINK = {"bytes_per_s": 1.0, "latency_ns": 0}
+"""Set by who builds jobs."""
+
+
+class Gdsf(Lfuda):
+    """GreedyDual-Size with frequency: what a victim was worth is where the others start from."""
+
+    def _rank(self, e):
+        self.now += 1
+        self.since[e] = self.now
+        sizes = self.world.bytes_of
+        most = max(link_ns(n) / n for n in sizes)
+        worth = link_ns(sizes[e[0]]) / sizes[e[0]] / most
+        self.key[e] = self.age(e) + self.uses[e] * worth
+
+
 class RandomChoice(Evict):
     """xorshift64* (Vigna 2016) in Python's integers; the top 31 bits choose."""
 
@@ -402,6 +423,7 @@ EVICT = {
     "clock": ClockHand,
     "lfu": Lfu,
     "lfuda": Lfuda,
+    "gdsf": Gdsf,
     "random": RandomChoice,
     "static-pin": Pin,
     "layer-lru": LayerLru,

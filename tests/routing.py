@@ -22,6 +22,9 @@ from uvmsim.runs.job import Job
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.workload import Workload, build_workload
 
+_link = Hardware.load("rtx5090")
+naive.LINK.update(bytes_per_s=_link.h2d_bytes_per_s, latency_ns=_link.copy_latency_ns)
+
 KINDS = {DEMAND: "demand", PREFETCH: "prefetch", WRITEBACK: "writeback"}
 
 

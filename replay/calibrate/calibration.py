@@ -13,6 +13,7 @@ import numpy as np
 
 from replay.calibrate.cpu import cpu_reads
 from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
+from replay.calibrate.disk import DISK, check_folder, disk_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
 from replay.calibrate.policy_rows import TABLE as POLICIES
@@ -49,6 +50,7 @@ def calibrate(
     engine: bool = True,
     without: Collection[str] = (),
     all_policies: bool = False,
+    disk: str | Path | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Measurements:
@@ -57,11 +59,13 @@ def calibrate(
     ``quick`` (default: with the host backend) takes small sizes and few repetitions; ``engine`` runs
     the replay engine on synthetic routing and fits the constants of the time model to it; ``without``:
     stages that are left out, what they would have found then being the base profile's;
-    ``all_policies``: the host time of every policy, not only of the usual ones.
+    ``all_policies``: the host time of every policy, not only of the usual ones; ``disk``: a folder on
+    a disk to measure.
     Raises `InputError` where there is nothing to measure.
     """
     quick = backend == "host" if quick is None else quick
     effort = QUICK if quick else FULL
+    folder = None if disk is None else check_folder(disk, quick)
     probe = open_probe(backend, effort)
     machine = probe.machine()
     machine["vram_bytes"] = probe.vram_bytes()
@@ -86,6 +90,9 @@ def calibrate(
     ]
     after = after if engine else []
     after.append((POLICIES, lambda: policy_rows(all_policies)))
+    if folder is not None:
+        on = folder
+        after.append((DISK, lambda: disk_rows(on, quick)))
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
     after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replay.calibrate.cpu_kernels import TABLE, cpu_expert_tables
+from replay.calibrate.disk import DISK, disk_tables
 from replay.calibrate.policy_rows import TABLE as POLICIES
 from replay.calibrate.policy_rows import policy_tables, source_of
 from replay.calibrate.probe import HANDOVER
@@ -17,7 +18,7 @@ from uvmsim.core.units import format_ns, format_rate
 from uvmsim.machine.engine import SPEEDS
 from uvmsim.machine.hardware import Hardware, HardwareSpec, UvmSpec
 
-WORDS = ("name", "gpu", "summary", "engine", "uvm", "policy_ns")
+WORDS = ("name", "gpu", "summary", "engine", "uvm", "disk", "policy_ns")
 MACHINE = tuple(k for k in HardwareSpec.model_fields if k not in WORDS)
 """Quantities of a machine, in file order."""
 ENGINE = ("dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", *SPEEDS)
@@ -109,7 +110,7 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
     lines = ["", "[engine]", f"name = {_text(f'replay-{name}')}", f"summary = {_text(PROGRAM)}"]
     for key, (value, source) in engine_quantities(m, base).items():
         lines += _table(f"engine.{key}", value, source)
-    lines += _cpu_experts(m)
+    lines += _cpu_experts(m) + _disk(m)
     return machine_toml(m, base, name) + "\n".join([*lines, *_uvm(m, base)]) + "\n"
 
 
@@ -118,6 +119,16 @@ def _cpu_experts(m: Measurements) -> list[str]:
     lines: list[str] = []
     for kind, found in cpu_expert_tables(*(m.tables.get(t, []) for t in (TABLE, "cpu"))).items():
         lines += ["", f"[engine.cpu_experts.{kind}]"]
+        lines += [f"{k} = {v}" for k, v in found.items() if k != "source"]
+        lines.append(f"source = {_text(_stamp(m) + ': ' + found['source'])}")
+    return lines
+
+
+def _disk(m: Measurements) -> list[str]:
+    """The disk, by how it is read."""
+    lines: list[str] = []
+    for mode, found in disk_tables(m.tables.get(DISK, [])).items():
+        lines += ["", f"[disk.{mode}]"]
         lines += [f"{k} = {v}" for k, v in found.items() if k != "source"]
         lines.append(f"source = {_text(_stamp(m) + ': ' + found['source'])}")
     return lines

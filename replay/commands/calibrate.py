@@ -47,13 +47,19 @@ from uvmsim.commands.flags import Command
 @click.option("--model", metavar="M.gguf", help="llama.cpp: sharpen the constants for this model "
               "by a few runs of it.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="llama.cpp: CPU threads; all cores.")
+@click.option(
+    "--disk", metavar="DIR", help="Measure the disk of this folder, too, for --tier: writes up to "
+    "4 GiB there and removes them.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite FILE.toml.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def calibrate(
     output: str, backend: str, base: str | None, quick: bool, no_engine: bool, no_policies: bool,
-    all_policies: bool, engine: str, lib: str | None, model: str | None, threads: int | None, force:
-    bool, as_json: bool, ) -> None:  # fmt: skip """Measure link, memory, kernels, faults, CPU and
-    policies' host time of this machine (2 minutes on a GPU).
+    all_policies: bool, engine: str, lib: str | None, model: str | None, threads: int | None,
+    disk: str | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure link, memory, kernels, faults, CPU and policies' host time of this machine (2 minutes
+    on a GPU).
 
     With --engine llama.cpp, llama.cpp itself then runs small models that uvmsim writes (random
     weights, several shapes and types), and the profile predicts llama.cpp: under 4 minutes.
@@ -63,6 +69,7 @@ def calibrate(
       uvmsim calibrate -o mine.toml
       uvmsim compare T.arrow --hardware ./mine.toml
       uvmsim calibrate --backend host -o host.toml
+      uvmsim calibrate --disk /mnt/nvme -o mine.toml
       uvmsim calibrate --engine llama.cpp --lib build/bin --model M.gguf -o mine.toml
     """
     from replay.calibrate.calibration import calibrate as measure
@@ -87,18 +94,31 @@ def calibrate(
     if engine == "llama.cpp":
         from replay.llama_cpp.command import calibrate as of_llama_cpp
 
+        if disk is not None:
+            raise InputError("--disk: is for --engine replay")
         if backend != "cuda" or no_engine or no_policies or all_policies:
             raise InputError(
-                "--backend, --no-engine, --no-policies and --all-policies are for --engine replay;
-                leave " "them out" ) of_llama_cpp(target, lib, model, base, threads, quick, as_json)
-                return given = {"--lib": lib, "--model": model, "--threads": threads} for flag,
-                value in given.items(): if value is not None: raise InputError(f"{flag}: is for
-                --engine llama.cpp") with bar("calibrating") as progress: found = measure( backend,
-                quick=quick or None, engine=not no_engine, without=(POLICIES,) if no_policies else
-                (), all_policies=all_policies, progress=progress, )  # fmt: skip base = base or
-                closest_preset(str(found.machine.get("gpu", ""))) profile, tables = write(found,
-                target, base) if as_json: made = {"profile": str(profile), "tables": str(tables),
-                "base": base} click.echo(json.dumps(found.to_json() | made, sort_keys=True)) return
-                print_calibration(found, Hardware.load(str(profile))) seconds =
-                sum(found.seconds.values()) click.echo(f"measured in {seconds:.0f} s; wrote
-                {profile} and {tables}")
+                "--backend, --no-engine, --no-policies and --all-policies are for --engine replay; "
+                "leave them out"
+            )
+        of_llama_cpp(target, lib, model, base, threads, quick, as_json)
+        return
+    given = {"--lib": lib, "--model": model, "--threads": threads}
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(f"{flag}: is for --engine llama.cpp")
+    with bar("calibrating") as progress:
+        found = measure(
+            backend, quick=quick or None, engine=not no_engine, disk=disk,
+            without=(POLICIES,) if no_policies else (), all_policies=all_policies,
+            progress=progress,
+        )  # fmt: skip
+    base = base or closest_preset(str(found.machine.get("gpu", "")))
+    profile, tables = write(found, target, base)
+    if as_json:
+        made = {"profile": str(profile), "tables": str(tables), "base": base}
+        click.echo(json.dumps(found.to_json() | made, sort_keys=True))
+        return
+    print_calibration(found, Hardware.load(str(profile)))
+    seconds = sum(found.seconds.values())
+    click.echo(f"measured in {seconds:.0f} s; wrote {profile} and {tables}")

@@ -57,6 +57,21 @@ from uvmsim.commands.flags import Command, policy_list
     "--behind/--no-behind", default=None,
     help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
 )  # fmt: skip
+@click.option(
+    "--ram", metavar="SIZE", help="Host memory that holds experts; the rest is on --tier."
+)
+@click.option(
+    "--tier",
+    metavar="DISK",
+    help="As in compare: nvme:7GB/s,80us,mode=direct|buffered; with --tier-file.",
+)
+@click.option("--tier-policy", metavar="P", help="Who leaves host memory above a --tier; lru.")
+@click.option(
+    "--tier-file",
+    metavar="DIR",
+    help="Folder on the disk: the experts' file is written there, once.",
+)
+@click.option("--tier-bytes", metavar="SIZE", help="Most bytes of that file; 30GB.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")
 @click.option(
@@ -107,7 +122,7 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     choose("--backend", backend, NAMES)
     if given["dtype"] is not None:
         choose("--dtype", given["dtype"], tuple(UNITS))
-    size = given.pop("bank")
+    size, written = given.pop("bank"), given.pop("tier_bytes")
     how = How(
         dtype=given.pop("dtype"),
         split=1 if given["split"] is None else given["split"],
@@ -115,6 +130,8 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
         bank_limit=DEFAULT_LIMIT if size is None else parse_bytes(size),
         managed_on_demand=given.pop("managed_prefetch") | given.pop("uvm_prefetch"),
         advice=given.pop("advice"),
+        tier_file=given.pop("tier_file"),
+        tier_bytes=None if written is None else parse_bytes(written),
         managed_at_own_risk=given.pop("managed_at_own_risk"),
     )
     del given["split"]

@@ -1,7 +1,8 @@
 """The readable clock: a plan played out by SimPy processes.
 
 One process is the GPU's stream, one each the H2D and the D2H copy engine; a CPU worker runs beside
-the GPU. What is copied and who waits for what stands in the plan; what this file adds is *when*.
+the GPU, and a disk where host memory does not hold everything. What is copied and who waits for what
+stands in the plan; what this file adds is *when*.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import simpy
 from simpy.events import Event
 
 from uvmsim.clocks.copies import Copy, CopyEngine
+from uvmsim.clocks.disk import FedEngine, Feeder
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
 
@@ -33,14 +35,20 @@ class Machine:
         self.copy_start, self.copy_done = [0] * copies, [0] * copies
         self.wave_open, self.wave_ready = [0] * waves, [0] * waves
         self.step_end = [0] * len(plan.step_wave_hi)
-        self.h2d = CopyEngine(self.env, self.copy_start, self.copy_done, plan.piece_ns)
+        self.feeder = Feeder(self.env, plan.reads) if plan.reads is not None else None
+        if self.feeder:
+            self.h2d: CopyEngine = FedEngine(self.env, self.copy_start, self.copy_done)
+        else:
+            self.h2d = CopyEngine(self.env, self.copy_start, self.copy_done, plan.piece_ns)
         self.d2h = CopyEngine(self.env, self.copy_start, self.copy_done)
         self.copies: dict[int, Copy] = {}
 
     def play(self) -> Timeline:
         self.env.process(self.gpu())
         self.env.run()
-        arrays = (self.step_end, self.wave_open, self.wave_ready, self.copy_start, self.copy_done)
+        arrays = [self.step_end, self.wave_open, self.wave_ready, self.copy_start, self.copy_done]
+        if self.feeder:
+            arrays += [self.feeder.start, self.feeder.done]
         return Timeline(*(np.array(a, np.int64) for a in arrays))
 
     def gpu(self) -> Generator[Event, None, None]:
@@ -81,7 +89,11 @@ class Machine:
         for number in range(lo, hi):
             kind = p.copy_kind[number]
             after = self.pending(int(p.copy_after[number]))
-            copy = Copy(self.env, number, int(p.copy_ns[number]), after)
+            ns = int(p.copy_ns[number])
+            if self.feeder:
+                copy: Copy = self.feeder.copy(number, ns, after, urgent=kind != PREFETCH)
+            else:
+                copy = Copy(self.env, number, ns, after)
             self.copies[number] = copy
             if kind == DEMAND:
                 demand.append(copy)

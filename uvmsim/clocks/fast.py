@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from traces.jit import compiled
+from uvmsim.clocks import fast_disk
 from uvmsim.core.jit import inner
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
@@ -26,6 +27,8 @@ FOREVER = np.iinfo(np.int64).max
 
 def run(plan: Plan) -> Timeline:
     """Times of ``plan``; equal to the SimPy engine's to the nanosecond."""
+    if plan.reads is not None:
+        return fast_disk.run(plan)
     times = _clock(
         plan.pre_ns, plan.cpu_ns, plan.compute_ns, plan.wave_copy_hi, plan.wave_wait_hi,
         plan.copy_kind, plan.copy_after, plan.copy_ns, plan.waits, plan.step_wave_hi,

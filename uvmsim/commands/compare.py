@@ -75,6 +75,17 @@ from uvmsim.commands.flags import (
     help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
 )  # fmt: skip
 @click.option(
+    "--ram",
+    metavar="SIZE",
+    help="Host memory that holds experts, e.g. 6GiB; the rest is on --tier.",
+)
+@click.option(
+    "--tier", metavar="DISK",
+    help="expert-cache: a disk below host memory: nvme:7GB/s,80us[,qd=32][,mode=direct|buffered|mmap]"
+    "[,start=warm|cold]; a name alone: the hardware's [disk].",
+)  # fmt: skip
+@click.option("--tier-policy", metavar="P", help="Who leaves host memory above a --tier; lru.")
+@click.option(
     "--policy-time", is_flag=True, default=None,
     help="Measure the policies' own host time here and count it.",
 )  # fmt: skip
@@ -104,6 +115,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --slots 25% --policy lru --batch 1,2,4 --draft 0,3:0.8
       uvmsim compare T.arrow --policy learned --state-out S
       uvmsim compare T2.arrow --policy learned --state S
+      uvmsim compare T.arrow --slots 25% --ram 6GiB --tier nvme:7GB/s,80us
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
     from uvmsim.report.progress import bar

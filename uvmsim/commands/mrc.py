@@ -25,6 +25,11 @@ from uvmsim.commands.flags import Command, decoding_lists, decoding_options, pol
     "--sample", type=float, metavar="SHARE", help="LRU from a share of the trace, e.g. 0.05."
 )
 @decoding_options
+@click.option(
+    "--behind", metavar="N|N%",
+    help="Curves of host memory above a disk, behind a pool of this size in VRAM (--tier of compare).",
+)  # fmt: skip
+@click.option("--behind-policy", metavar="P", help="The policy of that pool; lru.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--profile", metavar="TRACE", help="What static-pin learns from.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -42,6 +47,7 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
       uvmsim mrc T.arrow --policy belady,lfu,layer-lru --slots 12.5%,25%,50% --plot mrc.png
       uvmsim mrc LONG.arrow --sample 0.05
       uvmsim mrc T.arrow --batch 4
+      uvmsim mrc T.arrow --behind 25% --policy lfu,belady
     """
     from uvmsim.commands.compare import choose
     from uvmsim.report.progress import bar
@@ -56,12 +62,13 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
         from uvmsim.report.plots import check_target
 
         check_target(plot)
-    sample = given.pop("sample")
+    sample, behind = given.pop("sample"), given.pop("behind")
+    how = {"behind": behind, "behind_policy": given.pop("behind_policy") or "lru"}
     if given["pool"] == "both":
         del given["pool"]
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("curves") as progress:
-        result = run(scenario, sample=sample, progress=progress)
+        result = run(scenario, sample=sample, progress=progress, **how)
     if plot:
         from uvmsim.report.mrc_plot import draw
 

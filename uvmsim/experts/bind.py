@@ -6,7 +6,7 @@ from typing import Any
 
 from uvmsim.core.bind import Bound
 from uvmsim.core.bind import bind as put_into
-from uvmsim.experts import access_kernel, hooks, pool
+from uvmsim.experts import access_kernel, hooks, pool, ram_kernel
 from uvmsim.policies import window
 from uvmsim.policies.base import READABLE, Eviction, Policy, Prefetch, in_use, pool_of
 from uvmsim.policies.registry import PolicySpec, chooses
@@ -73,6 +73,20 @@ def bind_access(
     }
     return put_into(
         access_kernel.replay, swaps, switches, states=states, compiled=compiled, inline=True
+    )
+
+
+def bind_ram(
+    eviction: type[Eviction], states: tuple[Any, ...] = (), compiled: bool = True
+) -> Bound:
+    """`uvmsim.experts.ram_kernel.serve` with the policy's hooks, as `bind`."""
+    swaps = _swaps(eviction) | {
+        in_use: access_kernel.never_in_use,
+        pool_of: access_kernel.only_pool,
+    }
+    switches = {"SEES_EVENTS": eviction.on_event is not Policy.on_event}
+    return put_into(
+        ram_kernel.serve, swaps, switches, states=states, compiled=compiled, inline=True
     )
 
 

@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from uvmsim.machine.timing import copy_times
 from uvmsim.policies.base import Context, Future
 from uvmsim.policies.profile import learn
+from uvmsim.policies.registry import PolicySpec
 from uvmsim.runs.job import Job
 from uvmsim.workload import Workload, next_uses
 
@@ -28,6 +30,21 @@ def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray, spare: int = 0)
         spare=spare,
         profile_counts=counts,
         profile_transitions=transitions,
+        cost_ns=costs(job) if is_priced(job) else None,
+    )
+
+
+def costs(job: Job) -> np.ndarray:
+    """int64 [layers]: one expert over the link."""
+    nbytes = np.asarray(job.model.expert_bytes, np.int64)
+    return copy_times(nbytes, job.hardware, "h2d", job.pinned, False)
+
+
+def is_priced(job: Job) -> bool:
+    """Whether the job's policy decides by what experts cost."""
+    spec = job.policy
+    return isinstance(spec, PolicySpec) and any(
+        part is not None and part.priced for part in (spec.eviction, spec.prefetch)
     )
 
 

@@ -54,7 +54,8 @@ def written(hw: Hardware) -> dict[str, Any]:
             uvm[name] = _quantity(getattr(hw.uvm, name), source)
         elif not key.startswith("policy_ns."):
             made[key] = _quantity(getattr(hw, key), source)
-    made |= {"engine": engine} | ({"uvm": uvm} if uvm else {})
+    disk = {} if hw.disk is None else {"disk": hw.disk.to_spec()}
+    made |= {"engine": engine} | ({"uvm": uvm} if uvm else {}) | disk
     return made | ({"policy_ns": plain(hw.policy_ns)} if hw.policy_ns else {})
 
 
@@ -96,6 +97,7 @@ def as_toml(hw: Hardware) -> str:
     lines = [f"{k} = {_text(tables.pop(k))}" for k in ("name", "gpu", "summary")]
     uvm, engine = tables.pop("uvm", {}), tables.pop("engine")
     policies = tables.pop("policy_ns", {})
+    disk = tables.pop("disk", {})
     terms, experts = engine.pop("terms", None), engine.pop("cpu_experts", {})
     for key, quantity in tables.items():
         lines += _table(key, key, quantity)
@@ -112,6 +114,8 @@ def as_toml(hw: Hardware) -> str:
         lines += _nested("engine.terms", terms)
     for policy, measured in policies.items():
         lines += _nested(f"policy_ns.{_text(policy)}", measured)
+    for mode, measured in disk.items():
+        lines += _nested(f"disk.{mode}", measured)
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from uvmsim.core import units
 from uvmsim.machine.bases import as_toml, in_full, written
 from uvmsim.machine.descriptions import beside, checked, find, preset_paths, read
 from uvmsim.machine.detect import AUTO, detected
+from uvmsim.machine.disk import DiskSpec
 from uvmsim.machine.engine import SPEEDS, EngineProfile, Reach, engine_spec
 from uvmsim.machine.hardware_spec import (
     OLD_ENGINE_KEYS,
@@ -114,6 +115,8 @@ class Hardware:
     """The paging driver's constants; None where nobody measured or fitted them."""
     policy_ns: PolicyTimes | None = None
     """What policies' hooks cost the host; None where nobody measured them: nothing."""
+    disk: DiskSpec | None = None
+    """The disk that experts may be read from; None where nobody measured one."""
 
     # ---- where a description comes from --------------------------------------------------------
 
@@ -163,6 +166,7 @@ class Hardware:
         made = cls(
             spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm,
             policy_ns=spec.policy_ns,
+            disk=spec.disk,
         )  # fmt: skip
         return made.running(engine)
 
@@ -297,7 +301,7 @@ class Hardware:
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity of the machine, in file
         order; the engine has its own."""
-        words = ("name", "gpu", "summary", "engine", "uvm", "policy_ns")
+        words = ("name", "gpu", "summary", "engine", "uvm", "disk", "policy_ns")
         given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
         told = [(k, k, v) for k, v in given.items() if v is not None]
         told += [(k, f"uvm.{k}", v) for k, v in self.paging_constants().items()]
@@ -311,6 +315,9 @@ class Hardware:
             del d["reserve_bytes"]
         times = d.pop("policy_ns")
         d |= {"policy_ns": plain(times)} if times else {}
+        if d.pop("disk") is not None:
+            assert self.disk is not None
+            d["disk"] = self.disk.to_spec()
         return d | {"uvm": self.paging_constants() or None, "engine": self.engine.to_json()}
 
     def paging_constants(self) -> dict[str, Any]:

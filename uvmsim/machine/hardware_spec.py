@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from traces.errors import InputError
+from uvmsim.machine.disk import DiskSpec
 from uvmsim.machine.engine import EngineSpec
 from uvmsim.machine.policy_times import PolicyTimeSpec
 from uvmsim.machine.quantities import Bytes, Count, Flops, Rate, Room, Share, Sourced, Time
@@ -84,6 +85,7 @@ class HardwareSpec(BaseModel):
     reserve_bytes: Sourced[Room] | None = None
     uvm: UvmSpec | None = None
     policy_ns: dict[str, PolicyTimeSpec] | None = None
+    disk: DiskSpec | None = None
 
     @field_validator("engine", mode="before")
     @classmethod

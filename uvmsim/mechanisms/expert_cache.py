@@ -8,11 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from traces.errors import InputError
 from uvmsim.clocks import fast
 from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.hook_time import hook_time, told_note
+from uvmsim.experts.knowledge import costs, is_priced
 from uvmsim.experts.misses import Split
 from uvmsim.experts.pricing import price
+from uvmsim.experts.ram import check_tier, read_plan
 from uvmsim.mechanisms.base import Planned
 from uvmsim.policies.kinds import EXPERTS, PolicyKind
 from uvmsim.runs.job import Job, capacities
@@ -28,6 +31,8 @@ class ExpertCache(Planned):
     decides: ClassVar[PolicyKind | None] = EXPERTS
 
     def plan(self, job: Job) -> Plan:
+        if job.tier is not None:
+            check_tier(job)
         return planned_by(Decisions(job, self.split(job)), job)
 
     def split(self, job: Job) -> Split | None:
@@ -35,8 +40,13 @@ class ExpertCache(Planned):
         return None
 
     def decided_by(self, job: Job) -> Hashable:
-        """How many slots there are: no policy knows how fast anything is."""
-        return capacities(job)[0].tobytes()
+        """How many slots there are; no policy knows how fast anything is, but for one that asks what
+        experts cost."""
+        slots = capacities(job)[0].tobytes()
+        if not is_priced(job):
+            return slots
+        cost = costs(job)
+        return slots, cost.tobytes()
 
     def again(self, before: Outcome, job: Job) -> Outcome:
         """The same plan, priced for another machine."""
@@ -62,9 +72,18 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         if policy_ns.any():
             decisions.notes.append(measured.note(job))
     decisions.notes.extend(told_note(job))
-    layer = joined("copy_expert") // job.workload.n_experts
+    kind, expert = joined("copy_kind"), joined("copy_expert")
+    layer = expert // job.workload.n_experts
     wave_hi = joined("wave_hi")
     unpriced = np.zeros(len(wave_hi), np.int64)
+    reads = None
+    if job.tier is not None:
+        if decisions.on_cpu() is not None:
+            raise InputError(
+                ": the CPU computes misses from host memory, which may not hold them; leave it out",
+                argument="tier",
+            )
+        reads = read_plan(job, expert, kind)
     plan = Plan(
         wave_event=joined("wave_event"),
         wave_hi=wave_hi,
@@ -74,7 +93,7 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         wave_copy_hi=joined("wave_copy_hi"),
         wave_wait_hi=joined("wave_wait_hi"),
         copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
-        copy_kind=joined("copy_kind"),
+        copy_kind=kind,
         copy_after=joined("copy_after"),
         copy_ns=np.zeros(len(layer), np.int64),
         waits=joined("waits"),
@@ -84,6 +103,7 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         slots=decisions.slots,
         policy_ns=policy_ns,
         on_cpu=decisions.on_cpu(),
+        reads=reads,
         notes=decisions.notes,
         saved=decisions.saved() if job.keeps_state else [],
     )

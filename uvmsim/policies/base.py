@@ -106,6 +106,9 @@ class Context:
     expert_bytes: np.ndarray
     """int64 [n_layers]"""
     seed: int
+    cost_ns: np.ndarray | None = None
+    """int64 [n_layers]: time to bring an expert back, over the link to device memory or from the
+    disk to host memory; only for policies that say that they are `Policy.priced`."""
     prefetches: bool = True
     """False where an expert is only ever fetched because it is accessed right now."""
     spare: int = 0
@@ -178,6 +181,8 @@ class Policy:
     ``expert_in``). A policy that says it reads less is faster on plain sequences of ids
     (`uvmsim.cache_misses`), where the rest is then not kept. Holds for the class that declares it, not
     for those derived from it."""
+    priced: ClassVar[bool] = False
+    """Decides by what an expert costs to bring back (`Context.cost_ns`), so by the machine's speeds."""
     knowledge_version: ClassVar[int] = 1
     """Of what `knowledge` means; a saved one of another version is refused."""
     knowledge_depends_on: ClassVar[frozenset[str] | None] = None

@@ -15,11 +15,12 @@ def draw(c: Curves, path: str) -> None:
     total = w.n_layers * w.n_experts
     names = list(dict.fromkeys(x.policy for curves in c.by_pool.values() for x in curves))
     for pool, curves in c.by_pool.items():
-        style = "-" if pool == "global" else (0, (4, 2))
+        style = (0, (4, 2)) if pool == "per-layer" else "-"
+        kind = {"global": "one pool", "per-layer": "a pool a layer"}.get(pool, pool)
         for curve in curves:
             colour = COLOURS[names.index(curve.policy) % len(COLOURS)]
             x, y = curve.slots / total * 100, curve.ratio * 100
-            label = f"{curve.policy}, {'one pool' if pool == 'global' else 'a pool a layer'}"
+            label = f"{curve.policy}, {kind}"
             marker = "o" if len(x) < 30 else None
             ax.plot(x, y, linestyle=style, color=colour, label=label, marker=marker, ms=4, lw=1.8)
             if curve.error is not None:

@@ -32,7 +32,7 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     for n in c.sizes:
         cells = []
         for pool, curves in c.by_pool.items():
-            each = 1 if pool == "global" else w.n_layers
+            each = w.n_layers if pool == "per-layer" else 1
             for curve in curves:
                 value = at(curve, n, each)
                 text = "-" if value is None else f"{value:.2%}"
@@ -42,6 +42,10 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
                 cells.append(text)
         rows.append(Row([f"{n:,}", f"{n / total:.2%}", *cells]))
     title = f"Miss ratio by experts resident{sampled}"
+    if c.behind:
+        (curves,) = c.by_pool.values()
+        copies = f"{curves[0].accesses:,} copies into {c.behind}"
+        title = f"Miss ratio by experts in host memory, of {copies}"
     look: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
     for some, lines in _blocks(console, columns, rows, look):
         show(console, some, lines, title=title, **look)

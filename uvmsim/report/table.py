@@ -19,6 +19,7 @@ from uvmsim.studies.compare import Comparison
 PARTS = (
     ("compute", "\u2588", "green"),
     ("cpu", "\u2593", "magenta"),
+    ("disk", "\u259e", "blue"),
     ("transfer", "\u2592", "yellow"),
     ("queueing", "\u2591", "red"),
     ("paging", "\u259a", "yellow"),
@@ -82,6 +83,13 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
     decodings = list(dict.fromkeys(run.job.decoding for run in c.runs))
     if len(decodings) == 1 and decodings[0] is not None:
         lines.append(("decoding", str(decodings[0])))
+    tier = c.runs[0].job.tier if c.runs else None
+    if tier is not None:
+        ram = format_bytes(tier.ram_bytes, binary=True)
+        rows = [r["ram"] for r in d["runs"] if _ok(r)]
+        holds = f" ({rows[0]['slots']:,} experts)" if rows and rows[0]["slots"] else ""
+        policy = f", {rows[0]['policy']}" if rows else ""
+        lines.append(("tiers", f"{ram} of host memory{holds}{policy}, above {tier.said()}"))
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
@@ -184,14 +192,17 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
     ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
     ("services/chunk", lambda run, r, c: _plain(r.get("services_per_chunk"))),
+    ("RAM hits", lambda run, r, c: _percent(r.get("ram", {}).get("hit_rate"))),
+    ("GB read", lambda run, r, c: _gigabytes(r.get("ram", {}).get("disk_bytes", 0))),
     ("x Belady", lambda run, r, c: _times(r.get("misses_over_belady"))),
     ("time", lambda run, r, c: _bar(r["time_split_s"])),
     ("ok/late/lost", lambda run, r, c: _prefetch(r.get("prefetch", NO_PREFETCH))),
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "each t/s", "prefill t/s", "hit rate", "tokens/step", "experts/layer", "over cold",
-    "GB in", "x Belady", "chunks in", "GB out", "ok/late/lost", "services/chunk", "time",
+    "decode t/s", "each t/s", "prefill t/s", "hit rate", "RAM hits", "GB read", "tokens/step",
+    "experts/layer", "over cold", "GB in", "x Belady", "chunks in", "GB out", "ok/late/lost",
+    "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.tier import Tier
 from uvmsim.policies.kinds import Spec
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
@@ -56,6 +57,10 @@ class Job:
     miss; None: as many as a token uses in a layer. Policies that always insert have none."""
     behind: bool = False
     """`hybrid`: what the CPU computes is copied in behind where the link would rest."""
+    tier: Tier | None = None
+    """`expert-cache`: a disk below host memory; None: host memory holds every expert."""
+    tier_policy: PolicySpec | None = None
+    """Who leaves host memory; None: LRU."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`), instead of what the machine's description says of it. Speeds

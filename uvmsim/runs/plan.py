@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uvmsim.policies.saved import Saved
+from uvmsim.runs.reads import Reads
 from uvmsim.workload import Workload
 
 DEMAND, PREFETCH, WRITEBACK = 0, 1, 2
@@ -90,6 +91,8 @@ class Plan:
     """bool [A]: misses that the CPU computes; None: none."""
     policy_ns: np.ndarray | None = None
     """int64 [E]: measured host time of the policy's hooks, by event; None: not measured."""
+    reads: Reads | None = None
+    """What copies must wait for from a disk; None: all experts are in host memory."""
     notes: list[str] = field(default_factory=list)
     saved: list[Saved] = field(default_factory=list)
     """What the policy had learned by the end, where the job keeps it."""

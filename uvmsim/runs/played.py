@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from uvmsim.runs.disk import check_reads, disk_wait
 from uvmsim.runs.outcome import Outcome, share
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
@@ -41,6 +42,7 @@ class Played:
             },
             **run.speeds(),
             "time_split_s": time_split(plan, t),
+            **({"ram": plan.reads.measures()} if plan.reads is not None else {}),
             "link_utilisation": share(int(plan.copy_ns[h2d].sum()), int(t.step_end[-1])),
             "notes": plan.notes,
         }
@@ -74,6 +76,8 @@ def check(run: Played) -> None:
         cut = (plan.copy_kind == PREFETCH) & (plan.copy_ns > plan.piece_ns)
     if (took[~cut] != plan.copy_ns[~cut]).any() or (took[cut] < plan.copy_ns[cut]).any():
         raise AssertionError("a copy took another time than planned")
+    if plan.reads is not None:
+        check_reads(plan, t)
     if len(t.step_end) and (t.step_end[1:] < t.step_end[:-1]).any():
         raise AssertionError("the clock ran backwards")
 
@@ -85,11 +89,13 @@ def late_waits(plan: Plan, t: Timeline) -> int:
 
 
 def time_split(plan: Plan, t: Timeline) -> dict[str, float]:
-    """Where the time went, in seconds: the GPU computing, the GPU waiting for CPU experts, for its
-    own wave's copies (transfer), and for a link busy with something else (queueing)."""
+    """Where the time went, in seconds: the GPU computing, the GPU waiting for CPU experts, for reads
+    from the disk that its wave needs, for its own wave's copies (transfer), and for a link busy with
+    something else (queueing)."""
     wait = t.wave_ready - t.wave_open
     cpu = np.minimum(wait, plan.cpu_ns)
-    link = wait - cpu
+    disk = np.maximum(disk_wait(plan, t) - cpu, 0)
+    link = wait - cpu - disk
     demand = np.where(plan.copy_kind == DEMAND, plan.copy_ns, 0)
     total = np.concatenate(([0], np.cumsum(demand)))
     own = np.diff(total[plan.wave_copy_hi], prepend=0)
@@ -97,6 +103,7 @@ def time_split(plan: Plan, t: Timeline) -> dict[str, float]:
     return {
         "compute": float(plan.pre_ns.sum() + plan.compute_ns.sum()) / 1e9,
         "cpu": float(cpu.sum()) / 1e9,
+        **({"disk": float(disk.sum()) / 1e9} if plan.reads is not None else {}),
         "transfer": float(transfer.sum()) / 1e9,
         "queueing": float((link - transfer).sum()) / 1e9,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,10 @@ class Timeline:
     """[C]"""
     copy_done: np.ndarray
     """[C]"""
+    read_start: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[R]: a read is in flight from then on; no reads where a plan has none."""
+    read_done: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[R]: its last byte is in host memory."""
 
     def equals(self, other: Timeline) -> bool:
         """Equal to the nanosecond, everywhere."""

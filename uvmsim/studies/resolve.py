@@ -16,8 +16,10 @@ from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.tier import MMAP, Tier
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
+from uvmsim.policies.registry import PolicySpec, parse
 from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.job import Job
 from uvmsim.studies.decodings import decodings_of, job_of, notes_of, with_cost
@@ -110,13 +112,26 @@ def base_job(
     """The job of a scenario without a policy and without a pool size; of several ``ncmoe`` the
     first."""
     given: Any = s.ncmoe[0] if isinstance(s.ncmoe, tuple) else s.ncmoe
+    tier, tier_policy = tier_of(s, hardware)
+    mapped = tier is not None and tier.mode == MMAP
     return Job(
         workload, model, hardware, pool=s.pool or "global", reset=s.reset,
-        write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
+        write_back=s.write_back, pinned=not (s.pageable or mapped), seed=s.seed, profile=profile,
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
         scratch=s.scratch, behind=s.behind is not False, policy_time=bool(s.policy_time),
-        prefetch_pieces=pieces_of(s),
+        prefetch_pieces=pieces_of(s), tier=tier, tier_policy=tier_policy,
     )  # fmt: skip
+
+
+def tier_of(s: Scenario, hardware: Hardware) -> tuple[Tier | None, PolicySpec | None]:
+    """The disk below host memory with host memory's policy; None where everything is in host memory."""
+    if s.tier is None:
+        return None, None
+    ram = _parsed("ram", parse_bytes, s.ram)
+    tier = _parsed("tier", lambda text: Tier.parse(text, ram, hardware.disk), s.tier)
+    named: Any = s.tier_policy
+    policy = None if named is None else _parsed("tier_policy", parse, named)
+    return tier, policy
 
 
 def pieces_of(s: Scenario) -> int:
@@ -139,6 +154,8 @@ def jobs(
     ``chosen``: policies by the noun of their kind. ``decides``: the kind that a mechanism takes.
     """
     for name in mechanisms:
+        if r.base.tier is not None and name != "expert-cache":
+            raise InputError(f": {name} reads experts from host memory alone; leave it out", "tier")
         kind = decides(name)
         if kind is None:
             for n in r.ncmoes if name == "cpu-offload" and r.ncmoes else (r.base.ncmoe,):

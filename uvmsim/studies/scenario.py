@@ -119,6 +119,13 @@ class Scenario:
     prefetch_pieces: str | int | float | None = None
     """expert-cache: move prefetches in pieces of so many bytes (``"4MiB"``), held back while demand
     copies are queued; those that are waited for go first. None: as whole experts, in their order."""
+    ram: str | int | float | None = None
+    """Host memory that holds experts, above the disk that ``tier`` says: bytes, or ``"6GiB"``."""
+    tier: str | None = None
+    """expert-cache: a disk below host memory, ``"nvme:7GB/s,80us,qd=32,mode=direct"`` (docs/tiers.md),
+    or a name alone, for the hardware's own ``[disk]``. None: host memory holds every expert."""
+    tier_policy: AnyPolicy | None = None
+    """Who leaves host memory; None: LRU."""
     scratch: int | None = None
     """Expert places beside the pool, for policies that choose what becomes of a miss
     (``lrfu:bypass=1``); they count against device memory. None: as many as a token uses in a layer."""
@@ -150,7 +157,15 @@ class Scenario:
             raise InputError(f"{self.ctx}: give a number of tokens above 0", argument="ctx")
         if self.limit is not None and self.limit <= 0:
             raise InputError(f"{self.limit}: give a number of tokens above 0", argument="limit")
-
+        if (self.ram is None) != (self.tier is None):
+            missing, given = ("ram", "tier") if self.ram is None else ("tier", "ram")
+            example = "6GiB" if missing == "ram" else "nvme:7GB/s,80us"
+            raise InputError(
+                f": says nothing without `{missing}`; give both, such as `{missing}` {example}",
+                given,
+            )
+        if self.tier_policy is not None and self.tier is None:
+            raise InputError(": is for host memory above a disk; give `tier`, too", "tier_policy")
         if self.scratch is not None and self.scratch < 0:
             raise InputError(f"{self.scratch}: must be 0 or more", argument="scratch")
 
@@ -316,6 +331,18 @@ def _policy(value: Any) -> Any:
     return tuple(_policy(x) for x in value) if type(value) is tuple else copy.copy(value)
 
 
+def _one_policy(value: Any) -> Any:
+    if isinstance(value, list) or (isinstance(value, tuple) and len(value) != 2):
+        raise InputError("give one policy")
+    return None if value is None else _policy(value)
+
+
+def _tier(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InputError("write it like nvme:7GB/s,80us,qd=32,mode=direct")
+    return value
+
+
 def _machines(value: Any) -> Any:
     """One machine as itself, several as a tuple."""
     if isinstance(value, list | tuple):
@@ -404,7 +431,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "trace": _trace, "profile": _trace, "model": _described, "hardware": _machines,
     "program": _path, "state": _path, "state_out": _path,
     "expert_size": _number, "vram": _number, "link": _number,
-    "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole,
+    "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ram": _number,
+    "tier": _tier, "tier_policy": _one_policy, "ctx": _whole,
     "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "batch": _batches, "draft": _drafts, "draft_reject": _draft_reject, "draft_cost": _draft_cost,

@@ -12,11 +12,12 @@ from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.policies.registry import parse, spec_of
+from uvmsim.policies.registry import PolicySpec, parse, spec_of
 from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.job import Job
 from uvmsim.studies.answer import Answer
 from uvmsim.studies.decodings import notes_of, the_decoding
+from uvmsim.studies.mrc.behind import BEHIND, copies_of, curves_behind
 from uvmsim.studies.mrc.curves import Curve, lru_curve, policy_curve, sampled_lru_curve
 from uvmsim.studies.resolve import base_job, load_trace, profile_of, slots_of, trace_json
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, POOLS, Progress, Scenario, scenario_of
@@ -41,6 +42,8 @@ class Curves(Answer):
     workload: Workload
     sizes: list[int]
     by_pool: dict[str, list[Curve]]
+    behind: str | None = None
+    """The pool in device memory whose copies host memory serves; None: curves of such pools."""
     decoding: Decoding | None = None
     """The batch and the drafts that were asked for."""
     notes: list[str] = field(default_factory=list)
@@ -86,6 +89,7 @@ class Curves(Answer):
             "trace": trace_json(self.trace, self.workload),
             "unit": self.scenario.unit,
             "sample": self.sample,
+            **({"behind": self.behind} if self.behind else {}),
             "curves": curves,
         } | (self.decoding.to_json() | {"notes": self.notes} if self.decoding else {})
 
@@ -94,6 +98,8 @@ def mrc(
     scenario: Scenario | Any = None,
     *,
     sample: float | None = None,
+    behind: str | float | int | None = None,
+    behind_policy: str = "lru",
     progress: Progress | None = None,
 ) -> Curves:
     """Miss-ratio curves of a scenario, or of a trace (a path, a `RoutingTrace`; None: the bundled).
@@ -101,7 +107,11 @@ def mrc(
     LRU's curve is exact for every size, from one pass over the trace; ``sample`` estimates it from that
     share of the trace. Other policies (``policies``; Belady's MIN) are simulated at ``slots`` (6.25 %
     to 100 %). Without ``pool`` both kinds of pool are looked at. No times: model, hardware and sizes
-    in bytes do not matter. ``progress`` as in `uvmsim.compare`. Raises `InputError`.
+    in bytes do not matter.
+
+    ``behind``: the size of a pool in device memory under ``behind_policy``; the curves are then those
+    of host memory above a disk, whose accesses are that pool's copies. ``progress`` as in
+    `uvmsim.compare`. Raises `InputError`.
     """
     s = scenario_of(scenario)
     s = s.or_else(policies=DEFAULT_POLICIES, slots=DEFAULT_SHARES)
@@ -122,6 +132,8 @@ def mrc(
     specs = [parse("lru"), *(spec_of(p) for p in named if p != "lru")]
     for spec in specs[1:]:
         check_needs(replace(base, policy=spec), trace)
+    if behind is not None:
+        return _behind(s, trace, base, specs, sizes, str(behind), behind_policy, sample, progress)
     pools = POOLS if s.pool is None else (s.pool,)
     by_pool: dict[str, list[Curve]] = {}
     done, todo = 0, len(pools) * len(specs)
@@ -144,7 +156,29 @@ def mrc(
             else:
                 by_pool[pool].append(_whole_lru(job, fitting))
             done += 1
-    return Curves(s, sample, trace, w, sizes, by_pool, decoding, notes)
+    return Curves(s, sample, trace, w, sizes, by_pool, None, decoding, notes)
+
+
+def _behind(
+    s: Scenario, trace: RoutingTrace, base: Job, specs: list[PolicySpec], sizes: list[int],
+    behind: str, policy: str, sample: float | None, progress: Progress | None,
+) -> Curves:  # fmt: skip
+    """The curves of host memory."""
+    w = base.workload
+    if sample is not None:
+        raise InputError(f"{sample}: copies behind a pool are not sampled", argument="sample")
+    job = replace(base, policy=parse(policy), slots=slots_of(behind, w.n_layers * w.n_experts))
+    check_needs(job, trace)
+    done = iter(range(len(specs)))
+
+    def told(name: str) -> None:
+        if progress:
+            progress(next(done), len(specs), name)
+
+    ids = copies_of(job)
+    curves = curves_behind(ids, w.n_layers * w.n_experts, specs, sizes, s.seed, told)
+    where = f"{job.slots:,} slots, {job.pool}, under {policy}"
+    return Curves(s, None, trace, w, sizes, {BEHIND: curves}, where)
 
 
 def _whole_lru(job: Job, sizes: list[int]) -> Curve:
