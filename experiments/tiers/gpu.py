@@ -26,7 +26,7 @@ from typing import Any
 
 LEFT_OUT = (
     "faults", "migrations", "uvm_mode", "fault_groups", "paging", "zero_copy", "pageable_h2d",
-    "pageable_d2h", "pinned_alloc", "cpu", "cpu_experts",
+    "pageable_d2h", "pinned_alloc", "cpu", "cpu_experts", "policies",
 )  # fmt: skip
 """Stages of the calibration that have no bearing on copies, kernels or the disk."""
 POLICIES = ("lru", "layer-lru", "lru+next-layer")
