@@ -1,0 +1,1 @@
+"""A server under load: which requests share a forward pass, and when each token comes out."""
