@@ -62,6 +62,9 @@ HITS, EVICTIONS, ISSUED, USED, WASTED, BASE, WAVES, COPIES, WAITS, ERROR, CULPRI
 """Places in ``Tally.n``; BASE is the run's number of the first copy of the block being written."""
 BYPASSED, BYPASSED_HITS = 11, 12
 """More places: accesses of bypassed events, and those among them that were resident."""
+EVENTS, STEPS, ACCESSES = 13, 14, 15
+"""More places: what came before the first event, step and access of a stream that holds only a part of
+the run; hooks are told numbers of the run."""
 
 BAD_VICTIM, NO_VICTIM, BAD_PREFETCH, BAD_ACTION, NO_SCRATCH = 1, 2, 3, 4, 5
 
@@ -74,7 +77,7 @@ class Tally(NamedTuple):
     """Counters and what is known of copies on their way."""
 
     n: np.ndarray
-    """int64 [13]: see the places above; ERROR is 0 while all is well."""
+    """int64 [16]: see the places above; ERROR is 0 while all is well."""
     layer_hits: np.ndarray
     """int64 [2, layers]"""
     layer_accesses: np.ndarray
@@ -317,8 +320,8 @@ def take_offers(es, pool, seen, tally, out, misses, stream, a, end):
     return True
 
 
-def event_of(stream, i, lo, hi):
-    """What hooks see of event ``i``."""
+def event_of(stream, n, i, lo, hi):
+    """What hooks see of event ``i``; ``n``: `Tally.n`."""
     scores = stream.scores[:0]
     if len(stream.scores):
         scores = stream.scores[stream.row_lo[i] : stream.row_lo[i + 1]]
@@ -328,7 +331,7 @@ def event_of(stream, i, lo, hi):
         ranks = stream.row_guess_scores[stream.row_lo[i] : stream.row_lo[i + 1]]
     return Event(
         np.int64(stream.event_layer[i]),
-        np.int64(stream.event_step[i]),
+        n[STEPS] + stream.event_step[i],
         np.int64(stream.event_tokens[i]),
         read_only(stream.ids[lo:hi]),
         read_only(stream.counts[lo:hi]),
@@ -375,12 +378,12 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
         layer = stream.event_layer[i]
         step = stream.event_step[i]
         phase = stream.step_phase[step]
-        pool.clock[EVENT] = i
-        pool.clock[STEP] = step
+        pool.clock[EVENT] = n[EVENTS] + i
+        pool.clock[STEP] = n[STEPS] + step
         pool.clock[LAYER] = layer
-        pool.clock[ACCESS] = lo
+        pool.clock[ACCESS] = n[ACCESSES] + lo
         if SEES_EVENTS:
-            ev = event_of(stream, i, lo, hi)
+            ev = event_of(stream, n, i, lo, hi)
             eviction_on_event(es, seen, ev)
             prefetch_on_event(ps, seen, ev)
         kept = True
@@ -400,7 +403,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
             offered = False
             for j in range(a, end):
                 e = stream.ids[j]
-                pool.clock[ACCESS] = j
+                pool.clock[ACCESS] = n[ACCESSES] + j
                 found = pool.slot_of[e] >= 0
                 action = np.int64(INSERT)
                 if CHOOSES and kept and not found:
@@ -421,7 +424,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                 if action == OFFER:
                     offered = True  # touched when it enters
                 elif kept:
-                    on_access(es, seen, e, j, found)
+                    on_access(es, seen, e, n[ACCESSES] + j, found)
                 else:
                     n[BYPASSED] += 1
                     n[BYPASSED_HITS] += found
@@ -454,7 +457,9 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         out.slot[j] = -1
                     else:
                         kind = DEMAND if action == INSERT else PREFETCH
-                        if not get_slot(es, pool, seen, tally, out, misses, e, j, kind, write_back):
+                        if not get_slot(
+                            es, pool, seen, tally, out, misses, e, n[ACCESSES] + j, kind, write_back
+                        ):
                             if n[ERROR] == 0:
                                 n[ERROR] = NO_VICTIM
                             return i
@@ -469,7 +474,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                 if not done:
                     return i
             if PREFETCHES and kept and end == hi:
-                asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)
+                asked = prefetch(ps, seen, event_of(stream, n, i, lo, hi), out.wanted)
                 if asked > most:
                     n[ERROR] = BAD_PREFETCH
                     n[CULPRIT] = asked
@@ -489,7 +494,8 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         continue
                     pool.pin[e] = pool.stamp[0]
                     if not get_slot(
-                        es, pool, seen, tally, out, misses, e, hi - 1, PREFETCH, write_back
+                        es, pool, seen, tally, out, misses, e, n[ACCESSES] + hi - 1, PREFETCH,
+                        write_back,
                     ):
                         pool.pin[e] = 0
                         if n[ERROR]:
@@ -535,7 +541,7 @@ def new_tally(n_layers: int, n_experts: int) -> Tally:
     """Counters at zero."""
     total = n_layers * n_experts
     return Tally(
-        np.zeros(13, np.int64),
+        np.zeros(16, np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros(total, np.uint8),

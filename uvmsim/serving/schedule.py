@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uvmsim.core.jit import inner
+from uvmsim.core.jit import kernel_part
 from uvmsim.serving.load import Load
 from uvmsim.serving.server import ARRIVAL_ORDER, NEVER, Server
 
@@ -86,7 +86,7 @@ def new_entries(server: Server) -> Entries:
     )
 
 
-@inner
+@kernel_part
 def arrives(q, i):
     """When request ``i`` comes to the client; NEVER while the clock has not started."""
     if q.n[ZERO] < 0:
@@ -94,7 +94,7 @@ def arrives(q, i):
     return q.arrival[i] + q.n[ZERO]
 
 
-@inner
+@kernel_part
 def send(q, now):
     """The client sends what has arrived by ``now``, as long as it may."""
     n = q.n
@@ -110,7 +110,7 @@ def send(q, now):
         n[SENT] += 1
 
 
-@inner
+@kernel_part
 def admit(q, now):
     """Requests that were sent get slots, as long as there are some and the KV cache has room."""
     n = q.n
@@ -130,7 +130,7 @@ def admit(q, now):
         n[ADMITTED] += 1
 
 
-@inner
+@kernel_part
 def in_place(q, x):
     """The request in the ``x``-th place of those to go through, -1: none."""
     if q.rules[4] == ARRIVAL_ORDER:
@@ -138,7 +138,7 @@ def in_place(q, x):
     return q.slots[x]
 
 
-@inner
+@kernel_part
 def compose(q, entries):
     """Fill ``entries`` with the next iteration's; returns how many."""
     left = q.rules[0]
@@ -165,7 +165,7 @@ def compose(q, entries):
     return m
 
 
-@inner
+@kernel_part
 def commit(q, entries, m, now):
     """The iteration of the first ``m`` entries ended at ``now``."""
     n = q.n
@@ -187,7 +187,7 @@ def commit(q, entries, m, now):
     send(q, now)
 
 
-@inner
+@kernel_part
 def leave(q, i):
     """Request ``i`` has all its tokens."""
     n = q.n
@@ -206,7 +206,7 @@ def leave(q, i):
         n[ZERO] = n[NOW]
 
 
-@inner
+@kernel_part
 def begin(q):
     """Wait until there is something to do; returns whether there is."""
     n = q.n
