@@ -1,1 +1,2 @@
-"""A server under load: which requests share a forward pass, and when each token comes out."""
+"""A server under load: which requests share a forward pass, when each token comes out, and what the
+client measures of it."""
