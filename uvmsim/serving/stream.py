@@ -14,6 +14,7 @@ import numpy as np
 
 from uvmsim.clocks.fast import BACK_HEAD, DEMAND_HEAD, ISSUED, PREFETCH_HEAD, UNKNOWN, advance
 from uvmsim.clocks.fast import NOW as CLOCK
+from traces.jit import compiled
 from uvmsim.core.jit import kernel_part
 from uvmsim.experts.pool import (
     ACCESSES,
@@ -26,7 +27,7 @@ from uvmsim.experts.pool import (
     WAVES,
 )
 from uvmsim.runs.plan import DEMAND
-from uvmsim.serving.schedule import NOW, PROMPT, begin, commit, compose
+from uvmsim.serving.schedule import NOW, PROMPT, ZERO, begin, commit, compose
 
 (
     PASSES, TOKENS, BUSY_NS, ACCESSED, HIT, DEMAND_BYTES, PREFETCH_BYTES, STALL_NS, LATE, COMPUTE_NS,
@@ -34,6 +35,10 @@ from uvmsim.serving.schedule import NOW, PROMPT, begin, commit, compose
 """Columns of ``sums`` (int64 [2, 10], by phase): forward passes, their tokens, how long they took, accesses, hits, bytes copied, how
 long the GPU waited for copies, prefetches that came late, how long it computed."""
 COLUMNS = 10
+
+ENTRIES, X, TAKEN, N, ATTENDED, HITS_BEFORE = range(6)
+"""Places in ``cursor`` (int64 [6]): of the iteration, its entries, the next one and how much of that is
+taken; of the pass, its tokens, what they attend to, and hits of the run before it."""
 
 DROPPED, FULL = 0, 1
 """Places in `Copies.n`: copies of the run that were forgotten, whether there is room for no more."""
@@ -118,74 +123,108 @@ def plan_pass(first, last, stream, pool, tally, es, ps, out, write_back, most, m
 
 
 def serve_passes(
-    budget, q, entries, tokens, part, prices, copies, sums, stream, pool, tally, es, ps, out, most,
-    misses,
+    budget, q, cursor, entries, tokens, part, prices, copies, sums, stream, pool, tally, es, ps, out,
+    most, misses,
 ):  # fmt: skip
-    """Serve iterations until ``budget`` forward passes are through or all requests are; returns how
-    many. ``tally.n[ERROR]`` is set where the policy is at fault, ``copies.n[FULL]`` where more copies are
-    under way than there is room for: either ends the run."""
-    ubatch = q.rules[1]
+    """Serve ``budget`` forward passes, fewer where all requests are through; returns how many.
+    ``tally.n[ERROR]`` is set where the policy is at fault, ``copies.n[FULL]`` where more copies are under
+    way than there is room for: either ends the run."""
     layers = len(part.event_tokens)
     passes = 0
-    while passes < budget and begin(q):
-        m = compose(q, entries)
-        x = 0
-        taken = np.int64(0)
-        while x < m:
-            n = 0
-            prompts = 0
-            while x < m and n < ubatch:
-                count = min(entries.count[x] - taken, ubatch - n)
-                for j in range(count):
-                    part.request[n] = entries.request[x]
-                    part.kind[n] = entries.kind[x]
-                    part.at[n] = entries.first[x] + taken + j
-                    n += 1
-                if entries.kind[x] == PROMPT:
-                    prompts = 1
-                taken += count
-                if taken == entries.count[x]:
-                    x += 1
-                    taken = np.int64(0)
-            kv = fill(part, q, tokens, n, pool.n_experts)
-            part.step_phase[0] = 1 - prompts
-            hits = tally.n[HITS]
-            tally.n[COPIES] = 0
-            tally.n[WAVES] = 0
-            tally.n[WAITS] = 0
-            served = plan_pass(
-                0, layers, stream, pool, tally, es, ps, out, False, most, misses
-            )
-            if served < layers:
-                return passes
-            if not queue_copies(copies, prices, tally, out, pool.n_experts):
-                return passes
-            idle = max(q.n[NOW] - copies.at[CLOCK], 0)
-            before = copies.at[CLOCK] + idle
-            price(copies, prices, part, tally, out, n, kv, pool.n_experts)
-            copies.pre[0] += idle
-            advance(
-                copies.at, tally.n[WAVES], copies.at[ISSUED] + tally.n[COPIES], False, copies.pre,
-                copies.cpu, copies.compute, copies.copy_hi, copies.wait_hi, copies.kind,
-                copies.kind, copies.after, copies.ns, copies.ns, copies.waits, copies.queued,
-                copies.start, copies.done, copies.none, copies.opened, copies.arrived,
-                copies.ended, 0,
-            )  # fmt: skip
-            copies.pre[0] -= idle
-            own = sums[0 if prompts else 1]
-            own[PASSES] += 1
-            own[TOKENS] += n
-            own[BUSY_NS] += copies.at[CLOCK] - before
-            own[ACCESSED] += part.event_lo[layers]
-            own[HIT] += tally.n[HITS] - hits
-            add_up(own, copies, prices, tally, out, pool.n_experts)
-            tally.n[EVENTS] += layers
-            tally.n[STEPS] += 1
-            tally.n[ACCESSES] += part.event_lo[layers]
-            tally.n[BASE] += tally.n[COPIES]
-            passes += 1
-        commit(q, entries, m, copies.at[CLOCK])
+    while passes < budget and next_pass(q, cursor, entries, tokens, part, tally, pool.n_experts):
+        if plan_pass(0, layers, stream, pool, tally, es, ps, out, False, most, misses) < layers:
+            return passes
+        if not end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, pool.n_experts):
+            return passes
+        passes += 1
     return passes
+
+
+@kernel_part
+def next_pass(q, cursor, entries, tokens, part, tally, n_experts):
+    """Make up the next forward pass, after its iteration if it is that's first; False where there is
+    none."""
+    if cursor[X] == cursor[ENTRIES]:
+        if not begin(q):
+            return False
+        cursor[ENTRIES] = compose(q, entries)
+        cursor[X] = 0
+    x = cursor[X]
+    taken = cursor[TAKEN]
+    n = 0
+    prompts = 0
+    while x < cursor[ENTRIES] and n < q.rules[1]:
+        count = min(entries.count[x] - taken, q.rules[1] - n)
+        for j in range(count):
+            part.request[n] = entries.request[x]
+            part.kind[n] = entries.kind[x]
+            part.at[n] = entries.first[x] + taken + j
+            n += 1
+        if entries.kind[x] == PROMPT:
+            prompts = 1
+        taken += count
+        if taken == entries.count[x]:
+            x += 1
+            taken = np.int64(0)
+    cursor[X] = x
+    cursor[TAKEN] = taken
+    cursor[N] = n
+    cursor[ATTENDED] = fill(part, q, tokens, n, n_experts)
+    cursor[HITS_BEFORE] = tally.n[HITS]
+    part.step_phase[0] = 1 - prompts
+    tally.n[COPIES] = 0
+    tally.n[WAVES] = 0
+    tally.n[WAITS] = 0
+    return True
+
+
+@kernel_part
+def end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, n_experts):
+    """Price and clock a pass that was served, and its iteration if it is that's last; False where there
+    is no room for its copies."""
+    if not queue_copies(copies, prices, tally, out, n_experts):
+        return False
+    layers = len(part.event_tokens)
+    idle = max(q.n[NOW] - copies.at[CLOCK], 0)
+    before = copies.at[CLOCK] + idle
+    price(copies, prices, part, tally, out, cursor[N], cursor[ATTENDED], n_experts)
+    copies.pre[0] += idle
+    advance(
+        copies.at, tally.n[WAVES], copies.at[ISSUED] + tally.n[COPIES], False, copies.pre,
+        copies.cpu, copies.compute, copies.copy_hi, copies.wait_hi, copies.kind, copies.kind,
+        copies.after, copies.ns, copies.ns, copies.waits, copies.queued, copies.start, copies.done,
+        copies.none, copies.opened, copies.arrived, copies.ended, 0,
+    )  # fmt: skip
+    copies.pre[0] -= idle
+    own = sums[part.step_phase[0]]
+    own[PASSES] += 1
+    own[TOKENS] += cursor[N]
+    own[BUSY_NS] += copies.at[CLOCK] - before
+    own[ACCESSED] += part.event_lo[layers]
+    own[HIT] += tally.n[HITS] - cursor[HITS_BEFORE]
+    add_up(own, copies, prices, tally, out, n_experts)
+    tally.n[EVENTS] += layers
+    tally.n[STEPS] += 1
+    tally.n[ACCESSES] += part.event_lo[layers]
+    tally.n[BASE] += tally.n[COPIES]
+    if cursor[X] == cursor[ENTRIES]:
+        warming = q.n[ZERO] < 0
+        commit(q, entries, cursor[ENTRIES], copies.at[CLOCK])
+        if warming and q.n[ZERO] >= 0:
+            sums[:] = 0
+    return True
+
+
+@compiled(nogil=True)
+def begin_one(q, cursor, entries, tokens, part, tally, n_experts):
+    """`next_pass`, for a loop in Python."""
+    return next_pass(q, cursor, entries, tokens, part, tally, n_experts)
+
+
+@compiled(nogil=True)
+def end_one(q, cursor, entries, part, prices, copies, sums, tally, out, n_experts):
+    """`end_pass`, for a loop in Python."""
+    return end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, n_experts)
 
 
 @kernel_part

@@ -28,13 +28,17 @@ from uvmsim.serving.stream import (
     Part,
     Prices,
     Tokens,
+    begin_one,
+    end_one,
     plan_pass,
     serve_passes,
 )
 from uvmsim.workload import Workload, build_workload
 
-BLOCK = 20_000
-"""Forward passes between two looks at the clock on the wall."""
+BLOCK = 5_000
+"""Forward passes between two reports of progress."""
+WORTH = 200_000
+"""Forward passes to come that are worth compiling the loop for: some ten seconds a policy."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +102,41 @@ def _served(
     )  # fmt: skip
     queue, entries = new_queue(load, server), new_entries(server)
     copies = new_copies(room + len(out.copy_kind), len(out.wave_hi), len(out.waits))
-    sums = np.zeros((2, COLUMNS), np.int64)
-    run = bind(serve_passes, {plan_pass: kernel.run}, states=states).run
+    sums, cursor = np.zeros((2, COLUMNS), np.int64), np.zeros(6, np.int64)
     tokens, prices = Tokens(source.prompt, source.output, load.start), prices_of(job)
-    while queue.n[DONE] < len(load):
+
+    def one_by_one(budget: int) -> None:
+        """`serve_passes` in Python: a call takes 0.1 ms more a pass, and nothing is compiled for it."""
+        layers = w.n_layers
+        for _ in range(budget):
+            if not begin_one(queue, cursor, entries, tokens, part, tally, w.n_experts):
+                return
+            if kernel.run(0, layers, stream, pool, tally, *states, out, False, most, misses) < layers:
+                return
+            if not end_one(
+                queue, cursor, entries, part, prices, copies, sums, tally, out, w.n_experts
+            ):
+                return
+
+    def whole(budget: int) -> None:
+        run = bind(serve_passes, {plan_pass: kernel.run}, states=states).run
         run(
-            BLOCK, queue, entries, tokens, part, prices, copies, sums, stream, pool, tally,
+            budget, queue, cursor, entries, tokens, part, prices, copies, sums, stream, pool, tally,
             *states, out, most, misses,
         )  # fmt: skip
+
+    serve, passes = one_by_one, 0
+    while queue.n[DONE] < len(load):
+        serve(BLOCK)
+        passes += BLOCK
         decisions.complain(int(tally.n[EVENTS]))
         if copies.n[FULL]:
             return None
+        done = int(queue.n[DONE])
         if progress:
-            progress(int(queue.n[DONE]), len(load))
+            progress(done, len(load))
+        if passes * (len(load) / max(done, 1) - 1) > WORTH:
+            serve = whole
     return Streamed(load, queue, sums, int(tally.n[HITS]), decisions.slots, decisions.notes)
 
 
