@@ -65,13 +65,15 @@ def chunks(path: Path, format: Columns, names: list[str]) -> Iterator[Chunk]:
                     yield _chunk(path, format, dict(zip(wanted, batch.columns, strict=True)), at)
                 at += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: {_reason(e)}; mend it") from None
+        raise InputError(f"{path}: {_reason(e)}; mend the file") from None
 
 
 def _reason(e: Exception) -> str:
     """pyarrow's words on one line, with rows counted from the first below the header."""
     text = " ".join(str(e).split()).removeprefix("CSV parse error: ")
     text = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 1}", text)
+    if "Empty CSV" in text:
+        return "a header and no requests"
     if "straddling object" in text:
         text = f"a row is longer than {BLOCK >> 20} MiB"
     return text if len(text) < 120 else text[:116] + " ..."
