@@ -69,6 +69,11 @@ def test_notes_and_blocks(tmp_path: Path) -> None:
     assert "does not wait" in open_requests(write(lines(AGENTIC))).notes[0]
 
 
+def test_what_is_not_read_may_be_broken(tmp_path: Path) -> None:
+    path = writer(tmp_path)(BURSTGPT_1.encode().replace(b"GPT-4", b"\xff\xfe"))
+    assert len(open_requests(path)) == 2
+
+
 def test_limit(tmp_path: Path) -> None:
     path = writer(tmp_path)(GOOD["mooncake"])
     t = open_requests(path, limit=1)
@@ -129,7 +134,7 @@ TABLES = [
     (AZ + "2023-11-16 18:15:47,3\n", "row 2: Expected 3 columns, got 2"),
     (AZ + "2023-11-16 18:15:47,3,4,5\n", "Expected 3 columns, got 4"),
     (AZ + "2023-11-16 18:15:47,\"3,4\n", "row 2: Expected 3 columns"),
-    (AZ + "2023-11-16 18:15:47,\udcff,4\n", "UTF-?8"),
+    (AZ + "2023-11-16 18:15:47,\udcff,4\n", "row 2: ContextTokens is b'.*not text in UTF-8"),
     (VIDUR.replace("\n", ",arrived_at\n", 1), "column 'arrived_at' occurs twice"),
     (AZ.replace("GeneratedTokens", "ContextTokens"), "no request trace"),
     ("x" * 70_000, "no header line"),
@@ -137,7 +142,7 @@ TABLES = [
     ("\x80\x04]", "a pickle, as DistServe's: never loaded"),
     ("\x1f\x8b\x08", "compressed .gzip"),
     ("PK\x03\x04", "compressed .zip"),
-    ("\0\0\0\0", "not text"),
+    ("\0\0\0\0", "no text"),
     (VIDUR + "-1,3,4\n", "row 3: arrived_at is -1.0: before time 0"),
     (VIDUR + "1e300,3,4\n", "row 3: arrived_at is 1e.300: too late"),
     (VIDUR + "nan,3,4\n", "row 3: arrived_at is nan"),
