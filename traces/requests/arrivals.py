@@ -57,15 +57,16 @@ def arrivals(
     rates = np.full(n, float(rate)) if ramp is None else _ramp(ramp).rates(n)
     if math.isinf(rates[0]):
         return np.zeros(n, np.int64)
-    if math.isinf(burstiness):
-        gaps = 1.0 / rates
-    else:
-        # The legacy generator on purpose: vLLM draws from np.random.
-        draw = np.random.RandomState(seed).gamma
-        gaps = draw(burstiness, 1.0 / (rates * burstiness))
-    times = np.cumsum(gaps)
-    if ramp is None and times[-1] > 0:
-        times *= (n / rate) / times[-1]
+    with np.errstate(all="ignore"):  # what overflows is refused below
+        if math.isinf(burstiness):
+            gaps = 1.0 / rates
+        else:
+            # The legacy generator on purpose: vLLM draws from np.random.
+            draw = np.random.RandomState(seed).gamma
+            gaps = draw(burstiness, 1.0 / (rates * burstiness))
+        times = np.cumsum(gaps)
+        if ramp is None and times[-1] > 0:
+            times *= (n / rate) / times[-1]
     if not times[-1] < _MAX_SECONDS:
         raise InputError(
             f": the last of {n} requests would arrive after a century; raise it", "rate"

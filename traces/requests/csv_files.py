@@ -26,21 +26,18 @@ BLOCK = 1 << 22
 
 def header(path: Path, head: bytes) -> list[str]:
     """Column names from a file's first `HEADER` bytes. Raises `InputError` where they are not text."""
-    try:
-        text = head.decode("utf-8-sig", "strict" if len(head) < HEADER else "ignore")
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path}: not text in UTF-8; name a CSV or JSON file of requests"
-        ) from None
-    if "\0" in text:
-        raise InputError(f"{path}: not text; name a CSV or JSON file of requests")
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines or (len(lines) == 1 and len(head) >= HEADER):
+    rows = [row for row in head.replace(b"\r", b"\n").split(b"\n") if row.strip()]
+    if not rows or (len(rows) == 1 and len(head) >= HEADER):
         raise InputError(f"{path}: no header line of column names; name a CSV file of requests")
     try:
-        return next(csv.reader([lines[0]]))
-    except csv.Error as e:
-        raise InputError(f"{path}: the header cannot be read ({e}); mend it") from None
+        names = next(csv.reader([rows[0].decode("utf-8-sig")]))
+    except (UnicodeDecodeError, csv.Error):
+        names = ["\0"]
+    if any("\0" in name for name in names):
+        raise InputError(
+            f"{path}: the first line is no text in UTF-8; name a CSV or JSON file of requests"
+        )
+    return names
 
 
 def chunks(path: Path, format: Columns, names: list[str]) -> Iterator[Chunk]:
@@ -54,7 +51,7 @@ def chunks(path: Path, format: Columns, names: list[str]) -> Iterator[Chunk]:
             raise InputError(f"{path}: column {name!r} occurs twice; rename one")
     real = [actual[name] for name in wanted]
     convert = pacsv.ConvertOptions(
-        include_columns=real, column_types={n: pa.string() for n in real}, strings_can_be_null=False
+        include_columns=real, column_types={n: pa.binary() for n in real}, strings_can_be_null=False
     )
     read = pacsv.ReadOptions(use_threads=False, block_size=BLOCK)
     at = 1
@@ -65,20 +62,22 @@ def chunks(path: Path, format: Columns, names: list[str]) -> Iterator[Chunk]:
                     yield _chunk(path, format, dict(zip(wanted, batch.columns, strict=True)), at)
                 at += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: {_reason(e)}; mend it") from None
+        raise InputError(f"{path}: {_reason(e)}; mend the file") from None
 
 
 def _reason(e: Exception) -> str:
     """pyarrow's words on one line, with rows counted from the first below the header."""
     text = " ".join(str(e).split()).removeprefix("CSV parse error: ")
     text = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 1}", text)
+    if "Empty CSV" in text:
+        return "a header and no requests"
     if "straddling object" in text:
         text = f"a row is longer than {BLOCK >> 20} MiB"
     return text if len(text) < 120 else text[:116] + " ..."
 
 
 def _chunk(path: Path, format: Columns, columns: dict[str, pa.Array], at: int) -> Chunk:
-    text = {name: pc.utf8_trim_whitespace(values) for name, values in columns.items()}
+    text = {name: _text(path, name, values, at) for name, values in columns.items()}
     chunk = Chunk(
         np.arange(at, at + len(next(iter(text.values())))),
         _numbers(path, format.prompt, text[format.prompt], at),
@@ -88,6 +87,13 @@ def _chunk(path: Path, format: Columns, columns: dict[str, pa.Array], at: int) -
         convert = _dates if format.unit == "date" else _numbers
         chunk.arrival = convert(path, format.arrival, text[format.arrival], at)
     return chunk
+
+
+def _text(path: Path, name: str, data: pa.Array, at: int) -> pa.Array:
+    try:
+        return pc.utf8_trim_whitespace(pc.cast(data, pa.string()))
+    except pa.ArrowInvalid:
+        raise _refused(path, name, data, at, [pa.string()], "not text in UTF-8") from None
 
 
 def _numbers(path: Path, name: str, text: pa.Array, at: int) -> Any:

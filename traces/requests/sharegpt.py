@@ -99,10 +99,12 @@ def _turns(path: Path, number: int, entry: Any) -> tuple[str, str] | None:
         raise InputError(f"{where}: conversations is not a list of turns; mend or remove it")
     if len(turns) < 2:
         return None
-    texts = [t.get("value") if isinstance(t, dict) else None for t in turns[:2]]
-    for i, text in enumerate(texts):
+    texts: list[str] = []
+    for i, turn in enumerate(turns[:2]):
+        text = turn.get("value") if isinstance(turn, dict) else None
         if not isinstance(text, str):
             raise InputError(f"{where}: turn {i} has no text (value); mend or remove it")
+        texts.append(text)
     return texts[0], texts[1]
 
 

@@ -116,7 +116,7 @@ def bench(
 def _spread(seconds: _Seconds, percentiles: Sequence[float]) -> Spread:
     if not len(seconds):
         seconds = np.zeros(1)
-    at = np.percentile(seconds, percentiles) * 1000 if percentiles else []
+    at = np.percentile(seconds, list(percentiles)) * 1000
     return Spread(
         float(np.mean(seconds) * 1000),
         float(np.median(seconds) * 1000),
