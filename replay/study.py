@@ -111,6 +111,8 @@ def replay(
     specs = [EXPERTS.of(p) for p in named]
     device = backend_named(backend) if isinstance(backend, str) else backend
     how = how or How()
+    if s.draft_cost is not None:
+        raise InputError(": a replay runs no drafter, so it costs nothing there", "draft_cost")
     r = resolve(s, own_sizes=device.name == "host")
     given: Any = s.slots or (() if s.vram else (SLOTS,))
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]

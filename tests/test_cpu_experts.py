@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numba import get_num_threads
 
 from replay.backend.base import X_ROWS
 from replay.bank import base_image, stride, write_image
+from replay.calibrate.cpu_kernels import cpu_expert_rows, cpu_expert_tables
 from replay.cpu_experts import CpuExperts, agrees
 from replay.kernels import reference
 from replay.layout import layout_for
@@ -59,3 +61,36 @@ def test_room_is_checked():
     cpu = CpuExperts(data, x, np.zeros((2, layout.n_embd), np.float32), layout.n_ff)
     with pytest.raises(ValueError, match="3 rows"):
         cpu.run(layout, [0], [3], [0])
+
+
+def test_calibration_reads_each_expert_in_turn_and_finds_the_speed(monkeypatch):
+    read = []
+
+    def run(self, layout, at, tokens, x_first):
+        read.extend(at)
+        return self.out
+
+    monkeypatch.setattr(CpuExperts, "run", run)
+    rows = cpu_expert_rows(True)
+    steps = np.array(read[: len(read) // 4])  # one type's
+    n = steps.max() // stride(16 * 1024) + 1
+    # Always the one that was read longest ago.
+    assert (steps == np.arange(len(steps)) % n * stride(16 * 1024)).all()
+    assert {r["threads"] for r in rows} == {get_num_threads()}
+
+    for r in rows:  # 2 us a wave, 4 bytes a ns, 50 operations a ns
+        ops = 2 * r["params"] * r["tokens"] * r["experts"]
+        r["median_ns"] = 2000 + max(r["bytes"] / 4, ops / 50 if r["tokens"] > 8 else 0)
+    tables = cpu_expert_tables(rows, [])
+    assert set(tables) == {"F32", "F16", "BF16", "MXFP4"}
+    for found in tables.values():
+        assert found["bytes_per_s"] == pytest.approx(4e9, rel=1e-6)
+        assert found["flops"] == pytest.approx(50e9, rel=1e-3)
+        assert found["wave_ns"] == pytest.approx(2000, abs=1)
+
+    for r in rows:  # other programs have the cores
+        r["median_ns"] = 16e6 + r["bytes"] / 1000
+    for found in cpu_expert_tables(rows, [{"bytes_per_s": 3e9}, {"bytes_per_s": 2e9}]).values():
+        assert found["bytes_per_s"] == 3e9
+        assert found["wave_ns"] == pytest.approx(16e6, rel=0.01)
+        assert found["flops"] <= 64 * 2 * 32 / 17 * 3e9 * 1.01  # an expert's bytes are read

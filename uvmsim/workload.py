@@ -16,6 +16,7 @@ from traces.errors import InputError
 from traces.jit import compiled
 from traces.routing import RoutingTrace
 from traces.routing.bounds import check_values
+from traces.routing.step_counts import StepCounts, step_counts
 from uvmsim.core.read_only import read_only
 
 AHEAD = 2
@@ -76,6 +77,16 @@ class Workload:
         default_factory=lambda: read_only(np.zeros((0, AHEAD, 0), np.float32))
     )
     """float32 [R, 2, 2k]: what they were ranked by."""
+    passes: StepCounts | None = None
+    """What each step came to, where steps have several sequences or drafts; None: one sequence a step,
+    and all tokens count."""
+    step_added_ns: np.ndarray | None = None
+    """int64 [S]: GPU time of something beside the model, a drafter; None: none."""
+
+    @property
+    def emitted(self) -> np.ndarray:
+        """int32 [S]: tokens that count, all but rejected drafts."""
+        return self.step_tokens if self.passes is None else self.passes.emitted
 
     @property
     def n_events(self) -> int:
@@ -185,8 +196,14 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
         int((experts[:, 0] < 0).sum()),
         read_only(np.ascontiguousarray(row_experts, np.int16)),
         read_only(np.ascontiguousarray(row_seq, np.int32)),
-        read_only(np.ascontiguousarray(row_pos, np.int32)), **guesses,
+        read_only(np.ascontiguousarray(row_pos, np.int32)), **guesses, passes=_passes(trace),
     )  # fmt: skip
+
+
+def _passes(trace: RoutingTrace) -> StepCounts | None:
+    seq, step = np.asarray(trace.seq), np.asarray(trace.step)
+    several = ((seq[1:] != seq[:-1]) & (step[1:] == step[:-1])).any()
+    return step_counts(trace) if several or trace.draft is not None else None
 
 
 def _guesses(trace: RoutingTrace, known: np.ndarray) -> dict[str, np.ndarray]:

@@ -40,11 +40,12 @@ class Cell:
     pool: str = "global"
     behind: bool = False
     pieces: str | None = None
+    pageable: bool = False
 
     @property
     def key(self) -> str:
         words = [self.mode, self.pool, self.size, self.policy]
-        words += ["behind"] * self.behind
+        words += ["behind"] * self.behind + ["pageable"] * self.pageable
         return "/".join(words + ([f"pieces {self.pieces}"] if self.pieces else []))
 
 
@@ -91,7 +92,7 @@ def job_of(cell: Cell, args: argparse.Namespace) -> Any:
     scenario = Scenario(
         str(args.trace), model=None if args.quick else "gpt-oss-20b",
         expert_size="64KiB" if args.quick else None, limit=args.tokens, pool=cell.pool,
-        behind=cell.behind, prefetch_pieces=cell.pieces,
+        behind=cell.behind, prefetch_pieces=cell.pieces, pageable=cell.pageable,
     )  # fmt: skip
     trace = load_trace(scenario.trace, scenario.limit)
     model = as_replayed(resolve_model(scenario, trace, []), args.dtype)

@@ -114,7 +114,7 @@ def to_toml(m: Measurements, base: Hardware, name: str) -> str:
 def _cpu_experts(m: Measurements) -> list[str]:
     """The engine's experts on the CPU, by type."""
     lines: list[str] = []
-    for kind, found in cpu_expert_tables(m.tables.get(TABLE, [])).items():
+    for kind, found in cpu_expert_tables(*(m.tables.get(t, []) for t in (TABLE, "cpu"))).items():
         lines += ["", f"[engine.cpu_experts.{kind}]"]
         lines += [f"{k} = {v}" for k, v in found.items() if k != "source"]
         lines.append(f"source = {_text(_stamp(m) + ': ' + found['source'])}")

@@ -49,6 +49,7 @@ def _parquet(t: RoutingTrace, tmp: Path) -> list[str]:
         times=t.time_ns is not None,
         durations=t.duration_ns is not None,
         predictors=t.predictions,
+        drafts=t.draft is not None,
         meta=t.meta,
     )
     state = {b"uvmsim.complete": b"true" if t.complete else b"false"}
@@ -76,7 +77,7 @@ def _csv(t: RoutingTrace, tmp: Path) -> list[str]:
     if t.token is not None:
         columns["token_id"] = pa.array(t.token)
     pacsv.write_csv(pa.table(columns), tmp)
-    return _lost(t, "scores", "time_ns", "duration_ns")
+    return _lost(t, "scores", "time_ns", "duration_ns", "draft")
 
 
 def _jsonl(t: RoutingTrace, tmp: Path) -> list[str]:
@@ -94,7 +95,7 @@ def _jsonl(t: RoutingTrace, tmp: Path) -> list[str]:
             if d.weights is not None:
                 line["weights"] = _rows(d.weights[i], known[i])
             f.write(json.dumps(line) + "\n")
-    return _lost(t, "scores", "time_ns", "duration_ns", "token") + _layer_note(t)
+    return _lost(t, "scores", "time_ns", "duration_ns", "draft", "token") + _layer_note(t)
 
 
 def _rows(values: np.ndarray, known: np.ndarray) -> list[Any]:
@@ -113,7 +114,8 @@ def _npz(t: RoutingTrace, tmp: Path) -> list[str]:
         arrays["weights"] = d.weights
     with tmp.open("wb") as f:
         np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
-    return ["NPZ holds no steps and phases", *_lost(t, "scores", "time_ns", "duration_ns", "token")]
+    lost = _lost(t, "scores", "time_ns", "duration_ns", "draft", "token")
+    return ["NPZ holds no steps and phases", *lost]
 
 
 def _lost(t: RoutingTrace, *names: str) -> list[str]:

@@ -24,10 +24,10 @@ from traces.errors import InputError
 from traces.models.info import ModelInfo
 
 ROUTING_SCHEMA = "uvmsim.routing"
-ROUTING_VERSION = 2
+ROUTING_VERSION = 3
 """2 added the optional columns ``duration_ns`` and those of `PREDICTORS`; files without them are
-still written as 1. (``time_ns`` was there from the start. A reader leaves columns that it does not
-know out of its hash, and would call the file damaged: hence the number.)"""
+still written as 1. 3 added ``draft``. (``time_ns`` was there from the start. A reader leaves columns
+that it does not know out of its hash, and would call the file damaged: hence the number.)"""
 FAULTS_SCHEMA = "uvmsim.faults"
 FAULTS_VERSION = 2
 """2 added ``chunk``, ``list`` and the optional columns; files of version 1 open as before."""
@@ -35,6 +35,10 @@ META_KEY = b"uvmsim"
 
 PREFILL, DECODE = 0, 1
 PHASES = ("prefill", "decode")
+
+NO_DRAFT, ACCEPTED, REJECTED = 0, 1, 2
+"""The column ``draft``: a token that was certain when its step began, a drafted one that the step kept,
+and one that it computed for nothing (the token of its position comes in a later step)."""
 
 PREDICTORS = {
     "next1": "the router of the next MoE layer (norm, gate and bias of that layer) on the residual "
@@ -101,6 +105,7 @@ def routing_schema(
     times: bool,
     durations: bool = False,
     predictors: Collection[str] = (),
+    drafts: bool = False,
     meta: RoutingMeta | None = None,
 ) -> pa.Schema:
     """Arrow schema of a routing trace with the optional columns asked for.
@@ -131,7 +136,9 @@ def routing_schema(
     for name in (p for p in PREDICTORS if p in predictors):
         cols.append(pa.field(f"{name}_ids", pa.list_(pa.int16(), width), True))
         cols.append(pa.field(f"{name}_scores", pa.list_(pa.float16(), width), True))
-    version = ROUTING_VERSION if durations or predictors else 1
+    if drafts:
+        cols.append(pa.field("draft", pa.uint8(), False))
+    version = ROUTING_VERSION if drafts else 2 if durations or predictors else 1
     return pa.schema(cols, metadata={META_KEY: meta.to_bytes(version)} if meta else None)
 
 

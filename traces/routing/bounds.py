@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
-from traces.files.schema import PHASES, RoutingMeta, guess_width
+from traces.files.schema import PHASES, REJECTED, RoutingMeta, guess_width
 from traces.routing.columns import GUESSES
 from traces.routing.rows import Rows
 
@@ -20,7 +20,7 @@ MAX_EXPERTS = 32767
 """Experts a layer: ids are stored as int16."""
 MAX_LAYERS = 32768
 """Transformer blocks: so are their numbers."""
-INDICES = ("seq", "pos", "step", "phase", "layer", "experts")
+INDICES = ("seq", "pos", "step", "phase", "layer", "experts", "draft")
 SEE = "see `uvmsim trace check`"
 
 
@@ -94,6 +94,8 @@ def check_values(t: Rows) -> None:
         ("pos", 0, None, "is negative"),
         ("step", 0, None, "is negative"),
     )
+    if t.draft is not None:
+        tests += (("draft", 0, REJECTED, "is not 0 (none), 1 (accepted) or 2 (rejected)"),)
     for name, low, high, what in tests:
         column = t.columns[name]
         if _within(column, low, high):
@@ -116,7 +118,7 @@ def check_values(t: Rows) -> None:
 
 def _shapes(t: Rows, where: object) -> None:
     """Columns of a trace made in memory: as many rows each, lists of one width, whole numbers."""
-    for name in INDICES:
+    for name in (n for n in INDICES if n in t.columns):
         if t.columns[name].dtype.kind not in "iu":
             raise InputError(f"{where}: column {name!r} does not hold whole numbers; {SEE}")
     k = t.experts.shape[1:]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from traces.files.schema import REJECTED
 from traces.routing import RoutingTrace
 from traces.routing.by_token import DenseRouting, run_bounds
 
@@ -30,7 +31,9 @@ SHORTER = 0.1
 
 
 def find(t: RoutingTrace) -> Iterator[Found]:
-    """Every finding about sequences."""
+    """Every finding about sequences. Drafts that were rejected are of no sequence."""
+    if t.draft is not None:
+        t = t.take(np.flatnonzero(t.draft != REJECTED))
     d = t.dense
     yield from _positions(t, d)
     order = np.argsort(d.seq, kind="stable")

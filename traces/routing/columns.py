@@ -23,9 +23,10 @@ DTYPES = {
     "token": np.int32,
     "time_ns": np.int64,
     "duration_ns": np.int64,
+    "draft": np.uint8,
 } | {name: np.int16 if name.endswith("_ids") else np.float16 for name in GUESSES}
 LISTS = ("experts", "weights", "scores", *GUESSES)
-OPTIONAL = ("weights", "scores", "token", "time_ns", "duration_ns", *GUESSES)
+OPTIONAL = ("weights", "scores", "token", "time_ns", "duration_ns", "draft", *GUESSES)
 REQUIRED = ("seq", "pos", "step", "phase", "layer", "experts")
 
 

@@ -36,6 +36,7 @@ class Rows(Protocol):
     experts: np.ndarray
     weights: np.ndarray | None
     token: np.ndarray | None
+    draft: np.ndarray | None
     predictions: dict[str, Prediction]
 
     @property

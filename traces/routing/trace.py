@@ -27,7 +27,9 @@ class RoutingTrace:
     ``seq``, ``pos``, ``step`` (int32), ``phase`` (uint8: 0 prefill, 1 decode), ``layer`` (int16):
     [rows]. ``experts``: int16 [rows, k], -1 in rows whose routing is missing. ``weights``: float32
     [rows, k], ``scores``: float32 [rows, n_experts], NaN where missing; ``token``: int32 [rows],
-    ``time_ns``, ``duration_ns``: int64 [rows]; each None where the trace has no such column.
+    ``time_ns``, ``duration_ns``: int64 [rows];
+    ``draft``: uint8 [rows] (`traces.files.schema.REJECTED` and others); each None where the trace has
+    no such column.
     ``predictions``: by name (`traces.files.schema.PREDICTORS`) the guesses that the trace has, often
     none.
     """
@@ -52,7 +54,7 @@ class RoutingTrace:
         )
         self.weights, self.scores = columns.get("weights"), columns.get("scores")
         self.token, self.time_ns = columns.get("token"), columns.get("time_ns")
-        self.duration_ns = columns.get("duration_ns")
+        self.duration_ns, self.draft = columns.get("duration_ns"), columns.get("draft")
         self.predictions = {
             p: Prediction(columns[f"{p}_ids"], columns[f"{p}_scores"])
             for p in PREDICTORS
@@ -152,6 +154,7 @@ class RoutingTrace:
             times=self.time_ns is not None,
             durations=self.duration_ns is not None,
             predictors=self.predictions,
+            drafts=self.draft is not None,
             batch_rows=self.n_rows + 1,
         )
         try:
@@ -211,7 +214,7 @@ def _check_columns(schema: pa.Schema, meta: RoutingMeta, p: Path) -> None:
     m = meta.model
     wanted = routing_schema(
         m.top_k, m.n_experts, weights=True, scores=True, tokens=True, times=True, durations=True,
-        predictors=PREDICTORS,
+        predictors=PREDICTORS, drafts=True,
     )  # fmt: skip
     for name in PREDICTORS:
         pair = [f"{name}_{kind}" for kind in ("ids", "scores")]

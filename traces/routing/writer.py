@@ -40,12 +40,13 @@ class RoutingWriter(TraceWriter):
         times: bool = False,
         durations: bool = False,
         predictors: Collection[str] = (),
+        drafts: bool = False,
         batch_rows: int = 65536,
     ) -> None:
         k, n = meta.model.top_k, meta.model.n_experts
         self._schema = routing_schema(
             k, n, weights=weights, scores=scores, tokens=tokens, times=times,
-            durations=durations, predictors=predictors, meta=meta,
+            durations=durations, predictors=predictors, drafts=drafts, meta=meta,
         )  # fmt: skip
         width = {"experts": k, "weights": k, "scores": n}
         width |= dict.fromkeys(GUESSES, guess_width(k, n))
@@ -70,6 +71,7 @@ class RoutingWriter(TraceWriter):
         token: Any = None,
         time_ns: Any = None,
         duration_ns: Any = None,
+        draft: Any = None,
         **guesses: Any,
     ) -> None:
         """Append n rows.
@@ -98,6 +100,7 @@ class RoutingWriter(TraceWriter):
             "token": token,
             "time_ns": time_ns,
             "duration_ns": duration_ns,
+            "draft": draft,
         } | guesses
         for name in OPTIONAL:
             if values.get(name) is None:

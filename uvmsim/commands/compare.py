@@ -8,6 +8,8 @@ import click
 
 from uvmsim.commands.flags import (
     Command,
+    decoding_lists,
+    decoding_options,
     hardware_list,
     machine_options,
     number_list,
@@ -76,6 +78,11 @@ from uvmsim.commands.flags import (
     "--policy-time", is_flag=True, default=None,
     help="Measure the policies' own host time here and count it.",
 )  # fmt: skip
+@decoding_options
+@click.option(
+    "--draft-cost", metavar="SHARE|TIME",
+    help="GPU time to draft a token: a share of a forward pass (0.05), or 1.5ms; nothing.",
+)  # fmt: skip
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(
@@ -94,6 +101,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --slots 12.5%,25%,50% --policy lru,lfu,belady
       uvmsim compare T.arrow --mechanism resident --mechanism zero-copy --mechanism expert-cache
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
+      uvmsim compare T.arrow --slots 25% --policy lru --batch 1,2,4 --draft 0,3:0.8
       uvmsim compare T.arrow --policy learned --state-out S
       uvmsim compare T2.arrow --policy learned --state S
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
@@ -107,6 +115,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
         given[name] = policy_list(given[name])
     given["hardware"] = hardware_list(given["hardware"])
     given["ncmoe"] = number_list("ncmoe", given["ncmoe"])
+    decoding_lists(given)
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("comparing") as progress:
         result = run(scenario, progress)

@@ -70,6 +70,28 @@ _RUN: tuple[_Decorator, ...] = (
 )  # fmt: skip
 
 
+_DECODING: tuple[_Decorator, ...] = (
+    click.option(
+        "--batch", metavar="N", multiple=True,
+        help="Sequences of the trace decoded side by side; repeat or separate by commas.",
+    ),
+    click.option(
+        "--draft", metavar="K:P", multiple=True,
+        help="Verify K drafted tokens a step, each accepted with P if those before it were: 3:0.8; "
+        "0: none; repeat or separate by commas.",
+    ),
+    click.option(
+        "--draft-reject", metavar="true|random",
+        help="Whose routing a rejected draft has: its place's own token's, or any one's; true.",
+    ),
+)  # fmt: skip
+
+
+def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that put a trace's tokens into other steps."""
+    return _with(_DECODING, command)
+
+
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where something runs, the same in every command that has them."""
     return _with((*_WHERE, *_RUN), command)
@@ -101,6 +123,13 @@ def number_list(argument: str, texts: Sequence[str]) -> tuple[int, ...]:
         if not n.isdigit():
             raise InputError(f"{n}: give whole numbers, 0 or more, such as 16,24", argument)
     return tuple(dict.fromkeys(int(n) for n in found))
+
+
+def decoding_lists(given: dict[str, Any]) -> None:
+    """``--batch`` and ``--draft`` as several values each; what was not given is left out."""
+    batches = number_list("batch", given.pop("batch"))
+    drafts = tuple(x.strip() for t in given.pop("draft") for x in t.split(",") if x.strip())
+    given |= {k: v for k, v in (("batch", batches), ("draft", drafts)) if v}
 
 
 def policy_list(texts: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from uvmsim.commands.flags import Command, policy_list
+from uvmsim.commands.flags import Command, decoding_lists, decoding_options, policy_list
 
 
 @click.command(cls=Command, short_help="Miss-ratio curves: what each pool size would miss.")
@@ -24,6 +24,7 @@ from uvmsim.commands.flags import Command, policy_list
 @click.option(
     "--sample", type=float, metavar="SHARE", help="LRU from a share of the trace, e.g. 0.05."
 )
+@decoding_options
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--profile", metavar="TRACE", help="What static-pin learns from.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -40,6 +41,7 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
       uvmsim mrc T.arrow
       uvmsim mrc T.arrow --policy belady,lfu,layer-lru --slots 12.5%,25%,50% --plot mrc.png
       uvmsim mrc LONG.arrow --sample 0.05
+      uvmsim mrc T.arrow --batch 4
     """
     from uvmsim.commands.compare import choose
     from uvmsim.report.progress import bar
@@ -49,6 +51,7 @@ def mrc(as_json: bool, plot: str | None, **given) -> None:  # type: ignore[no-un
     choose("--pool", given["pool"], ("global", "per-layer", "both"))
     for name in ("policies", "slots"):
         given[name] = policy_list(given[name])
+    decoding_lists(given)
     if plot:
         from uvmsim.report.plots import check_target
 

@@ -51,6 +51,10 @@ _SCENARIO = (
     help="Tokens an iteration: -b, --max-num-batched-tokens; 2048.",
 )  # fmt: skip
 @click.option("-ub", "--ubatch", type=click.IntRange(1), metavar="N", help="Tokens a pass; 512.")
+@click.option(
+    "--breaks", metavar="N,N|none",
+    help="Tokens before a prompt's end where its chunks stop for a checkpoint; as llama-server.",
+)  # fmt: skip
 @click.option("--kv", metavar="SIZE", help="Memory for the KV cache, e.g. 4GiB, instead of --ctx.")
 @click.option("--no-warmup", is_flag=True, help="Do not send the first request once before the clock.")
 @click.option(
@@ -110,6 +114,9 @@ def serve(as_json: bool, plot: str | None, traces: tuple[str, ...], **given: Any
     asked["warmup"] = not asked.pop("no_warmup", False)
     asked["more"] = traces[1:]
     asked["rates"] = _numbers("rates", asked.get("rates", ()))
+    if "breaks" in asked:
+        told = asked["breaks"]
+        asked["breaks"] = () if told == "none" else number_list("breaks", (told,))
     if "goodput" in asked:
         asked["goodput"] = parse_goodput(policy_list(asked["goodput"]))
     if "metric_percentiles" in asked:

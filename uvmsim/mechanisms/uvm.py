@@ -70,6 +70,7 @@ class Uvm(Mechanism):
             "vram_bytes": hw.vram_bytes,
             "seed": job.seed,
             "threshold": job.threshold,
+            **(job.decoding.to_json() if job.decoding is not None else {}),
         }
         return Outcome(job, self.name, trail.step_ns(), trail=trail, notes=paged.notes, about=about)
 
@@ -81,6 +82,11 @@ class Uvm(Mechanism):
 
 def setup_of(job: Job, copies: bool) -> tuple[Setup, Space]:
     """Address space, kernels and memory of one process."""
+    if job.decoding is not None and job.decoding.batch > 1:
+        raise InputError(
+            f"{job.decoding.batch}: uvm pages one sequence's KV cache, not several; give 1",
+            argument="batch",
+        )
     w, hw, m = job.workload, job.hardware, job.model
     u = uvm_of(hw)
     space = space_of(m, context_of(job), COMPUTE_BYTES)

@@ -76,6 +76,8 @@ def kernels_of(
     ``copies``: a prefill copies the experts it uses to scratch memory instead of touching them.
     """
     before, after = dense_times(w, model, hw)
+    if w.step_added_ns is not None:
+        after = after + w.step_added_ns
     dense, banks, blocks = _matrices(model, space.layout)
     work = Work(
         Routing(

@@ -22,6 +22,8 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
     shape = f"{w.n_layers} MoE layers x {w.n_experts} experts, top-{w.top_k}"
     name = Path(t.path or "trace").name
     console.print(f"{name}: {shape}; {len(w.ids):,} accesses", soft_wrap=True)
+    if c.decoding is not None:
+        console.print(f"{c.decoding}", soft_wrap=True)
     sampled = f", sampled ({c.sample:.0%} of the trace)" if c.sample else ""
     columns = [Column("slots"), Column("share")]
     for pool, curves in c.by_pool.items():
@@ -45,6 +47,8 @@ def print_curves(c: Curves, console: Console | None = None) -> None:
         show(console, some, lines, title=title, **look)
     if any("belady" in x.policy for curves in c.by_pool.values() for x in curves):
         console.print(Text("belady is a bound: it sees the future", style="dim"))
+    for note in c.notes:
+        console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 
 def _blocks(

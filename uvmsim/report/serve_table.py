@@ -49,6 +49,8 @@ def _head(console: Console, s: Serving) -> None:
     source = r.source or r.format
     if r.path:
         source = f"{source}: {r.path}" if source and source != r.path else r.path
+    mean = f"; mean {r.prompt.mean():,.0f} tokens in, {r.output.mean():,.0f} out"
+    mean = "" if r.format == "fixed" else mean
     at_once = f"-np {v.slots} -b {v.batch} -ub {v.ubatch}"
     if v.kind == "vllm":
         at_once = f"{v.slots} sequences, {v.batch} tokens a pass"
@@ -57,7 +59,7 @@ def _head(console: Console, s: Serving) -> None:
     client = f"; at most {v.max_concurrency} at once" if v.max_concurrency else ""
     warm = "" if v.warmup else "; no warm-up request"
     lines = [
-        ("requests", f"{len(r):,}: {source}; mean {r.prompt.mean():,.0f} in, {r.output.mean():,.0f} out"),
+        ("requests", f"{len(r):,}: {source}{mean}"),
         ("server", f"{v.kind} {at_once}; {room}{client}{warm}"),
         ("model", f"{m.name}, {len(m.moe_layers)} MoE layers x {m.n_experts} experts, all "
          f"{format_bytes(m.total_bytes)}"),
@@ -139,20 +141,19 @@ def _knees(console: Console, s: Serving) -> None:
 
 
 def knees(s: Serving) -> dict[str, float | None]:
-    """By configuration, the highest rate at which requests leave as fast as they come, within 5 % of the
-    time that their arrival takes and the longest request; None where none is."""
+    """By configuration, the highest rate at which requests leave as fast as they come: the run lasts, but
+    for one request's time at the lowest rate, within 5 % of what the arrivals do. None where none is."""
     found: dict[str, float | None] = {}
-    for run in s.runs:
-        if run.bench is None or run.rate is None:
-            continue
+    alone: dict[str, float] = {}
+    runs = [r for r in s.runs if r.bench is not None and r.rate is not None]
+    for run in sorted(runs, key=lambda r: r.rate or 0):
+        assert run.bench is not None and run.rate is not None
         name = " ".join(x for x in (run.mechanism, run.job.policy_name or "") if x)
         name += f", {run.slots} slots" if run.slots else ""
+        b, per_request = run.record or {}, run.bench.total_output_tokens / run.bench.completed
+        one = (b.get("mean_ttft_ms", 0) + b.get("mean_tpot_ms", 0) * (per_request - 1)) / 1e3
         found.setdefault(name, None)
-        lasts = run.bench.completed / run.rate
-        b = run.record or {}
-        longest = b.get("p99_ttft_ms", 0) / 1e3 + b.get("p99_tpot_ms", 0) / 1e3 * (
-            run.bench.total_output_tokens / run.bench.completed
-        )
-        if run.bench.duration <= 1.05 * lasts + longest:
-            found[name] = max(found[name] or 0.0, run.rate)
+        alone.setdefault(name, one)
+        if run.bench.duration <= 1.05 * run.bench.completed / run.rate + alone[name]:
+            found[name] = run.rate
     return found

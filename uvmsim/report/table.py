@@ -55,6 +55,10 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         console.print(
             Text("  x Belady: misses over the fewest possible without prefetch", style="dim")
         )
+    if "each t/s" in heads and _batches(c):
+        console.print(Text("  each: of one sequence while it is decoded", style="dim"))
+    if "tokens/step" in heads and any(r.get("rejected_tokens") for r in shown):
+        console.print(Text("  tokens: accepted ones; rejected drafts are no tokens", style="dim"))
     if "over cold" in heads and any("over_cold" in r for r in shown):
         console.print(Text("  over cold: hits and tokens/s more than from nothing", style="dim"))
     prefetched = any(_ok(r) and r.get("prefetch", NO_PREFETCH)["issued"] for r in shown)
@@ -75,10 +79,13 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
         *(("hardware", (f"{x.name}: " if c.machines else "") + said(x)) for x in c.machines or [hw]),
     ]  # fmt: skip
+    decodings = list(dict.fromkeys(run.job.decoding for run in c.runs))
+    if len(decodings) == 1 and decodings[0] is not None:
+        lines.append(("decoding", str(decodings[0])))
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
-        console.print(Text.assemble((f"{key:<9}", "bold"), text), soft_wrap=True)
+        console.print(Text.assemble((f"{key:<8} ", "bold"), text), soft_wrap=True)
 
 
 def said(hw: Hardware) -> str:
@@ -111,7 +118,8 @@ def _table(
     best = _best(group, main)
     columns = [x for x in COLUMNS if any(x[1](run, row, c) for run, row in group if _ok(row))]
     named = isinstance(key, int) or key == "paged"
-    shown = [Column("hardware", "left", name=True)] if c.machines else []
+    shown = [Column(head, "left") for head in ways(c)]
+    shown += [Column("hardware", "left", name=True)] if c.machines else []
     shown += [Column("policy" if named else "mechanism", "left", name=True)]
     for name, _ in columns:
         stays = name == ("decode t/s" if decode else "prefill t/s")
@@ -126,7 +134,8 @@ def _table(
             name = f"{run.mechanism} {name}"
         if "ncmoe" in row:
             name = f"{name} {row['ncmoe']}"
-        where = [run.job.hardware.name] if c.machines else []
+        where = [str(row[head]) for head in ways(c)]
+        where += [run.job.hardware.name] if c.machines else []
         bound = bool(run.job.policy and "next_use" in run.job.policy.needs)
         if not _ok(row):
             need = format_bytes(row["needed_bytes"], binary=True)
@@ -151,6 +160,13 @@ def _table(
     return {column.head for column in shown} - set(left)
 
 
+def ways(c: Comparison) -> list[str]:
+    """``batch`` and ``draft``, those of which a comparison has several."""
+    told = [run.job.decoding for run in c.runs if run.job.decoding is not None]
+    several = {"batch": len({d.batch for d in told}), "draft": len({d.draft for d in told})}
+    return [head for head, values in several.items() if values > 1]
+
+
 def _ok(row: dict[str, Any]) -> bool:
     return row["status"] == "ok"
 
@@ -158,6 +174,9 @@ def _ok(row: dict[str, Any]) -> bool:
 Cell = Callable[[Outcome, dict[str, Any], Comparison], Any]
 COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("decode t/s", lambda run, r, c: _rate(r["decode_tokens_per_s"])),
+    ("each t/s", lambda run, r, c: _rate(r["sequence_tokens_per_s"]) if _batches(c) else ""),
+    ("tokens/step", lambda run, r, c: _plain(r.get("tokens_per_step"))),
+    ("experts/layer", lambda run, r, c: _plain(r.get("experts_per_layer"))),
     ("prefill t/s", lambda run, r, c: _rate(r["prefill_tokens_per_s"])),
     ("hit rate", lambda run, r, c: _percent(r.get("hit_rate"))),
     ("over cold", lambda run, r, c: _gain(r.get("over_cold"))),
@@ -171,8 +190,8 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out",
-    "ok/late/lost", "services/chunk", "time",
+    "decode t/s", "each t/s", "prefill t/s", "hit rate", "tokens/step", "experts/layer", "over cold",
+    "GB in", "x Belady", "chunks in", "GB out", "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
 
@@ -187,6 +206,10 @@ def _best(group: list[tuple[Outcome, dict]], main: str) -> dict[str, Any] | None
     if len({r[main] for r in real}) < 2:
         return None  # one run, or all alike: nothing stands out
     return max(real, key=lambda r: r[main] or 0.0)
+
+
+def _batches(c: Comparison) -> bool:
+    return any(run.job.decoding is not None and run.job.decoding.batch > 1 for run in c.runs)
 
 
 def _bar(split: dict[str, float]) -> Text:

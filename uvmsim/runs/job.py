@@ -12,6 +12,7 @@ from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import Spec
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
+from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
 
@@ -58,6 +59,8 @@ class Job:
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
     decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""
+    decoding: Decoding | None = None
+    """How the workload's tokens came into their steps, where somebody asked for batches or drafts."""
     state: State | None = None
     """What the policy begins with, where it has something of it (`uvmsim.policies.saved`)."""
     keeps_state: bool = False

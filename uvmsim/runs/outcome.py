@@ -109,13 +109,14 @@ class Outcome:
     def speeds(self) -> dict[str, Any]:
         """Times and tokens per second, in all and by phase; latencies."""
         w, ns = self.job.workload, self.step_ns
-        seconds, tokens = float(ns.sum()) / 1e9, int(w.step_tokens.sum())
+        seconds, tokens = float(ns.sum()) / 1e9, int(w.emitted.sum())
         made: dict[str, Any] = {
             "time_s": seconds, "tokens": tokens, "tokens_per_s": _rate(tokens, seconds),
         }  # fmt: skip
         for name, phase in (("prefill", PREFILL), ("decode", DECODE)):
             made |= phase_speed(name, phase, w, ns)
-        return made | {"ttft_s": first_token(w, ns), "token_latency_ms": token_latency(w, ns)}
+        made |= {"ttft_s": first_token(w, ns), "token_latency_ms": token_latency(w, ns)}
+        return made | (together(w, ns) if self.job.decoding is not None else {})
 
 
 def about_job(job: Job, mechanism: str) -> dict[str, Any]:
@@ -132,19 +133,22 @@ def about_job(job: Job, mechanism: str) -> dict[str, Any]:
         "write_back": job.write_back,
         **({"prefetch_pieces": job.prefetch_pieces} if job.prefetch_pieces else {}),
         "seed": job.seed,
+        **(job.decoding.to_json() if job.decoding is not None else {}),
     }
 
 
 def phase_speed(name: str, phase: int, w: Workload, step_ns: np.ndarray) -> dict[str, Any]:
-    """Tokens of a phase, and tokens per second of its forward passes."""
+    """Tokens of a phase (rejected drafts are none), and tokens per second of its forward passes."""
     mine = w.step_phase == phase
-    tokens, seconds = int(w.step_tokens[mine].sum()), float(step_ns[mine].sum()) / 1e9
+    tokens, seconds = int(w.emitted[mine].sum()), float(step_ns[mine].sum()) / 1e9
     return {f"{name}_tokens": tokens, f"{name}_tokens_per_s": _rate(tokens, seconds)}
 
 
 def first_token(w: Workload, step_ns: np.ndarray) -> float | None:
     """Seconds to the first token of the first sequence: the end of its prefill."""
     prefill = w.step_phase == PREFILL
+    if w.passes is not None:  # the next slots' prompts are not waited for
+        prefill = prefill & (w.step_seq == w.step_seq[:1])
     if not len(prefill) or not prefill[0]:
         return None
     passes = len(prefill) if prefill.all() else int(np.argmin(prefill))
@@ -152,12 +156,34 @@ def first_token(w: Workload, step_ns: np.ndarray) -> float | None:
 
 
 def token_latency(w: Workload, step_ns: np.ndarray) -> dict[str, float] | None:
-    """Percentiles of the decode steps' durations (time per output token), in ms."""
+    """Percentiles of the decode steps' durations (time per output token), in ms; where a step keeps
+    several tokens of a sequence, shared out among them."""
     decode = step_ns[w.step_phase == DECODE]
+    if w.passes is not None:
+        p = w.passes
+        decode = (step_ns * (p.sequences / p.emitted))[w.step_phase == DECODE]
     if not len(decode):
         return None
     values = np.percentile(decode, PERCENTILES) / 1e6
     return {f"p{p}": round(float(v), 6) for p, v in zip(PERCENTILES, values, strict=True)}
+
+
+def together(w: Workload, step_ns: np.ndarray) -> dict[str, Any]:
+    """What a decode step served on average, and the speed of one sequence while it was in a slot."""
+    mine = w.step_phase == DECODE
+    steps, tokens = int(mine.sum()), int(w.emitted[mine].sum())
+    slots = w.passes.sequences[mine] if w.passes is not None else np.ones(steps, np.int32)
+    events = mine[w.event_step]
+    asked = int(np.diff(w.event_lo)[events].sum())
+    computed = int(w.step_tokens[mine].sum())
+    return {
+        "decode_steps": steps,
+        "sequences_per_step": share(int(slots.sum()), steps),
+        "tokens_per_step": share(tokens, steps),
+        "rejected_tokens": computed - tokens,
+        "experts_per_layer": share(asked, int(events.sum())),
+        "sequence_tokens_per_s": _rate(tokens, float((step_ns[mine] * slots).sum()) / 1e9),
+    }
 
 
 def share(part: int, whole: int) -> float | None:

@@ -101,6 +101,8 @@ class Plan:
 
 def finish(plan: Plan, w: Workload, tail: np.ndarray) -> Plan:
     """Charge what follows a step's last MoE layer to its last wave; set `Plan.step_wave_hi`."""
+    if w.step_added_ns is not None:
+        tail = tail + w.step_added_ns
     step = w.event_step[plan.wave_event]
     plan.step_wave_hi = np.searchsorted(step, np.arange(w.n_steps), side="right").astype(np.int64)
     plan.compute_ns[plan.step_wave_hi - 1] += tail

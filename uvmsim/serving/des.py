@@ -226,7 +226,9 @@ class World:
         parts = [(r, OUTPUT, len(r.tokens) - 1, 1) for r in order if r.tokens]
         left = self.server.batch - len(parts)
         for r in order:
-            count = min(r.prompt - r.fed, left)
+            rest = r.prompt - r.fed
+            before = [rest - b for b in self.server.breaks if b < rest]
+            count = min([rest, left, *before])
             if not r.tokens and count:
                 parts.append((r, PROMPT, r.fed, count))
                 left -= count

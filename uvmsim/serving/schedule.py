@@ -46,7 +46,7 @@ class Queue(NamedTuple):
     order: np.ndarray
     """int32 [S]: requests in slots in the order in which they got them, the first ACTIVE are valid."""
     rules: np.ndarray
-    """int64 [5]: batch, ubatch, kv_tokens, max_concurrency, order."""
+    """int64 [5 + B]: batch, ubatch, kv_tokens, max_concurrency, order, then `Server.breaks`."""
     n: np.ndarray
     """int64 [9]"""
 
@@ -73,7 +73,7 @@ def new_queue(load: Load, server: Server) -> Queue:
         np.zeros(n, np.int32), np.full(server.slots, -1, np.int32),
         np.full(server.slots, -1, np.int32),
         np.array([server.batch, server.ubatch, server.kv_tokens, server.max_concurrency,
-                  server.order], np.int64),
+                  server.order, *server.breaks], np.int64),
         scalars,
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def compose(q, entries):
     for x in range(len(q.slots)):
         i = in_place(q, x)
         if i >= 0 and q.made[i] == 0 and left > 0:
-            count = min(np.int64(q.prompt[i] - q.fed[i]), left)
+            count = min(until_break(q, np.int64(q.prompt[i] - q.fed[i])), left)
             entries.request[m] = i
             entries.kind[m] = PROMPT
             entries.first[m] = q.fed[i]
@@ -163,6 +163,15 @@ def compose(q, entries):
             m += 1
             left -= count
     return m
+
+
+@kernel_part
+def until_break(q, rest):
+    """Tokens of a prompt's ``rest`` before the next place where a chunk ends."""
+    for b in range(5, len(q.rules)):
+        if rest > q.rules[b]:
+            return rest - q.rules[b]
+    return rest
 
 
 @kernel_part

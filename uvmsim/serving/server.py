@@ -36,11 +36,18 @@ class Server:
     times, as in vLLM's client."""
     warmup: bool = True
     """The first request is sent once before the clock starts, as vLLM's client does."""
+    breaks: tuple[int, ...] = ()
+    """A prompt's chunk ends where so many tokens are left, largest first. llama-server stops there to
+    keep a checkpoint of a cache that cannot be rolled back (sliding windows, recurrent layers):
+    4 + ubatch and 4 tokens before the end (b11549, server-context.cpp), 64 in builds of late 2025."""
 
     def __post_init__(self) -> None:
         for name in ("slots", "batch", "ubatch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{getattr(self, name)}: give 1 or more", argument=name)
+        if any(b < 1 for b in self.breaks):
+            raise InputError(f"{min(self.breaks)}: give 1 or more", argument="breaks")
+        object.__setattr__(self, "breaks", tuple(sorted(set(self.breaks), reverse=True)))
         if self.batch < self.slots:
             raise InputError(
                 f"{self.batch}: fewer tokens an iteration than the {self.slots} requests that may "
@@ -55,14 +62,20 @@ class Server:
 
 
 KINDS = ("llama-server", "vllm")
+SWA = frozenset(
+    ("gpt-oss", "gemma2", "gemma3", "gemma3n", "cohere2", "llama4", "olmo2", "exaone4", "smallthinker")
+)
+"""Architectures with sliding windows, whose caches llama.cpp cannot roll back."""
 
 
 def server_of(
     kind: str, slots: int | None = None, batch: int | None = None, ubatch: int | None = None, *,
     kv_tokens: int = 0, max_concurrency: int = 0, warmup: bool = True,
+    breaks: tuple[int, ...] | None = None, swa: bool = False,
 ) -> Server:  # fmt: skip
     """A server of ``kind`` with its program's defaults: llama-server ``-np 1 -b 2048 -ub 512``, vLLM
-    256 sequences and 2,048 tokens. Raises `InputError`."""
+    256 sequences and 2,048 tokens; prompts of a llama-server break for checkpoints where the model has
+    ``swa``. Raises `InputError`."""
     if kind not in KINDS:
         raise InputError(f"{kind}: must be {' or '.join(KINDS)}", argument="server")
     vllm = kind == "vllm"
@@ -70,7 +83,10 @@ def server_of(
     if vllm and ubatch is not None:
         raise InputError(f"{ubatch}: vLLM has no micro-batches; give `batch`", argument="ubatch")
     ubatch = batch if vllm else min(512, batch) if ubatch is None else ubatch
+    ubatch = min(ubatch, batch)
+    if breaks is None:
+        breaks = (4 + ubatch, 4) if swa and not vllm else ()
     return Server(
-        kind, (256 if vllm else 1) if slots is None else slots, batch, min(ubatch, batch),
-        kv_tokens, max_concurrency, warmup,
+        kind, (256 if vllm else 1) if slots is None else slots, batch, ubatch,
+        kv_tokens, max_concurrency, warmup, tuple(breaks),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import EXPERTS
 from uvmsim.policies.registry import parse
+from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.choice import policies_for
@@ -48,8 +49,9 @@ class Comparison(Answer):
     hardware: Hardware
     """The first, where there are several."""
     runs: list[Outcome]
-    belady_misses: dict[int, int]
-    """By slots: misses of Belady's MIN, the fewest any policy without prefetch can have."""
+    belady_misses: dict[tuple[int, Decoding | None], int]
+    """By slots, and batch and draft where some were asked for: misses of Belady's MIN, the fewest any
+    policy without prefetch can have."""
     notes: list[str]
     machines: tuple[Hardware, ...] = ()
     """All that were compared, where they are several."""
@@ -82,7 +84,7 @@ class Comparison(Answer):
             d = run.to_json()
             if isinstance(self.scenario.ncmoe, tuple) and run.mechanism == "cpu-offload":
                 d["ncmoe"] = run.job.ncmoe
-            least = self.belady_misses.get(d.get("slots", -1))
+            least = self.belady_misses.get((d.get("slots", -1), run.job.decoding))
             if run.pooled and least:
                 d["belady_misses"] = least
                 d["misses_over_belady"] = d["misses"] / least
@@ -114,7 +116,10 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     chosen = policies_for(mechanisms, policies)
     r = resolve(s, several=True)
     sizes = _sizes(s, r)
-    todo = [x for hw in r.machines for x in jobs(r.on(hw), mechanisms, sizes, chosen)]
+    ways = [r.decoded(d) for d in r.decodings] or [r]
+    todo = [
+        x for way in ways for hw in r.machines for x in jobs(way.on(hw), mechanisms, sizes, chosen)
+    ]
     todo = with_states(s, r, todo, cold=True)
     runs = []
     for i, (job, mechanism) in enumerate(todo):
@@ -142,13 +147,18 @@ def _sizes(s: Scenario, r: Resolved) -> list[int | None]:
     return [slots_of(x, r.experts) for x in given] or [None]
 
 
-def _belady(runs: list[Outcome]) -> dict[int, int]:
-    """Misses of MIN for every pool size among the runs (computed where it was not asked for)."""
+def _belady(runs: list[Outcome]) -> dict[tuple[int, Decoding | None], int]:
+    """Misses of MIN for every pool size, batch and draft among the runs (computed where it was not
+    asked for)."""
     pooled = [r for r in runs if r.counters is not None and r.pooled]
-    least = {r.slots: r.counters.misses for r in pooled if r.counters and r.policy == "belady"}
+    least = {
+        (r.slots, r.job.decoding): r.counters.misses
+        for r in pooled
+        if r.counters and r.policy == "belady"
+    }
     for run in pooled:
-        if run.slots not in least:
+        if (run.slots, run.job.decoding) not in least:
             bound = Decisions(replace(run.job, policy=parse("belady")))
             bound.serve_all()
-            least[run.slots] = bound.counters().misses
+            least[run.slots, run.job.decoding] = bound.counters().misses
     return least

@@ -18,7 +18,9 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
+from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.job import Job
+from uvmsim.studies.decodings import decodings_of, job_of, notes_of, with_cost
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -41,10 +43,29 @@ class Resolved:
     """All that were named; the first is ``hardware``."""
     ncmoes: tuple[int, ...] = ()
     """cpu-offload: all numbers of layers that were named; none: the base's."""
+    seed: int = 0
+    decodings: tuple[Decoding, ...] = ()
+    """All batches with all drafts that were named; none: the trace's own steps."""
+    plain: Job | None = None
+    """The base of the trace as it was recorded, where this is of one decoded otherwise."""
 
     def on(self, hardware: Hardware) -> Resolved:
         """The same on another machine."""
-        return replace(self, hardware=hardware, base=replace(self.base, hardware=hardware))
+        base = replace(self.base, hardware=hardware)
+        if self.plain is not None and base.decoding is not None:
+            plain = replace(self.plain, hardware=hardware)
+            base = replace(base, workload=with_cost(base.workload, plain, base.decoding))
+        return replace(self, hardware=hardware, base=base)
+
+    def decoded(self, d: Decoding) -> Resolved:
+        """The same with the trace's tokens in other steps; ``notes`` gets what there is to say of them.
+        Raises `InputError`."""
+        trace, notes = d.of(self.trace, self.seed)
+        self.notes.extend(n for n in notes if n not in self.notes)
+        same = trace is self.trace
+        workload = self.workload if same else build_workload(trace, self.workload.unit)
+        base = job_of(self.base, d, workload)
+        return replace(self, trace=trace, workload=base.workload, base=base, plain=self.base)
 
     @property
     def experts(self) -> int:
@@ -75,7 +96,12 @@ def resolve(s: Scenario, *, own_sizes: bool = False, several: bool = False) -> R
     workload, profile = workloads_of(s, trace, model)
     base = base_job(s, workload, model, hardware, profile)
     ncmoes = s.ncmoe if isinstance(s.ncmoe, tuple) else ()
-    return Resolved(trace, workload, model, hardware, base, notes, machines, ncmoes)
+    found = decodings_of(s)
+    notes += notes_of(found)
+    r = Resolved(
+        trace, workload, model, hardware, base, notes, machines, ncmoes, s.seed, tuple(found)
+    )
+    return r if several or not found else r.decoded(found[0])
 
 
 def base_job(
@@ -159,7 +185,7 @@ def machines_of(s: Scenario) -> tuple[Hardware, ...]:
 
 def one_of_each(s: Scenario, *names: str) -> None:
     """`InputError` where a study of one machine and one number of layers is given several."""
-    for name in names or ("hardware", "ncmoe"):
+    for name in names or ("hardware", "ncmoe", "batch", "draft"):
         if isinstance(getattr(s, name), tuple):
             told = ", ".join(str(x) for x in plain(getattr(s, name)))
             raise InputError(f"{told}: give one", argument=name)
@@ -295,7 +321,7 @@ def slots_of(text: str, total: int) -> int:
 
 def trace_json(trace: RoutingTrace, w: Workload) -> dict[str, Any]:
     """What a result says of its trace."""
-    tokens = [int(w.step_tokens[w.step_phase == p].sum()) for p in (0, 1)]
+    tokens = [int(w.emitted[w.step_phase == p].sum()) for p in (0, 1)]
     return {
         "path": Path(trace.path or "trace").name,
         "sha256": trace.sha256,

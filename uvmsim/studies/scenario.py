@@ -99,6 +99,18 @@ class Scenario:
     it, in `compare` from nothing too."""
     state_out: str | os.PathLike[str] | None = None
     """`compare`: a file to save in what policies have learned by the end."""
+    batch: int | Sequence[int] | None = None
+    """Sequences of the trace that are decoded side by side, one number or several. None: the trace's
+    own steps."""
+    draft: str | Sequence[str] | None = None
+    """Speculative decoding: ``"3:0.8"`` drafts three tokens a step, each accepted with probability 0.8
+    if those before it were; ``"0"``: none; one or several."""
+    draft_reject: str | None = None
+    """Whose routing a rejected draft has: ``true``, the true token's of its place, or ``random``, any
+    decoded token's. None: true."""
+    draft_cost: str | float | None = None
+    """GPU time to draft a token: a share of a forward pass with all experts resident (0.05), or a time
+    (``"1.5ms"``). None: nothing."""
     limit: int | None = None
     """Use the first tokens of the trace."""
     seed: int = 0
@@ -123,6 +135,8 @@ class Scenario:
             try:
                 object.__setattr__(self, name, tidy(getattr(self, name)))
             except InputError as err:
+                if err.argument is not None:  # says itself which of several values it is
+                    raise
                 raise InputError(f"{getattr(self, name)}: {err}", argument=name) from None
         for name, allowed in (("pool", (None, *POOLS)), ("unit", UNITS), ("reset", RESETS)):
             if getattr(self, name) not in allowed:
@@ -322,6 +336,48 @@ def _one_or_several(values: tuple[Any, ...]) -> Any:
     return different if len(different) > 1 else (*different, None)[0]
 
 
+def _batches(value: Any) -> Any:
+    numbers = _one_or_several(tuple(_whole(x) for x in _several(value)))
+    for n in _several(numbers):
+        if n is not None and n < 1:
+            raise InputError(f"{n}: give a number of sequences, 1 or more", argument="batch")
+    return numbers
+
+
+def _drafts(value: Any) -> Any:
+    if value is None:
+        return None
+    from traces.routing.drafts import Draft
+
+    if not all(isinstance(x, str) for x in _several(value)):
+        raise InputError("give text such as '3:0.8'")
+    try:
+        return _one_or_several(tuple(str(Draft.parse(x) or 0) for x in _several(value)))
+    except InputError as err:
+        raise InputError(str(err), argument="draft") from None
+
+
+def _draft_reject(value: Any) -> Any:
+    if value is None:
+        return None
+    from traces.routing.drafts import REJECTS
+
+    if value not in REJECTS:
+        raise InputError(f"must be {' or '.join(REJECTS)}")
+    return value
+
+
+def _draft_cost(value: Any) -> Any:
+    if value is None:
+        return None
+    from uvmsim.runs.decoding import DraftCost
+
+    try:
+        return DraftCost.parse(value).to_json()
+    except InputError as err:
+        raise InputError(str(err), argument="draft_cost") from None
+
+
 def _kv_type(value: Any) -> Any:
     from uvmsim.machine.model import KV_TYPES
 
@@ -351,6 +407,7 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "ram_bandwidth": _number, "prefetch_pieces": _number, "reserve": _number, "ctx": _whole,
     "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
+    "batch": _batches, "draft": _drafts, "draft_reject": _draft_reject, "draft_cost": _draft_cost,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
     "threshold": _whole, "engine": _engine,
 }  # fmt: skip

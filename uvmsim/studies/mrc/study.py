@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +13,10 @@ from traces.routing import RoutingTrace
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.policies.registry import parse, spec_of
+from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.job import Job
 from uvmsim.studies.answer import Answer
+from uvmsim.studies.decodings import notes_of, the_decoding
 from uvmsim.studies.mrc.curves import Curve, lru_curve, policy_curve, sampled_lru_curve
 from uvmsim.studies.resolve import base_job, load_trace, profile_of, slots_of, trace_json
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, POOLS, Progress, Scenario, scenario_of
@@ -39,6 +41,9 @@ class Curves(Answer):
     workload: Workload
     sizes: list[int]
     by_pool: dict[str, list[Curve]]
+    decoding: Decoding | None = None
+    """The batch and the drafts that were asked for."""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def outcomes(self) -> Sequence[Curve]:
@@ -82,7 +87,7 @@ class Curves(Answer):
             "unit": self.scenario.unit,
             "sample": self.sample,
             "curves": curves,
-        }
+        } | (self.decoding.to_json() | {"notes": self.notes} if self.decoding else {})
 
 
 def mrc(
@@ -101,6 +106,11 @@ def mrc(
     s = scenario_of(scenario)
     s = s.or_else(policies=DEFAULT_POLICIES, slots=DEFAULT_SHARES)
     trace = load_trace(s.trace, s.limit)
+    notes: list[str] = []
+    decoding = the_decoding(s)
+    if decoding is not None:
+        trace, notes = decoding.of(trace, s.seed)
+        notes += notes_of([decoding])[:1]
     w = build_workload(trace, s.unit)
     total = w.n_layers * w.n_experts
     given: Any = s.slots
@@ -134,7 +144,7 @@ def mrc(
             else:
                 by_pool[pool].append(_whole_lru(job, fitting))
             done += 1
-    return Curves(s, sample, trace, w, sizes, by_pool)
+    return Curves(s, sample, trace, w, sizes, by_pool, decoding, notes)
 
 
 def _whole_lru(job: Job, sizes: list[int]) -> Curve:

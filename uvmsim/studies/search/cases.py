@@ -15,6 +15,7 @@ from traces.routing import RoutingTrace
 from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
 from uvmsim.runs.job import DoesNotFit, capacities, expert_slots
 from uvmsim.studies.compare import BUNDLED_SIZE
+from uvmsim.studies.decodings import refuse
 from uvmsim.studies.resolve import Resolved, resolve, slots_of
 from uvmsim.studies.scenario import Scenario
 from uvmsim.studies.search.split import PARTS, counted, split
@@ -75,6 +76,7 @@ class Case:
 
 def case_of(s: Scenario, folder: Path) -> Case:
     """A scenario's trace in three files in ``folder``, which are kept from call to call."""
+    refuse(s, "a search")
     r = resolve(s)
     cut = split(r.trace)
     case = _bare(s, r)

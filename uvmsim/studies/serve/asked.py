@@ -38,6 +38,9 @@ class Asked:
     """Requests at once (`uvmsim.serving.server.server_of`)."""
     batch: int | None = None
     ubatch: int | None = None
+    breaks: tuple[int, ...] | None = None
+    """Where prompts are cut for checkpoints, in tokens before their end; None: as llama-server does for
+    the model's architecture, () nowhere."""
     max_concurrency: int | None = None
     kv: str | int | float | None = None
     """Bytes for the KV cache, instead of the scenario's ``ctx`` tokens."""

@@ -20,7 +20,7 @@ from uvmsim.serving.load import Load, check_load, load_of, prefix_tokens
 from uvmsim.serving.machine import serve_job
 from uvmsim.serving.metrics import bench
 from uvmsim.serving.result import Bench
-from uvmsim.serving.server import Server, server_of
+from uvmsim.serving.server import SWA, Server, server_of
 from uvmsim.serving.source import Source, source_of
 from uvmsim.serving.streamed import serve_streamed, why_not
 from uvmsim.studies.answer import Answer, flat
@@ -222,7 +222,8 @@ def _server(s: Scenario, q: Asked, r: Resolved, requests: RequestTrace) -> tuple
             raise InputError(f"{q.kv}: less than one token's KV cache", argument="kv")
     server = server_of(
         q.server, q.np, q.batch, q.ubatch, kv_tokens=kv or 0,
-        max_concurrency=q.max_concurrency or 0, warmup=q.warmup,
+        max_concurrency=q.max_concurrency or 0, warmup=q.warmup, breaks=q.breaks,
+        swa=r.model.architecture in SWA,
     )  # fmt: skip
     if kv is None:
         longest = int((requests.prompt.astype(np.int64) + requests.output).max())

@@ -18,6 +18,7 @@ from uvmsim.policies.base import Policy
 from uvmsim.policies.registry import name_of
 from uvmsim.policies.user_files import OURS
 from uvmsim.studies.answer import Answer
+from uvmsim.studies.decodings import refuse
 from uvmsim.studies.resolve import load_trace
 from uvmsim.studies.scenario import Progress, Scenario, field_as_kept, scenario_of
 from uvmsim.studies.sweep.config import SweepConfig, check
@@ -81,6 +82,7 @@ def sweep(
     for name in ("state", "state_out"):
         if getattr(s, name) is not None:
             raise InputError(": a sweep's policies begin from nothing", argument=name)
+    refuse(s, "a sweep")
     config = config_of(s, axes or {})
     with tempfile.TemporaryDirectory(prefix="uvmsim-") as temporary:
         place = Path(temporary) / "rows.sweep" if folder is None else Path(folder)
