@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from replay.calibrate import calibration as run_module
 from replay.calibrate.calibration import calibrate, write
+from replay.calibrate.policy_rows import FEW, stream
 from replay.calibrate.profile import MACHINE, Measurements, engine_quantities, quantities, to_toml
 from replay.commands.calibrate import calibrate as command
 from traces.errors import InputError
@@ -43,6 +45,8 @@ def test_the_profile_is_one_the_simulator_reads(measured, tmp_path):
     assert hw.engine.name == "replay-mine"
     assert hw.engine.expert_bytes_per_s and hw.engine.dense_launch_ns is not None
     assert all(source.startswith("measured ") for _, _, source in hw.engine.quantities()[:4])
+    assert hw.policy_ns.keys() == set(FEW) and hw.policy_ns["learned"].decode_ns > 0
+    assert hw.policy_ns["lfu"].source.startswith("measured ")
     found = {k: v for k, (v, _) in measured.fitted.items() if hasattr(hw.engine, k)}
     assert found == {k: getattr(hw.engine, k) for k in found}
     assert json.loads(tables.read_text())["tables"].keys() == measured.tables.keys()
@@ -79,15 +83,35 @@ def test_a_stage_that_fails_does_not_stop_the_others(monkeypatch):
 
 def test_command_writes_json_and_refuses_to_overwrite(tmp_path):
     target = tmp_path / "h.toml"
-    args = ["--backend", "host", "--no-engine", "-o", str(target), "--json"]
+    args = ["--backend", "host", "--no-engine", "--no-policies", "-o", str(target), "--json"]
     done = CliRunner().invoke(command, args, catch_exceptions=False)
     assert done.exit_code == 0
     made = json.loads(done.stdout)
     assert made["backend"] == "host" and Path(made["profile"]) == target
+    assert Hardware.load(str(target)).policy_ns is None
     with pytest.raises(InputError, match="--force"):
         CliRunner().invoke(command, args, catch_exceptions=False)
     again = CliRunner().invoke(command, [*args, "--force"], catch_exceptions=False)
     assert again.exit_code == 0
+
+
+def test_the_stream_for_policies_is_of_the_shape_and_has_all_that_policies_need():
+    w = stream(6, 32, 4)
+    assert (w.n_layers, w.n_experts, w.top_k, w.n_steps) == (6, 32, 4, 1001)
+    assert w.step_tokens.tolist() == [512] + [1] * 1000
+    rows = len(w.row_experts)
+    assert w.scores.shape == (rows, 32) and w.row_guesses.shape == (rows, 2, 8)
+    # The guess of a token's next layer holds most of what it chooses there; the last layer has none.
+    layer = np.repeat(w.event_layer, np.diff(w.row_lo))
+    assert (w.row_guesses[layer == 5] == -1).all() and (w.row_guesses[layer < 4] >= 0).all()
+    at = {(p, x): i for i, (p, x) in enumerate(zip(w.row_pos, layer, strict=True))}
+    right = [
+        np.isin(w.row_experts[at[p, x + ahead]], w.row_guesses[i, ahead - 1]).mean()
+        for i, (p, x) in list(enumerate(zip(w.row_pos, layer, strict=True)))[::37]
+        for ahead in (1, 2)
+        if x + ahead < 6
+    ]
+    assert 0.5 < np.mean(right) < 0.99
 
 
 @pytest.mark.parametrize(

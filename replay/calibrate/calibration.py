@@ -15,6 +15,8 @@ from replay.calibrate.cpu import cpu_reads
 from replay.calibrate.cpu_kernels import TABLE, cpu_expert_rows
 from replay.calibrate.engine_fit import engine_runs, fit
 from replay.calibrate.kernels import kernel_rows
+from replay.calibrate.policy_rows import TABLE as POLICIES
+from replay.calibrate.policy_rows import policy_rows
 from replay.calibrate.probe import FULL, QUICK, Effort, GiB, MiB, NotHere, Probe
 from replay.calibrate.profile import FINDERS, Measurements
 from replay.calibrate.uvm_mode import UVM, uvm_runs
@@ -65,7 +67,7 @@ def calibrate(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = Measurements(backend, machine, today)
     todo = [x for x in stages(probe, effort) if x[0] not in without]
-    last = len(todo) + 5 * int(engine) + 1
+    last = len(todo) + 5 * int(engine) + 2
     try:
         for i, (name, measure) in enumerate(todo):
             if progress:
@@ -81,6 +83,7 @@ def calibrate(
         ("fault_groups", lambda: _fault_groups(backend)),
     ]
     after = after if engine else []
+    after.append((POLICIES, lambda: policy_rows(quick)))
     after.append((PAGING, lambda: _paging(found, backend, quick, progress, last)))
     after = [x for x in after if x[0] not in without]
     for i, (name, measure) in enumerate(after):

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replay.calibrate.cpu_kernels import TABLE, cpu_expert_tables
+from replay.calibrate.policy_rows import TABLE as POLICIES
+from replay.calibrate.policy_rows import policy_tables, source_of
 from replay.calibrate.probe import HANDOVER
 from replay.calibrate.stats import Row, fit_copies
 from uvmsim.core.units import format_ns, format_rate
 from uvmsim.machine.engine import SPEEDS
 from uvmsim.machine.hardware import Hardware, HardwareSpec, UvmSpec
 
-WORDS = ("name", "gpu", "summary", "engine", "uvm")
+WORDS = ("name", "gpu", "summary", "engine", "uvm", "policy_ns")
 MACHINE = tuple(k for k in HardwareSpec.model_fields if k not in WORDS)
 """Quantities of a machine, in file order."""
 ENGINE = ("dense_launch_ns", "expert_launch_ns", "decision_ns", "cpu_sync_ns", *SPEEDS)
@@ -133,6 +135,9 @@ def machine_toml(m: Measurements, base: Hardware, name: str) -> str:
     ]
     for key, (value, source) in quantities(m, base).items():
         lines += _table(key, value, source)
+    found = m.tables.get(POLICIES, [])
+    for policy, times in policy_tables(found).items():
+        lines += _policy(policy, times, f"{_stamp(m)}: {source_of(found)}")
     return "\n".join(lines) + "\n"
 
 
@@ -143,7 +148,15 @@ def restated(hw: Hardware, name: str) -> str:
         value = getattr(hw, key)
         if value is not None:
             lines += _table(key, value, hw.sources.get(key, f"the {hw.name} description"))
+    for policy, times in (hw.policy_ns or {}).items():
+        lines += _policy(policy, times.model_dump(exclude={"source"}), times.source)
     return "\n".join(lines) + "\n"
+
+
+def _policy(name: str, times: dict[str, int], source: str) -> list[str]:
+    """What a policy's hooks cost the host."""
+    lines = ["", f"[policy_ns.{_text(name)}]", *(f"{k} = {v}" for k, v in times.items())]
+    return [*lines, f"source = {_text(source)}"]
 
 
 def _uvm(m: Measurements, base: Hardware) -> list[str]:

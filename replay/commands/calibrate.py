@@ -31,6 +31,10 @@ from uvmsim.commands.flags import Command
     help="Leave out the replay engine's own runs: launches and waits are then sums of their parts.",
 )  # fmt: skip
 @click.option(
+    "--no-policies", is_flag=True,
+    help="Leave out the policies' own host time: they then decide in no time.",
+)  # fmt: skip
+@click.option(
     "--engine", default="replay", metavar="replay|llama.cpp",
     help="What runs on the machine: the replay engine (default), or llama.cpp itself.",
 )  # fmt: skip
@@ -42,10 +46,11 @@ from uvmsim.commands.flags import Command
 @click.option("--force", is_flag=True, help="Overwrite FILE.toml.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def calibrate(
-    output: str, backend: str, base: str | None, quick: bool, no_engine: bool, engine: str,
-    lib: str | None, model: str | None, threads: int | None, force: bool, as_json: bool,
+    output: str, backend: str, base: str | None, quick: bool, no_engine: bool, no_policies: bool,
+    engine: str, lib: str | None, model: str | None, threads: int | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure link, memory, kernels, faults and CPU of this machine (under 2 minutes on a GPU).
+    """Measure link, memory, kernels, faults, CPU and policies' host time of this machine (under 2
+    minutes on a GPU; where policies were never run, two more to compile them).
 
     With --engine llama.cpp, llama.cpp itself then runs small models that uvmsim writes (random
     weights, several shapes and types), and the profile predicts llama.cpp: under 4 minutes.
@@ -59,6 +64,7 @@ def calibrate(
     """
     from replay.calibrate.calibration import calibrate as measure
     from replay.calibrate.calibration import write
+    from replay.calibrate.policy_rows import TABLE as POLICIES
     from replay.calibrate.report import closest_preset, print_calibration
     from traces.errors import InputError
     from uvmsim.commands.compare import choose
@@ -78,8 +84,10 @@ def calibrate(
     if engine == "llama.cpp":
         from replay.llama_cpp.command import calibrate as of_llama_cpp
 
-        if backend != "cuda" or no_engine:
-            raise InputError("--backend and --no-engine are for --engine replay; leave them out")
+        if backend != "cuda" or no_engine or no_policies:
+            raise InputError(
+                "--backend, --no-engine and --no-policies are for --engine replay; leave them out"
+            )
         of_llama_cpp(target, lib, model, base, threads, quick, as_json)
         return
     given = {"--lib": lib, "--model": model, "--threads": threads}
@@ -87,7 +95,10 @@ def calibrate(
         if value is not None:
             raise InputError(f"{flag}: is for --engine llama.cpp")
     with bar("calibrating") as progress:
-        found = measure(backend, quick=quick or None, engine=not no_engine, progress=progress)
+        found = measure(
+            backend, quick=quick or None, engine=not no_engine,
+            without=(POLICIES,) if no_policies else (), progress=progress,
+        )  # fmt: skip
     base = base or closest_preset(str(found.machine.get("gpu", "")))
     profile, tables = write(found, target, base)
     if as_json:

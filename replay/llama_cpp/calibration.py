@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replay.calibrate.calibration import calibrate as measure_machine
+from replay.calibrate.policy_rows import TABLE as POLICIES
 from replay.calibrate.profile import Measurements, machine_toml, restated, to_toml
 from replay.llama_cpp.collect import Collected, collect
 from replay.llama_cpp.expected import expected
@@ -122,7 +123,9 @@ def _machine(
         today = time.strftime("%Y-%m-%d", time.gmtime())
         return Measurements(NOT_MEASURED, {"gpu": hw.gpu}, today), hw, base
     try:
-        found = measure_machine("cuda" if gpu else "host", quick=quick or not gpu, engine=False)
+        found = measure_machine(
+            "cuda" if gpu else "host", quick=quick or not gpu, engine=False, without=(POLICIES,)
+        )
     except InputError as err:
         raise InputError(
             f"{err}; or give the machine's numbers (--base: a preset, or a file of uvmsim calibrate)"

@@ -147,7 +147,7 @@ class Decisions:
         self.notes: list[str] = []
         self.at = 0
         """The next event."""
-        self._context = context(job, capacity + self._spare, pool_of)
+        self._context = context(job, capacity + self._spare, pool_of, self._spare)
         prefetch = self.spec.prefetch
         self._most = prefetch.limit(self._context) if prefetch else 0
         if self._most < 0:

@@ -12,8 +12,8 @@ from uvmsim.runs.job import Job
 from uvmsim.workload import Workload, next_uses
 
 
-def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> Context:
-    """What the policies of a job may know at the start."""
+def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray, spare: int = 0) -> Context:
+    """What the policies of a job may know at the start; ``spare`` as `Context.spare`."""
     w = job.workload
     counts, transitions = learn(job.profile) if job.profile else (None, None)
     return Context(
@@ -25,6 +25,7 @@ def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> Context:
         pool_of=pool_of,
         expert_bytes=np.asarray(job.model.expert_bytes, np.int64),
         seed=job.seed,
+        spare=spare,
         profile_counts=counts,
         profile_transitions=transitions,
     )

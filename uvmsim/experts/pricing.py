@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from traces.errors import InputError
+from uvmsim.experts.hook_time import told_hook_time
 from uvmsim.machine.cpu_experts import cpu_experts
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.llamacpp.timing import Times
@@ -60,7 +61,7 @@ def price(plan: Plan, job: Job, before: Hardware | None = None) -> Plan:
         copy_ns=copy_ns,
         piece_ns=piece_ns,
         pre_ns=np.where(first_wave, pre[plan.wave_event] + hw.engine.decision_ns, 0)
-        + _policy_ns(plan, first_wave),
+        + _policy_ns(plan, job, first_wave),
         cpu_ns=cpu_waves(plan, job),
         compute_ns=expert_times(w, job.model, hw, plan.wave_hi, without=plan.on_cpu),
     )
@@ -120,18 +121,22 @@ def _priced(plan: Plan, job: Job, times: Times) -> Plan:
     before = np.rint(times.before).astype(np.int64)
     priced = replace(
         plan, copy_ns=copies,
-        pre_ns=np.where(first, before[plan.wave_event], 0) + _policy_ns(plan, first),
+        pre_ns=np.where(first, before[plan.wave_event], 0) + _policy_ns(plan, job, first),
         cpu_ns=cpu_waves(plan, job),
         compute_ns=times.experts_ns(w, plan.wave_hi, without=plan.on_cpu),
     )  # fmt: skip
     return finish(priced, w, np.rint(times.tail).astype(np.int64))
 
 
-def _policy_ns(plan: Plan, first_wave: np.ndarray) -> np.ndarray | int:
-    """What the policy's hooks take before an event's first wave, where that was measured."""
-    if plan.policy_ns is None:
-        return 0
-    return np.where(first_wave, plan.policy_ns[plan.wave_event], 0)
+def _policy_ns(plan: Plan, job: Job, first_wave: np.ndarray) -> np.ndarray | int:
+    """What the policy's hooks take before an event's first wave: as measured in this run, else as the
+    machine's description says, else nothing."""
+    by_event, told = plan.policy_ns, None
+    if by_event is None:
+        told = told_hook_time(job)
+    if told is not None:
+        by_event = told.by_event(job)
+    return 0 if by_event is None else np.where(first_wave, by_event[plan.wave_event], 0)
 
 
 def _gpu(hw: Hardware) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uvmsim.core import units
+from uvmsim.machine.policy_times import plain
 
 Hardware = Any
 """`uvmsim.machine.hardware.Hardware`, which is made with this file's help."""
@@ -51,9 +52,10 @@ def written(hw: Hardware) -> dict[str, Any]:
         if key.startswith("uvm."):
             name = key.removeprefix("uvm.")
             uvm[name] = _quantity(getattr(hw.uvm, name), source)
-        else:
+        elif not key.startswith("policy_ns."):
             made[key] = _quantity(getattr(hw, key), source)
-    return made | {"engine": engine} | ({"uvm": uvm} if uvm else {})
+    made |= {"engine": engine} | ({"uvm": uvm} if uvm else {})
+    return made | ({"policy_ns": plain(hw.policy_ns)} if hw.policy_ns else {})
 
 
 def _quantity(value: Any, source: str) -> dict[str, Any]:
@@ -68,9 +70,9 @@ def _lasting(machine: str) -> str:
 def in_full(own: dict[str, Any], base: dict[str, Any], name: str | None = None) -> dict[str, Any]:
     """What a file says over what its base says.
 
-    A quantity is replaced whole, value and source. ``[uvm]`` and ``[engine]`` take the base's for
-    what they leave out; an engine that has a name is another one and takes nothing. ``name``: where
-    the file does not give one.
+    A quantity is replaced whole, value and source, and so is ``[policy_ns]``. ``[uvm]`` and
+    ``[engine]`` take the base's for what they leave out; an engine that has a name is another one and
+    takes nothing. ``name``: where the file does not give one.
     """
     over = dict(own)
     uvm, engine = own.get("uvm"), own.get("engine")
@@ -93,6 +95,7 @@ def as_toml(hw: Hardware) -> str:
     tables = written(hw)
     lines = [f"{k} = {_text(tables.pop(k))}" for k in ("name", "gpu", "summary")]
     uvm, engine = tables.pop("uvm", {}), tables.pop("engine")
+    policies = tables.pop("policy_ns", {})
     terms, experts = engine.pop("terms", None), engine.pop("cpu_experts", {})
     for key, quantity in tables.items():
         lines += _table(key, key, quantity)
@@ -107,6 +110,8 @@ def as_toml(hw: Hardware) -> str:
         lines += _nested(f"engine.cpu_experts.{_text(kind)}", measured)
     if terms is not None:
         lines += _nested("engine.terms", terms)
+    for policy, measured in policies.items():
+        lines += _nested(f"policy_ns.{_text(policy)}", measured)
     return "\n".join(lines) + "\n"
 
 

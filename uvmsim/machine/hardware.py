@@ -26,6 +26,7 @@ from uvmsim.machine.hardware_spec import (
     note_once,
 )
 from uvmsim.machine.parts import fitted, split
+from uvmsim.machine.policy_times import PolicyTimes, plain, rows
 from uvmsim.machine.quantities import duration_ns, parts, shown
 from uvmsim.machine.reports import System
 
@@ -111,6 +112,8 @@ class Hardware:
     """Field name -> where its value comes from."""
     uvm: UvmCosts | None = None
     """The paging driver's constants; None where nobody measured or fitted them."""
+    policy_ns: PolicyTimes | None = None
+    """What policies' hooks cost the host; None where nobody measured them: nothing."""
 
     # ---- where a description comes from --------------------------------------------------------
 
@@ -157,7 +160,10 @@ class Hardware:
             uvm = UvmCosts(**constants)
             sources |= {f"uvm.{k}": v for k, v in from_where.items()}
         engine = EngineProfile.from_spec(spec.engine)
-        made = cls(spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm)
+        made = cls(
+            spec.name, spec.gpu, spec.summary, engine, **values, sources=sources, uvm=uvm,
+            policy_ns=spec.policy_ns,
+        )  # fmt: skip
         return made.running(engine)
 
     def running(self, engine: EngineProfile) -> Hardware:
@@ -291,17 +297,20 @@ class Hardware:
     def quantities(self) -> list[tuple[str, str, str]]:
         """``(field, value as people write it, source)`` of every quantity of the machine, in file
         order; the engine has its own."""
-        words = ("name", "gpu", "summary", "engine", "uvm")
+        words = ("name", "gpu", "summary", "engine", "uvm", "policy_ns")
         given = {k: getattr(self, k) for k in HardwareSpec.model_fields if k not in words}
-        rows = [(k, k, v) for k, v in given.items() if v is not None]
-        rows += [(k, f"uvm.{k}", v) for k, v in self.paging_constants().items()]
-        return [(key, shown(k, v), self.sources.get(key, "")) for k, key, v in rows]
+        told = [(k, k, v) for k, v in given.items() if v is not None]
+        told += [(k, f"uvm.{k}", v) for k, v in self.paging_constants().items()]
+        made = [(key, shown(k, v), self.sources.get(key, "")) for k, key, v in told]
+        return made + rows(self.policy_ns)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
         if self.reserve_bytes is None:
             del d["reserve_bytes"]
+        times = d.pop("policy_ns")
+        d |= {"policy_ns": plain(times)} if times else {}
         return d | {"uvm": self.paging_constants() or None, "engine": self.engine.to_json()}
 
     def paging_constants(self) -> dict[str, Any]:
@@ -319,6 +328,8 @@ class Hardware:
         mine = {k: v for k, v in self.to_json().items() if k not in words}
         if not self.reserve_bytes:  # nothing kept is what there was before one could keep any
             mine.pop("reserve_bytes", None)
+        if self.policy_ns:
+            mine["policy_ns"] = plain(self.policy_ns, sources=False)
         engine = self.engine.numbers()
         reach = self.reach
         return mine | engine | {

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from traces.errors import InputError
 from uvmsim.machine.engine import EngineSpec
+from uvmsim.machine.policy_times import PolicyTimeSpec
 from uvmsim.machine.quantities import Bytes, Count, Flops, Rate, Room, Share, Sourced, Time
 
 OLD_ENGINE_KEYS = (
@@ -82,6 +83,7 @@ class HardwareSpec(BaseModel):
     host_bytes: Sourced[Bytes] | None = None
     reserve_bytes: Sourced[Room] | None = None
     uvm: UvmSpec | None = None
+    policy_ns: dict[str, PolicyTimeSpec] | None = None
 
     @field_validator("engine", mode="before")
     @classmethod

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from uvmsim.clocks import fast
 from uvmsim.experts.decisions import Decisions
-from uvmsim.experts.hook_time import hook_time
+from uvmsim.experts.hook_time import hook_time, told_note
 from uvmsim.experts.misses import Split
 from uvmsim.experts.pricing import price
 from uvmsim.mechanisms.base import Planned
@@ -40,7 +41,10 @@ class ExpertCache(Planned):
     def again(self, before: Outcome, job: Job) -> Outcome:
         """The same plan, priced for another machine."""
         assert isinstance(before.trail, Played)
-        plan = price(before.trail.plan, job, before.job.hardware)
+        plan = before.trail.plan
+        notes = [x for x in plan.notes if x not in told_note(before.job)]
+        plan = replace(plan, notes=notes + told_note(job))
+        plan = price(plan, job, before.job.hardware)
         return self.played(job, Played(plan, fast.run(plan)))
 
 
@@ -57,6 +61,7 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         policy_ns = measured.by_event(job)
         if policy_ns.any():
             decisions.notes.append(measured.note(job))
+    decisions.notes.extend(told_note(job))
     layer = joined("copy_expert") // job.workload.n_experts
     wave_hi = joined("wave_hi")
     unpriced = np.zeros(len(wave_hi), np.int64)

@@ -108,6 +108,8 @@ class Context:
     seed: int
     prefetches: bool = True
     """False where an expert is only ever fetched because it is accessed right now."""
+    spare: int = 0
+    """Slots in each entry of `capacity` that may not stay filled: 1 where there are scratch places."""
     profile_counts: np.ndarray | None = None
     """int64 [n_total]: how often each expert was used in the profile trace."""
     profile_transitions: np.ndarray | None = None

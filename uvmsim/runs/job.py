@@ -58,7 +58,8 @@ class Job:
     """`hybrid`: what the CPU computes is copied in behind where the link would rest."""
     policy_time: bool = False
     """`expert-cache`: measure what the policy's hooks take on this machine and add it to each layer's
-    decision (`uvmsim.experts.hook_time`). Speeds are then no function of the input alone."""
+    decision (`uvmsim.experts.hook_time`), instead of what the machine's description says of it. Speeds
+    are then no function of the input alone."""
     decoding: Decoding | None = None
     """How the workload's tokens came into their steps, where somebody asked for batches or drafts."""
     state: State | None = None

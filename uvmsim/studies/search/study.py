@@ -323,7 +323,8 @@ def _remarks(found: Found, best: Candidate, objective: str) -> list[str]:
         notes.append(f"{found.cut} after {found.trials} trials")
     if objective == "tokens" and any(h.startswith("learned") for h in best.heads):
         notes.append(
-            "speeds leave out the policies' own host time (`uvmsim compare --policy-time` counts it)"
+            "speeds leave out the policies' own host time, where the machine's description has none "
+            "([policy_ns], of `uvmsim calibrate`; `uvmsim compare --policy-time` measures it)"
         )
     return notes
 
