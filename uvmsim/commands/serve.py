@@ -56,6 +56,10 @@ _SCENARIO = (
     help="Tokens before a prompt's end where its chunks stop for a checkpoint; as llama-server.",
 )  # fmt: skip
 @click.option("--kv", metavar="SIZE", help="Memory for the KV cache, e.g. 4GiB, instead of --ctx.")
+@click.option(
+    "--border", metavar="static|elastic",
+    help="elastic: what requests leave of the KV cache's memory holds experts meanwhile.",
+)  # fmt: skip
 @click.option("--no-warmup", is_flag=True, help="Do not send the first request once before the clock.")
 @click.option(
     "--goodput", metavar="KEY:ms", multiple=True, help="Objectives: ttft:2000 tpot:50 e2el:...",

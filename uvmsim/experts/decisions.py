@@ -32,6 +32,7 @@ from uvmsim.experts.pool import (
     EVICTIONS,
     HITS,
     ISSUED,
+    LIMIT,
     NO_SCRATCH,
     USED,
     WAITS,
@@ -221,6 +222,10 @@ class Decisions:
         while self.at < self.job.workload.n_events:
             served.append(self.serve())
         return served
+
+    def limit(self, slots: int) -> None:
+        """From the next event on a single pool uses no more than ``slots``; 0: all it has."""
+        self._tally.n[LIMIT] = slots
 
     def counters(self) -> Counters:
         """Of the events served so far; all accesses of the run count as asked for."""

@@ -65,6 +65,8 @@ BYPASSED, BYPASSED_HITS = 11, 12
 EVENTS, STEPS, ACCESSES = 13, 14, 15
 """More places: what came before the first event, step and access of a stream that holds only a part of
 the run; hooks are told numbers of the run."""
+LIMIT = 16
+"""One more place: slots that a single pool may use for now, 0: all it has."""
 
 BAD_VICTIM, NO_VICTIM, BAD_PREFETCH, BAD_ACTION, NO_SCRATCH = 1, 2, 3, 4, 5
 
@@ -77,7 +79,7 @@ class Tally(NamedTuple):
     """Counters and what is known of copies on their way."""
 
     n: np.ndarray
-    """int64 [16]: see the places above; ERROR is 0 while all is well."""
+    """int64 [17]: see the places above; ERROR is 0 while all is well."""
     layer_hits: np.ndarray
     """int64 [2, layers]"""
     layer_accesses: np.ndarray
@@ -141,7 +143,10 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     n = tally.n
     after = np.int64(-1)
     left = np.int64(-1)
-    if pool.used[p] < pool.lo[p + 1] - pool.lo[p]:
+    room = pool.lo[p + 1] - pool.lo[p]
+    if n[LIMIT] > 0:
+        room = min(room, n[LIMIT])
+    if pool.used[p] < room:
         slot = pool.lo[p] + pool.used[p]
         pool.used[p] += 1
     else:
@@ -185,6 +190,34 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     out.copy_slot[c] = slot
     out.copy_victim[c] = left
     n[COPIES] = c + 1
+    return True
+
+
+def shrink(es, pool, seen, tally):
+    """Let experts leave a single pool until it uses no more slots than it may; who is in the last slot moves
+    to the one that is free. Returns False where no expert may leave."""
+    n = tally.n
+    pool.stamp[0] += 1  # nobody is in use
+    while pool.used[0] > n[LIMIT]:
+        v = victim(es, seen, 0)
+        if v < 0 or v >= pool.slot_of.size or pool.slot_of[v] < 0:
+            n[ERROR] = NO_VICTIM if v < 0 else BAD_VICTIM
+            n[CULPRIT] = v
+            return False
+        on_evict(es, seen, v)
+        n[EVICTIONS] += 1
+        if tally.fresh[v]:
+            n[WASTED] += tally.fresh[v] == AHEAD
+            tally.fresh[v] = 0
+        slot = np.int64(pool.slot_of[v])
+        pool.slot_of[v] = -1
+        pool.used[0] -= 1
+        last = pool.lo[0] + pool.used[0]
+        mover = pool.expert_in[last]
+        pool.expert_in[last] = -1
+        if slot != last:
+            pool.expert_in[slot] = mover
+            pool.slot_of[mover] = slot
     return True
 
 
@@ -362,6 +395,10 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
     n = tally.n
     seen = seen_by_hooks(pool)
     narrowest = pool.lo[1] - pool.lo[0]
+    if n[LIMIT] > 0:
+        narrowest = min(narrowest, n[LIMIT])
+        if not shrink(es, pool, seen, tally):
+            return first
     for p in range(len(pool.used)):
         narrowest = min(narrowest, pool.lo[p + 1] - pool.lo[p])
     if SPARE:
@@ -541,7 +578,7 @@ def new_tally(n_layers: int, n_experts: int) -> Tally:
     """Counters at zero."""
     total = n_layers * n_experts
     return Tally(
-        np.zeros(16, np.int64),
+        np.zeros(17, np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros(total, np.uint8),

@@ -29,6 +29,7 @@ from uvmsim.serving.passes import Schedule, trace_of
 from uvmsim.serving.schedule import OUTPUT, PROMPT, new_queue
 from uvmsim.serving.server import Server
 from uvmsim.serving.source import Source
+from uvmsim.serving.streamed import Border
 from uvmsim.workload import Workload, build_workload
 
 
@@ -55,14 +56,25 @@ Part = tuple[Request, int, int, int]
 class Gpu(Machine):
     """A machine that is told one pass after the other."""
 
-    def __init__(self, job: Job, source: Source, load: Load, env: simpy.Environment):
-        self.job, self.source, self.load = job, source, load
+    def __init__(
+        self, job: Job, source: Source, load: Load, env: simpy.Environment, border: Border | None
+    ):
+        if border is not None:
+            job = replace(job, slots=border.most_slots(job))
+        self.job, self.source, self.load, self.border = job, source, load, border
         like = build_workload(source.trace)
         tokens = int(load.prompt.sum() + load.output.sum())
         self.open = OpenWorkload(like, tokens)
         self.decisions = Decisions(replace(job, workload=self.open.whole))
         super().__init__(self._plan(like, [], 0), env)
         self.pass_ns: list[int] = []
+
+    def keep(self, kv_tokens: int) -> None:
+        """From now on requests have ``kv_tokens`` tokens in the KV cache; where the border moves, experts
+        have what that leaves."""
+        if self.border is not None:
+            total, slot, token = self.border.array(self.job).tolist()
+            self.decisions.limit(max((total - kv_tokens * token) // slot, 1))
 
     def run(self, parts: list[Part]) -> Generator[Event, None, None]:
         """One forward pass."""
@@ -132,10 +144,12 @@ class Gpu(Machine):
 class World:
     """Clients, a server and its GPU."""
 
-    def __init__(self, job: Job, load: Load, server: Server, source: Source):
+    def __init__(
+        self, job: Job, load: Load, server: Server, source: Source, border: Border | None = None
+    ):
         self.load = load.warmed() if server.warmup else load
         self.server, self.env = server, simpy.Environment()
-        self.gpu = Gpu(job, source, self.load, self.env)
+        self.gpu = Gpu(job, source, self.load, self.env, border)
         self.clients = simpy.Resource(self.env, server.max_concurrency or len(self.load))
         self.inbox: deque[Request] = deque()
         self.slots: list[Request | None] = [None] * server.slots
@@ -191,6 +205,7 @@ class World:
                 yield self.call
                 continue
             parts = self.compose()
+            self.gpu.keep(self.taken())
             for one in self.passes(parts):
                 yield from self.gpu.run(one)
             for request, kind, _, count in parts:
@@ -211,13 +226,16 @@ class World:
         most = self.server.kv_tokens
         while self.inbox and None in self.slots:
             r = self.inbox[0]
-            taken = sum(x.prompt + x.output for x in self.running)
-            if most and taken + r.prompt + r.output > most:
+            if most and self.taken() + r.prompt + r.output > most:
                 return
             self.inbox.popleft()
             self.slots[self.slots.index(None)] = r
             self.running.append(r)
             r.admitted = int(self.env.now)
+
+    def taken(self) -> int:
+        """Tokens of the KV cache that requests have."""
+        return sum(x.prompt + x.output for x in self.running)
 
     def compose(self) -> list[Part]:
         """A token for each that generates, then prompts as far as the iteration goes."""

@@ -22,12 +22,13 @@ from uvmsim.experts.pool import (
     COPIES,
     EVENTS,
     HITS,
+    LIMIT,
     STEPS,
     WAITS,
     WAVES,
 )
 from uvmsim.runs.plan import DEMAND
-from uvmsim.serving.schedule import NOW, PROMPT, ZERO, begin, commit, compose
+from uvmsim.serving.schedule import KV, NOW, PROMPT, ZERO, begin, commit, compose
 
 (
     PASSES, TOKENS, BUSY_NS, ACCESSED, HIT, DEMAND_BYTES, PREFETCH_BYTES, STALL_NS, LATE, COMPUTE_NS,
@@ -89,6 +90,8 @@ class Prices(NamedTuple):
     parameters, tile, row tokens."""
     ns: np.ndarray
     """int64 [3]: launches of a block and of an event's experts, decision."""
+    border: np.ndarray
+    """int64 [3]: bytes that experts and KV cache share, of a slot, of a token's KV; 0: the border stays."""
 
 
 class Copies(NamedTuple):
@@ -131,7 +134,9 @@ def serve_passes(
     way than there is room for: either ends the run."""
     layers = len(part.event_tokens)
     passes = 0
-    while passes < budget and next_pass(q, cursor, entries, tokens, part, tally, pool.n_experts):
+    while passes < budget and next_pass(
+        q, cursor, entries, tokens, part, prices, tally, pool.n_experts
+    ):
         if plan_pass(0, layers, stream, pool, tally, es, ps, out, False, most, misses) < layers:
             return passes
         if not end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, pool.n_experts):
@@ -141,7 +146,7 @@ def serve_passes(
 
 
 @kernel_part
-def next_pass(q, cursor, entries, tokens, part, tally, n_experts):
+def next_pass(q, cursor, entries, tokens, part, prices, tally, n_experts):
     """Make up the next forward pass, after its iteration if it is that's first; False where there is
     none."""
     if cursor[X] == cursor[ENTRIES]:
@@ -149,6 +154,7 @@ def next_pass(q, cursor, entries, tokens, part, tally, n_experts):
             return False
         cursor[ENTRIES] = compose(q, entries)
         cursor[X] = 0
+        tally.n[LIMIT] = limit_of(prices.border, q.n[KV])
     x = cursor[X]
     taken = cursor[TAKEN]
     n = 0
@@ -216,15 +222,23 @@ def end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, n_exper
 
 
 @compiled(nogil=True)
-def begin_one(q, cursor, entries, tokens, part, tally, n_experts):
+def begin_one(q, cursor, entries, tokens, part, prices, tally, n_experts):
     """`next_pass`, for a loop in Python."""
-    return next_pass(q, cursor, entries, tokens, part, tally, n_experts)
+    return next_pass(q, cursor, entries, tokens, part, prices, tally, n_experts)
 
 
 @compiled(nogil=True)
 def end_one(q, cursor, entries, part, prices, copies, sums, tally, out, n_experts):
     """`end_pass`, for a loop in Python."""
     return end_pass(q, cursor, entries, part, prices, copies, sums, tally, out, n_experts)
+
+
+@kernel_part
+def limit_of(border, kv_tokens):
+    """Slots that are left beside the KV cache of ``kv_tokens`` tokens; 0: the border does not move."""
+    if border[0] == 0:
+        return np.int64(0)
+    return max((border[0] - kv_tokens * border[2]) // border[1], np.int64(1))
 
 
 @kernel_part

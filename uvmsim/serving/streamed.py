@@ -42,6 +42,25 @@ WORTH = 200_000
 
 
 @dataclass(frozen=True)
+class Border:
+    """The border between experts and KV cache moves: requests take room when they are admitted, and the
+    experts have all that is left. ``slots`` and ``kv_tokens``: what each would have if it did not."""
+
+    slots: int
+    kv_tokens: int
+
+    def array(self, job: Job) -> np.ndarray:
+        """int64 [3]: bytes that both share, of a slot, of a token's KV cache."""
+        slot, token = max(job.model.expert_bytes), job.model.kv_bytes_per_token
+        return np.array([self.slots * slot + self.kv_tokens * token, slot, token], np.int64)
+
+    def most_slots(self, job: Job) -> int:
+        """While there is no request."""
+        total, slot, _ = self.array(job).tolist()
+        return min(total // slot, job.workload.n_layers * job.workload.n_experts)
+
+
+@dataclass(frozen=True)
 class Streamed:
     """A load that was served."""
 
@@ -74,14 +93,16 @@ def why_not(job: Job, mechanism: str) -> str | None:
 
 def serve_streamed(
     job: Job, load: Load, server: Server, source: Source,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, border: Border | None = None,
 ) -> Streamed:  # fmt: skip
     """Serve ``load`` on an expert cache; see `uvmsim.serving.machine.serve_job`. ``progress`` is called with
-    requests done and requests in all. Raises `InputError`."""
+    requests done and requests in all; with a ``border`` it moves. Raises `InputError`."""
+    if border is not None:
+        job = replace(job, slots=border.most_slots(job))
     load = load.warmed() if server.warmup else load
     room = 1 << 16
     while True:
-        made = _served(job, load, server, source, room, progress)
+        made = _served(job, load, server, source, room, progress, border)
         if made is not None:
             return made
         room *= 4
@@ -89,7 +110,7 @@ def serve_streamed(
 
 def _served(
     job: Job, load: Load, server: Server, source: Source, room: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None, border: Border | None,
 ) -> Streamed | None:  # fmt: skip
     w, experts, seq, pos = one_pass(build_workload(source.trace), server.ubatch)
     decisions = Decisions(replace(job, workload=w))
@@ -103,13 +124,13 @@ def _served(
     queue, entries = new_queue(load, server), new_entries(server)
     copies = new_copies(room + len(out.copy_kind), len(out.wave_hi), len(out.waits))
     sums, cursor = np.zeros((2, COLUMNS), np.int64), np.zeros(6, np.int64)
-    tokens, prices = Tokens(source.prompt, source.output, load.start), prices_of(job)
+    tokens, prices = Tokens(source.prompt, source.output, load.start), prices_of(job, border)
 
     def one_by_one(budget: int) -> None:
         """`serve_passes` in Python: a call takes 0.1 ms more a pass, and nothing is compiled for it."""
         layers = w.n_layers
         for _ in range(budget):
-            if not begin_one(queue, cursor, entries, tokens, part, tally, w.n_experts):
+            if not begin_one(queue, cursor, entries, tokens, part, prices, tally, w.n_experts):
                 return
             if kernel.run(0, layers, stream, pool, tally, *states, out, False, most, misses) < layers:
                 return
@@ -160,7 +181,7 @@ def one_pass(like: Workload, tokens: int) -> tuple[Workload, np.ndarray, np.ndar
     return made, experts, seq, pos
 
 
-def prices_of(job: Job) -> Prices:
+def prices_of(job: Job, border: Border | None = None) -> Prices:
     """What a job's machine takes for its model's work."""
     m, hw = job.model, job.hardware
     e, reach = hw.engine, hw.reach
@@ -176,6 +197,7 @@ def prices_of(job: Job) -> Prices:
         nbytes.astype(np.float64), np.asarray(m.expert_params, np.float64),
         copy_times(nbytes, hw, "h2d", job.pinned, False), np.array(rates, np.float64),
         np.array([e.dense_launch_ns, e.expert_launch_ns, e.decision_ns], np.int64),
+        border.array(job) if border else np.zeros(3, np.int64),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from uvmsim.serving.metrics import DEFAULT_METRICS
 from uvmsim.serving.server import server_of
 
 WAYS = ("auto", "stream", "whole")
+BORDERS = ("static", "elastic")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Asked:
     max_concurrency: int | None = None
     kv: str | int | float | None = None
     """Bytes for the KV cache, instead of the scenario's ``ctx`` tokens."""
+    border: str = "static"
+    """``elastic``: what admitted requests leave of the KV cache's memory holds experts meanwhile."""
     warmup: bool = True
     goodput: Mapping[str, float] = field(default_factory=dict)
     """ms at most, by ``ttft``, ``tpot``, ``e2el``."""
@@ -61,6 +64,8 @@ class Asked:
     lib: str | None = None
 
     def __post_init__(self) -> None:
+        if self.border not in BORDERS:
+            raise InputError(f"{self.border}: must be {' or '.join(BORDERS)}", argument="border")
         if self.way not in WAYS:
             raise InputError(f"{self.way}: must be one of {', '.join(WAYS)}", argument="way")
         for rate in self.rates:

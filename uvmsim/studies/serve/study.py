@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from uvmsim.serving.metrics import bench
 from uvmsim.serving.result import Bench
 from uvmsim.serving.server import SWA, Server, server_of
 from uvmsim.serving.source import Source, source_of
-from uvmsim.serving.streamed import serve_streamed, why_not
+from uvmsim.serving.streamed import Border, serve_streamed, why_not
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.choice import policies_for
 from uvmsim.studies.compare import BUNDLED_SIZE
@@ -182,7 +182,8 @@ def serve(
             if progress:
                 at = "" if rate is None else f" at {rate:g}/s"
                 progress(len(runs), total, label(job, mechanism) + at)
-            runs.append(_one(job, mechanism, load, server, source, q, s, rate, notes))
+            told = _told(progress, len(runs), total, label(job, mechanism))
+            runs.append(_one(job, mechanism, load, server, source, q, s, rate, notes, told))
     if progress:
         progress(total, total, "")
     return Serving(s, q, r.trace, requests, server, r.model, r.hardware, runs, notes, r)
@@ -232,11 +233,23 @@ def _server(s: Scenario, q: Asked, r: Resolved, requests: RequestTrace) -> tuple
     return server, kv
 
 
+def _told(
+    progress: Progress | None, done: int, total: int, what: str
+) -> Callable[[int, int], None] | None:
+    """Progress inside a run: requests."""
+    if progress is None:
+        return None
+    return lambda n, of: progress(done, total, f"{what}, request {n:,} of {of:,}")
+
+
 def _one(
     job: Job, mechanism: str, load: Load, server: Server, source: Source, q: Asked, s: Scenario,
-    rate: float | None, notes: list[str],
+    rate: float | None, notes: list[str], told: Callable[[int, int], None] | None,
 ) -> Service:  # fmt: skip
     why = why_not(job, mechanism) or ("the SimPy clock" if s.engine != "fast" else None)
+    if q.border == "elastic" and (why or q.way == "whole" or job.pool != "global"):
+        told_why = why or ("one simulator of all passes" if q.way == "whole" else "a pool a layer")
+        raise InputError(f"elastic: not for {told_why}; leave it out", argument="border")
     if q.way == "stream" and why:
         raise InputError(f"stream: not for {why}; leave it out", argument="way")
     kv = job.ctx or 0
@@ -245,7 +258,10 @@ def _one(
     if why is None and q.way != "whole":
         try:
             slots = expert_slots(job)
-            done = serve_streamed(replace(job, slots=slots), load, server, source)
+            border = Border(slots, kv) if q.border == "elastic" else None
+            done = serve_streamed(
+                replace(job, slots=slots), load, server, source, told, border=border
+            )
         except DoesNotFit as err:
             return Service(job, mechanism, rate, None, {}, 0, kv, err)
         queue, costs, way = done.queue, costs_of_stream(done), "stream"
