@@ -31,6 +31,11 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
+def kept_anew(function: Any) -> bool:
+    """Whether this process compiled a function of `compiled` and keeps it on disk for the next."""
+    return not _told and bool(sum(function.stats.cache_misses.values()))
+
+
 def _tell() -> None:
     global _told
     if not _told:

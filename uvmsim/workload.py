@@ -148,7 +148,7 @@ def build_workload(trace: RoutingTrace, unit: str = "event") -> Workload:
     group_layer = index[layer[groups]]
     group_step = step_index[groups]
     if unit == "event":
-        ids, counts, lo, tokens, row_lo = _events(
+        ids, counts, lo, tokens, row_lo = events_kernel(
             experts, bounds, group_layer, n_experts, n_layers * n_experts
         )
         first = np.ones(len(groups), bool)
@@ -243,7 +243,7 @@ def _attended(pos, step_row, per_step) -> np.ndarray:
 
 
 @compiled(nogil=True)
-def _events(experts, bounds, group_layer, n_experts, n_total):
+def events_kernel(experts, bounds, group_layer, n_experts, n_total):
     """Distinct ids of each run of rows, in order of first appearance."""
     rows, k = experts.shape
     n_events = len(group_layer)

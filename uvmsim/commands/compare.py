@@ -110,6 +110,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     from uvmsim.report.table import print_comparison
     from uvmsim.studies.compare import compare as run
     from uvmsim.studies.scenario import Scenario
+    from uvmsim.studies.sweep.local import cores
 
     for name in ("slots", "mechanisms", "policies"):
         given[name] = policy_list(given[name])
@@ -118,7 +119,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
     decoding_lists(given)
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})
     with bar("comparing") as progress:
-        result = run(scenario, progress)
+        result = run(scenario, progress, processes=cores())
     if as_json:
         click.echo(json.dumps(result.to_json(), sort_keys=True))
     else:

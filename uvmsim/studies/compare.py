@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from traces.jit import kept_anew
 from traces.routing import RoutingTrace
 from uvmsim.experts.decisions import Decisions
 from uvmsim.machine.hardware import Hardware
@@ -13,7 +15,9 @@ from uvmsim.machine.model import Model
 from uvmsim.policies.kinds import EXPERTS
 from uvmsim.policies.registry import parse
 from uvmsim.runs.decoding import Decoding
+from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
+from uvmsim.studies.ahead import Ahead
 from uvmsim.studies.answer import Answer, flat
 from uvmsim.studies.choice import policies_for
 from uvmsim.studies.resolve import (
@@ -30,7 +34,7 @@ from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenar
 from uvmsim.studies.simulate import simulate
 from uvmsim.studies.states import save, with_states
 from uvmsim.version import __version__
-from uvmsim.workload import Workload
+from uvmsim.workload import Workload, events_kernel
 
 BUNDLED_SIZE = "25%"
 """Pool of the bundled trace where neither slots nor memory is given."""
@@ -101,31 +105,30 @@ class Comparison(Answer):
         return {k: d[k] - before[k] for k in keys if d[k] is not None}
 
 
-def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -> Comparison:
+def compare(
+    scenario: Scenario | Any = None, progress: Progress | None = None, *, processes: int = 1
+) -> Comparison:
     """Run every mechanism and policy of a scenario at every pool size on every machine, on a simulated
     clock.
 
     ``scenario`` may be a trace alone (a path, a `RoutingTrace`; None: the bundled). Without ``slots``
     the pool is what memory holds (of the bundled trace: 25 %). ``progress`` is called with (runs done,
-    runs in all, what runs next). Raises `InputError`.
+    runs in all, what runs next). ``processes``: above 1 a second one compiles ahead where nothing was
+    compiled before; a script then needs an ``if __name__ == "__main__"`` around its work. Raises
+    `InputError`.
     """
     s = scenario_of(scenario)
     s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
-    mechanisms: Any = s.mechanisms
-    policies: Any = s.policies
-    chosen = policies_for(mechanisms, policies)
-    r = resolve(s, several=True)
-    sizes = _sizes(s, r)
-    ways = [r.decoded(d) for d in r.decodings] or [r]
-    todo = [
-        x for way in ways for hw in r.machines for x in jobs(way.on(hw), mechanisms, sizes, chosen)
-    ]
-    todo = with_states(s, r, todo, cold=True)
+    r, todo = _asked(s)
     runs = []
-    for i, (job, mechanism) in enumerate(todo):
-        if progress:
-            progress(i, len(todo), label(job, mechanism))
-        runs.append(simulate(job, mechanism, s.engine))
+    cold = processes > 1 and len(todo) > 2 and kept_anew(events_kernel)
+    with Ahead(s, todo, _runs_of) if cold else nullcontext() as ahead:
+        for i, (job, mechanism) in enumerate(todo):
+            if progress:
+                progress(i, len(todo), label(job, mechanism))
+            if ahead:
+                ahead.ready(i)
+            runs.append(simulate(job, mechanism, s.engine))
     if progress:
         progress(len(todo), len(todo), "")
     least = _belady(runs)
@@ -138,6 +141,24 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     save(s, r, runs)
     several = r.machines if len(r.machines) > 1 else ()
     return Comparison(s, r.trace, r.workload, r.model, r.hardware, runs, least, r.notes, several)
+
+
+def _asked(s: Scenario) -> tuple[Resolved, list[tuple[Job, str]]]:
+    """What a scenario names, and its runs."""
+    mechanisms: Any = s.mechanisms
+    policies: Any = s.policies
+    chosen = policies_for(mechanisms, policies)
+    r = resolve(s, several=True)
+    sizes = _sizes(s, r)
+    ways = [r.decoded(d) for d in r.decodings] or [r]
+    todo = [
+        x for way in ways for hw in r.machines for x in jobs(way.on(hw), mechanisms, sizes, chosen)
+    ]
+    return r, with_states(s, r, todo, cold=True)
+
+
+def _runs_of(s: Scenario) -> list[tuple[Job, str]]:
+    return _asked(s)[1]
 
 
 def _sizes(s: Scenario, r: Resolved) -> list[int | None]:

@@ -52,7 +52,7 @@ class Drawn:
         made: list[Candidate] = []
         while len(made) < n and self.leads:
             self._take(self.leads.popleft(), made)
-        for _ in range(max(1, round(n * NEW))):
+        for _ in range(max(1, round(n * NEW)) if self.ranks else 0):
             if len(made) < n:
                 self._take(self._new(), made)
         known = list(self.ranks) or list(made)
