@@ -110,10 +110,9 @@ def advance(
 ):  # fmt: skip
     """Give the next ``n_waves`` waves and their copies times; ``drain``: then all other copies too.
 
-    ``at`` int64 [9] is where the clock stands (`H2D` .. `WANTED`), zeros at first: the waves are the first of
-    ``pre`` .. ``wait_hi``, and copies those of all arrays that begin with ``kind``, of which ``n_copies``
-    are known; ``waits`` begin with the waves.
-    """
+    ``at`` int64 [9] is where the clock stands (`H2D` .. `WANTED`), zeros at first: the waves are
+    the first of ``pre`` .. ``wait_hi``, and copies those of all arrays that begin with ``kind``, of
+    which ``n_copies`` are known; ``waits`` begin with the waves."""
     h2d, d2h, now, issued = at[H2D], at[D2H], at[NOW], at[ISSUED]
     next_wanted, n_wanted = at[NEXT_WANTED], at[WANTED]
     # A queue is all copies of its kind in order: its head is a number, its end the copies queued.

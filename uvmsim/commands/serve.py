@@ -37,7 +37,9 @@ _SCENARIO = (
     "--rate", "--request-rate", "rates", metavar="R", multiple=True,
     help="Requests/s, inf: all at once; repeat or separate by commas to sweep. The file's times, or 1.",
 )  # fmt: skip
-@click.option("--burstiness", type=float, metavar="B", help="1: Poisson; below: burstier; inf: even.")
+@click.option(
+    "--burstiness", type=float, metavar="B", help="1: Poisson; below: burstier; inf: even."
+)
 @click.option(
     "--max-concurrency", type=click.IntRange(1), metavar="N", help="Requests under way at most."
 )
@@ -60,7 +62,9 @@ _SCENARIO = (
     "--border", metavar="static|elastic",
     help="elastic: what requests leave of the KV cache's memory holds experts meanwhile.",
 )  # fmt: skip
-@click.option("--no-warmup", is_flag=True, help="Do not send the first request once before the clock.")
+@click.option(
+    "--no-warmup", is_flag=True, help="Do not send the first request once before the clock."
+)
 @click.option(
     "--goodput", metavar="KEY:ms", multiple=True, help="Objectives: ttft:2000 tpot:50 e2el:...",
 )  # fmt: skip
@@ -81,10 +85,14 @@ _SCENARIO = (
 @click.option("--prefetch-pieces", metavar="SIZE", help="As in compare.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
 @click.option("--scratch", type=click.IntRange(0), metavar="K", help="As in compare.")
-@click.option("--policy-time", is_flag=True, default=None, help="Count the policies' own host time.")
+@click.option(
+    "--policy-time", is_flag=True, default=None, help="Count the policies' own host time."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="0.")
 @click.option("--engine", metavar="fast|des", help="Compiled clock, or the SimPy model.")
-@click.option("--plot", metavar="FILE", help="TTFT, TPOT and throughput over --rate, a line a policy.")
+@click.option(
+    "--plot", metavar="FILE", help="TTFT, TPOT and throughput over --rate, a line a policy."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def serve(as_json: bool, plot: str | None, traces: tuple[str, ...], **given: Any) -> None:
     """Serve requests whose routing is borrowed from TRACES (default: the bundled one).

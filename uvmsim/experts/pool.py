@@ -194,8 +194,8 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
 
 
 def shrink(es, pool, seen, tally):
-    """Let experts leave a single pool until it uses no more slots than it may; who is in the last slot moves
-    to the one that is free. Returns False where no expert may leave."""
+    """Let experts leave a single pool until it uses no more slots than it may; who is in the last
+    slot moves to the one that is free. Returns False where no expert may leave."""
     n = tally.n
     pool.stamp[0] += 1  # nobody is in use
     while pool.used[0] > n[LIMIT]:
@@ -531,7 +531,15 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         continue
                     pool.pin[e] = pool.stamp[0]
                     if not get_slot(
-                        es, pool, seen, tally, out, misses, e, n[ACCESSES] + hi - 1, PREFETCH,
+                        es,
+                        pool,
+                        seen,
+                        tally,
+                        out,
+                        misses,
+                        e,
+                        n[ACCESSES] + hi - 1,
+                        PREFETCH,
                         write_back,
                     ):
                         pool.pin[e] = 0

@@ -1,4 +1,5 @@
-"""A serving study in the terminal: vLLM's lines where there is one run, a table where there are several."""
+"""A serving study in the terminal: vLLM's lines where there is one run, a table where there are
+several."""
 
 from __future__ import annotations
 
@@ -135,14 +136,13 @@ def _knees(console: Console, s: Serving) -> None:
     for name, at in knees(s).items():
         told = "none of these" if at is None else f"{at:g} requests/s"
         console.print(Text(f"  {name} keeps up with {told}", style="dim"))
-    console.print(
-        Text("  keeps up: as many requests/s come out as go in, within 5 %", style="dim")
-    )
+    console.print(Text("  keeps up: as many requests/s come out as go in, within 5 %", style="dim"))
 
 
 def knees(s: Serving) -> dict[str, float | None]:
-    """By configuration, the highest rate at which requests leave as fast as they come: the run lasts, but
-    for one request's time at the lowest rate, within 5 % of what the arrivals do. None where none is."""
+    """By configuration, the highest rate at which requests leave as fast as they come: the run
+    lasts, but for one request's time at the lowest rate, within 5 % of what the arrivals do. None
+    where none is."""
     found: dict[str, float | None] = {}
     alone: dict[str, float] = {}
     runs = [r for r in s.runs if r.bench is not None and r.rate is not None]

@@ -70,8 +70,8 @@ class Gpu(Machine):
         self.pass_ns: list[int] = []
 
     def keep(self, kv_tokens: int) -> None:
-        """From now on requests have ``kv_tokens`` tokens in the KV cache; where the border moves, experts
-        have what that leaves."""
+        """From now on requests have ``kv_tokens`` tokens in the KV cache; where the border moves,
+        experts have what that leaves."""
         if self.border is not None:
             total, slot, token = self.border.array(self.job).tolist()
             self.decisions.limit(max((total - kv_tokens * token) // slot, 1))
@@ -119,15 +119,13 @@ class Gpu(Machine):
         return trace_of(made, self.source)
 
     def _plan(self, part: Workload, served: list[Served], events: int) -> Plan:
-        """What was served for one pass; copies, waits and waves count from the pass's start, but numbers
-        of copies are the run's."""
+        """What was served for one pass; copies, waits and waves count from the pass's start, but
+        numbers of copies are the run's."""
 
         def joined(name: str, like: type = np.int64) -> np.ndarray:
             return np.concatenate([np.zeros(0, like), *(getattr(x, name) for x in served)])
 
-        copies, waits = (
-            (served[0].copies_before, served[0].waits_before) if served else (0, 0)
-        )
+        copies, waits = (served[0].copies_before, served[0].waits_before) if served else (0, 0)
         wave_hi = joined("wave_hi") - (self.open.accesses - len(part.ids) if served else 0)
         expert = joined("copy_expert")
         unpriced = np.zeros(len(wave_hi), np.int64)

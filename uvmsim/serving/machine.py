@@ -67,9 +67,7 @@ def serve_job(
     )
 
 
-def _simulated(
-    job: Job, name: str, clock: str, idle: np.ndarray
-) -> tuple[Outcome, np.ndarray]:
+def _simulated(job: Job, name: str, clock: str, idle: np.ndarray) -> tuple[Outcome, np.ndarray]:
     """The outcome of all passes, and how long each took. In a pause the GPU rests and copies that are
     under way go on."""
     mechanism = mechanism_named(name)

@@ -136,8 +136,8 @@ def _play(q, entries, pass_ns, out):
 
 
 def trace_of(s: Schedule, source: Source, drop_rows: bool = False) -> RoutingTrace:
-    """The passes as a routing trace: sequences are requests, steps are passes; a pass with any tokens of
-    a prompt counts as prefill.
+    """The passes as a routing trace: sequences are requests, steps are passes; a pass with any
+    tokens of a prompt counts as prefill.
 
     ``drop_rows``: in the last layer only tokens that something is sampled after have a routing, as in
     llama.cpp (``inp_out_ids``).

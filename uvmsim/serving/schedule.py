@@ -16,9 +16,9 @@ from uvmsim.serving.load import Load
 from uvmsim.serving.server import ARRIVAL_ORDER, NEVER, Server
 
 NOW, SENT, ADMITTED, DONE, ACTIVE, KV, FREED, ZERO, HELD = range(9)
-"""Places in `Queue.n`: the time; requests sent, admitted, done; those in slots; KV tokens taken; when the
-client could last send again after it could not; when the clock started (-1: not yet); whether the
-client has as many under way as it may."""
+"""Places in `Queue.n`: the time; requests sent, admitted, done; those in slots; KV tokens taken;
+when the client could last send again after it could not; when the clock started (-1: not yet);
+whether the client has as many under way as it may."""
 
 PROMPT, OUTPUT = 0, 1
 

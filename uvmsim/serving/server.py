@@ -17,9 +17,9 @@ class Server:
     """A scheduler's parameters; `LLAMA` and `VLLM` are those of the programs.
 
     In each *iteration* every request that generates gets one token, then prompts fill what is left of
-    ``batch`` tokens, in chunks. The iteration's tokens run in forward passes of up to ``ubatch`` tokens;
-    what they make comes out at the iteration's end. Requests wait in the order in which they were sent.
-    """
+    ``batch`` tokens, in chunks. The iteration's tokens run in forward passes of up to ``ubatch``
+    tokens; what they make comes out at the iteration's end. Requests wait in the order in which
+    they were sent."""
 
     kind: str = "llama-server"
     slots: int = 1
@@ -29,8 +29,8 @@ class Server:
     ubatch: int = 512
     """Tokens a forward pass: ``-ub``; vLLM runs an iteration in one."""
     kv_tokens: int = 0
-    """Tokens the KV cache holds, 0: as many as come. A request is admitted when all its tokens, those to
-    come too, have room; none is put out again."""
+    """Tokens the KV cache holds, 0: as many as come. A request is admitted when all its tokens,
+    those to come too, have room; none is put out again."""
     max_concurrency: int = 0
     """Requests that the client has under way at most, 0: no limit. Waiting for it is not in a request's
     times, as in vLLM's client."""
@@ -63,7 +63,17 @@ class Server:
 
 KINDS = ("llama-server", "vllm")
 SWA = frozenset(
-    ("gpt-oss", "gemma2", "gemma3", "gemma3n", "cohere2", "llama4", "olmo2", "exaone4", "smallthinker")
+    (
+        "gpt-oss",
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "cohere2",
+        "llama4",
+        "olmo2",
+        "exaone4",
+        "smallthinker",
+    )
 )
 """Architectures with sliding windows, whose caches llama.cpp cannot roll back."""
 

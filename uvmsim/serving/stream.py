@@ -1,10 +1,10 @@
 """The server compiled whole: schedule, routing, decisions and clock in one loop, memory bounded.
 
-One forward pass at a time is made up (`uvmsim.serving.schedule`), its experts are served by the policy's
-kernel (`uvmsim.experts.pool`), priced as `uvmsim.machine.timing` does and clocked by
-`uvmsim.clocks.fast`. Nothing of a pass is kept but sums and when tokens came out; copies are forgotten
-once they are done. Times and counts are those of `uvmsim.serving.machine` and `uvmsim.serving.des`.
-"""
+One forward pass at a time is made up (`uvmsim.serving.schedule`), its experts are served by the
+policy's kernel (`uvmsim.experts.pool`), priced as `uvmsim.machine.timing` does and clocked by
+`uvmsim.clocks.fast`. Nothing of a pass is kept but sums and when tokens came out; copies are
+forgotten once they are done. Times and counts are those of `uvmsim.serving.machine` and
+`uvmsim.serving.des`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.jit import compiled
 from uvmsim.clocks.fast import BACK_HEAD, DEMAND_HEAD, ISSUED, PREFETCH_HEAD, UNKNOWN, advance
 from uvmsim.clocks.fast import NOW as CLOCK
-from traces.jit import compiled
 from uvmsim.core.jit import kernel_part
 from uvmsim.experts.pool import (
     ACCESSES,
@@ -33,8 +33,9 @@ from uvmsim.serving.schedule import KV, NOW, PROMPT, ZERO, begin, commit, compos
 (
     PASSES, TOKENS, BUSY_NS, ACCESSED, HIT, DEMAND_BYTES, PREFETCH_BYTES, STALL_NS, LATE, COMPUTE_NS,
 ) = range(10)  # fmt: skip
-"""Columns of ``sums`` (int64 [2, 10], by phase): forward passes, their tokens, how long they took, accesses, hits, bytes copied, how
-long the GPU waited for copies, prefetches that came late, how long it computed."""
+"""Columns of ``sums`` (int64 [2, 10], by phase): forward passes, their tokens, how long they took,
+accesses, hits, bytes copied, how long the GPU waited for copies, prefetches that came late, how
+long it computed."""
 COLUMNS = 10
 
 ENTRIES, X, TAKEN, N, ATTENDED, HITS_BEFORE = range(6)
@@ -46,8 +47,8 @@ DROPPED, FULL = 0, 1
 
 
 class Part(NamedTuple):
-    """One forward pass: the tokens it has and, in the fields of `uvmsim.experts.pool.Stream` of the same
-    names, what they ask for. All are written anew for each pass."""
+    """One forward pass: the tokens it has and, in the fields of `uvmsim.experts.pool.Stream` of the
+    same names, what they ask for. All are written anew for each pass."""
 
     request: np.ndarray
     kind: np.ndarray
@@ -91,7 +92,8 @@ class Prices(NamedTuple):
     ns: np.ndarray
     """int64 [3]: launches of a block and of an event's experts, decision."""
     border: np.ndarray
-    """int64 [3]: bytes that experts and KV cache share, of a slot, of a token's KV; 0: the border stays."""
+    """int64 [3]: bytes that experts and KV cache share, of a slot, of a token's KV; 0: the border
+    stays."""
 
 
 class Copies(NamedTuple):
@@ -130,8 +132,8 @@ def serve_passes(
     most, misses,
 ):  # fmt: skip
     """Serve ``budget`` forward passes, fewer where all requests are through; returns how many.
-    ``tally.n[ERROR]`` is set where the policy is at fault, ``copies.n[FULL]`` where more copies are under
-    way than there is room for: either ends the run."""
+    ``tally.n[ERROR]`` is set where the policy is at fault, ``copies.n[FULL]`` where more copies are
+    under way than there is room for: either ends the run."""
     layers = len(part.event_tokens)
     passes = 0
     while passes < budget and next_pass(
@@ -243,7 +245,8 @@ def limit_of(border, kv_tokens):
 
 @kernel_part
 def fill(part, q, tokens, n, n_experts):
-    """Write what the pass's first ``n`` tokens ask for; returns the positions they attend to, in all."""
+    """Write what the pass's first ``n`` tokens ask for; returns the positions they attend to, in
+    all."""
     layers = len(part.event_tokens)
     k = part.row_experts.shape[1]
     kv = np.int64(0)
@@ -365,9 +368,7 @@ def price(copies, prices, part, tally, out, n, kv, n_experts):
     for m in range(layers + 1):
         ns = np.int64(0)
         while b < len(prices.home) and prices.home[b] == m:
-            seconds = max(
-                prices.dense_bytes[b] / dense, 2.0 * prices.dense_params[b] * n / flop
-            )
+            seconds = max(prices.dense_bytes[b] / dense, 2.0 * prices.dense_params[b] * n / flop)
             seconds += attended
             ns += np.int64(np.rint(seconds * 1e9)) + block_launch
             b += 1

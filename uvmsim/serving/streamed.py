@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from traces.errors import InputError
 from uvmsim.clocks.fast import PLACES
 from uvmsim.core.bind import bind
 from uvmsim.core.read_only import read_only
@@ -95,8 +94,9 @@ def serve_streamed(
     job: Job, load: Load, server: Server, source: Source,
     progress: Callable[[int, int], None] | None = None, border: Border | None = None,
 ) -> Streamed:  # fmt: skip
-    """Serve ``load`` on an expert cache; see `uvmsim.serving.machine.serve_job`. ``progress`` is called with
-    requests done and requests in all; with a ``border`` it moves. Raises `InputError`."""
+    """Serve ``load`` on an expert cache; see `uvmsim.serving.machine.serve_job`. ``progress`` is
+    called with requests done and requests in all; with a ``border`` it moves. Raises
+    `InputError`."""
     if border is not None:
         job = replace(job, slots=border.most_slots(job))
     load = load.warmed() if server.warmup else load
@@ -132,7 +132,10 @@ def _served(
         for _ in range(budget):
             if not begin_one(queue, cursor, entries, tokens, part, prices, tally, w.n_experts):
                 return
-            if kernel.run(0, layers, stream, pool, tally, *states, out, False, most, misses) < layers:
+            if (
+                kernel.run(0, layers, stream, pool, tally, *states, out, False, most, misses)
+                < layers
+            ):
                 return
             if not end_one(
                 queue, cursor, entries, part, prices, copies, sums, tally, out, w.n_experts

@@ -55,8 +55,8 @@ class Asked:
     more: Sequence[object] = ()
     """Further routing traces of the same model."""
     way: str = "auto"
-    """``stream``: the compiled server, for an expert cache; ``whole``: any mechanism. ``auto``: the first
-    where it can."""
+    """``stream``: the compiled server, for an expert cache; ``whole``: any mechanism. ``auto``: the
+    first where it can."""
     format: str | None = None
     output_of_all: int | None = None
     """ShareGPT: output tokens of every request."""
@@ -70,7 +70,9 @@ class Asked:
             raise InputError(f"{self.way}: must be one of {', '.join(WAYS)}", argument="way")
         for rate in self.rates:
             if not rate > 0:
-                raise InputError(f"{rate:g}: give requests a second above 0, or inf", argument="rates")
+                raise InputError(
+                    f"{rate:g}: give requests a second above 0, or inf", argument="rates"
+                )
         for name in ("max_concurrency", "num_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:

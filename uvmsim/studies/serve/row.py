@@ -102,4 +102,3 @@ def _of_plan(trail: Played, w: Any, mine: np.ndarray) -> tuple[int, int, int]:
     wave = mine[w.event_step[plan.wave_event]]
     waited = (t.wave_ready - t.wave_open)[wave].sum()
     return int(asked.sum()), int(plan.hit[asked].sum()), int(waited)
-

@@ -89,7 +89,9 @@ class Service:
             "bench": self.record,
             "hit_rate": None if hits is None else hits / max(sum(x or 0 for x in asked), 1),
             "bytes_moved_per_request": moved / n,
-            "stall_s_per_request": None if None in stalls else sum(x or 0 for x in stalls) / 1e9 / n,
+            "stall_s_per_request": None
+            if None in stalls
+            else sum(x or 0 for x in stalls) / 1e9 / n,
             "phases": {name: c.to_json() for name, c in self.costs.items()},
         }
 
@@ -146,10 +148,9 @@ def serve(
 ) -> Serving:  # fmt: skip
     """Serve requests with every mechanism and policy of a scenario, at every size of the pool and rate.
 
-    ``scenario`` as in `uvmsim.compare`; of its fields ``limit``, ``write_back``, ``reset`` and ``state`` have
-    no meaning here. ``options``: the fields of `Asked`, in its place. ``progress`` is called with (runs
-    done, runs in all, what runs next). Raises `InputError`.
-    """
+    ``scenario`` as in `uvmsim.compare`; of its fields ``limit``, ``write_back``, ``reset`` and
+    ``state`` have no meaning here. ``options``: the fields of `Asked`, in its place. ``progress``
+    is called with (runs done, runs in all, what runs next). Raises `InputError`."""
     q = asked or Asked(**options)
     s = scenario_of(scenario)
     s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
@@ -195,7 +196,9 @@ def _check(s: Scenario) -> None:
             raise InputError("has no meaning for a server; leave it out", argument=name)
     if s.reset != "never" or s.unit != "event":
         name = "reset" if s.reset != "never" else "unit"
-        raise InputError(f"{getattr(s, name)}: a server keeps its pool; leave it out", argument=name)
+        raise InputError(
+            f"{getattr(s, name)}: a server keeps its pool; leave it out", argument=name
+        )
 
 
 def _default(s: Scenario) -> tuple[str, ...] | None:
@@ -280,5 +283,3 @@ def _one(
     )  # fmt: skip
     record = made.record(model_id=job.model.name, ramp=q.ramp)
     return Service(job, mechanism, rate, made, costs, slots, kv, None, way, record)
-
-
