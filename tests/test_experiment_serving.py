@@ -59,7 +59,7 @@ def test_one_number_is_fitted_and_the_order_of_the_rows_is_right():
         order = np.argsort([m[key] for m in means])
         assert order.tolist() == np.argsort([w[key] for w in want]).tolist()
         off = [m[key] / w[key] - 1 for m, w in zip(means, want, strict=True)]
-        assert max(map(abs, off)) < {"mean_tpot_ms": 0.55}.get(key, 0.2)
+        assert max(map(abs, off)) < {"mean_tpot_ms": 0.25}.get(key, 0.2)
 
 
 def test_means_are_those_of_the_seeds():

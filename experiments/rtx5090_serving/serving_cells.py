@@ -36,6 +36,7 @@ LEAST, MOST_IN, MOST = 4, 1024, 2048
 SEQUENCE, SEQUENCES = 800, 10
 ZIPF, TOPIC = 0.6, 0.625
 """Popularity; overlap within a sequence over that of neighbours."""
+EACH = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 KEPT = (
     "completed", "duration", "output_throughput", "total_input_tokens", "total_output_tokens",
     *(f"{x}_{m}_ms" for m in ("ttft", "tpot", "itl") for x in ("mean", "median", "p99")),
@@ -46,9 +47,9 @@ Key = tuple[str, str, float, float, int]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run. ``load``: ``fixed`` (8 x 512 in, 64 out), ``long`` (640 out), ``sharegpt`` (20 requests,
-    drawn), ``colocation`` (100, drawn). ``routing``: ``fitted``, with overlap ``stickiness``, or
-    ``random``, that of llama-bench's tokens."""
+    """What is run. ``load``: ``fixed`` (8 x 512 in, 64 out), ``long`` (640 out), ``sharegpt`` (20
+    requests, drawn), ``colocation`` (100, drawn). ``routing``: ``fitted``, with the overlap
+    ``stickiness``, or ``random``, that of llama-bench's tokens."""
 
     mechanism: str
     policy: str | None = None

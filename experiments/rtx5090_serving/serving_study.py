@@ -1,4 +1,4 @@
-"""Which runs the study is made of: the fit, the published rows, predictions, what each cause carries."""
+"""Which runs the study is made of: the fit, the published rows, predictions, what a cause carries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from serving_cells import BREAKS_B11549, ZIPF, Cell, mean, run_all, slots_at
+from serving_cells import BREAKS_B11549, EACH, ZIPF, Cell, mean, run_all, slots_at
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "published.json"
@@ -44,7 +44,6 @@ DRAWN_CHANGES = tuple(n for n in CHANGES if n not in ("as it is", "breaks of b11
 CACHES = ("lru", "lfu", "lrfu")
 BAND = ("UVM, default", "UVM, prefetch_always_max")
 OTHER_ZIPF = (0.3, 0.9)
-EACH = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 Seeds = Sequence[int]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serving_cells import EACH
+
 FULL = ("ttft", "tpot", "itl")
-EACH = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 
 
 def table(head: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -21,8 +22,8 @@ def off(simulated: float, published: float) -> str:
 
 
 def told(row: dict[str, Any]) -> dict[str, float]:
-    """tok/s and ms of a published row. A token's time is what is left of all time (64 tokens over tok/s)
-    after TTFT; ``e2e_tpot_ms`` has the row's E2E in its place, which is not the same (README.md)."""
+    """tok/s and ms of a published row. A token's time is what is left after TTFT of all time, 64
+    tokens over tok/s; ``e2e_tpot_ms`` has the row's E2E in its place, which is not the same."""
     speed, first = row["output_throughput"], row["ttft_s"]
     return {
         "output_throughput": speed, "mean_ttft_ms": first * 1e3,
