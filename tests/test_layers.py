@@ -21,6 +21,7 @@ LAYERS = {
         ("importers",),
         ("export", "synth"),
         ("capture", "samples"),
+        ("requests",),
         ("commands",),
     ),
     "uvmsim": (
@@ -33,6 +34,7 @@ LAYERS = {
         ("experts", "paging"),
         ("clocks",),
         ("mechanisms",),
+        ("serving",),
         ("studies",),
         ("report",),
         ("commands",),

@@ -25,6 +25,7 @@ from traces.capture.llama_structs import (
     find_swa_full,
     set_no_mmap,
     set_overrides,
+    set_vocab_only,
 )
 from traces.capture.moe_cache_log import MoeCacheCounts, concerns_moe_cache, read_counts
 from traces.errors import InputError
@@ -161,9 +162,11 @@ class LlamaModel:
         n_gpu_layers: int = 0,
         n_cpu_moe: int = 0,
         no_mmap: bool = False,
+        vocab_only: bool = False,
     ) -> None:
         """``n_cpu_moe``: first blocks whose experts stay in host memory. ``no_mmap``: read the file
-        into memory, which is then page-locked for a GPU build, in place of mapping it."""
+        into memory, which is then page-locked for a GPU build, in place of mapping it.
+        ``vocab_only``: for `tokenize` alone; no weights are read where the library can leave them."""
         self.library, self._c = library, library.c
         if n_gpu_layers and not self._c.llama_supports_gpu_offload():
             raise InputError(
@@ -178,6 +181,8 @@ class LlamaModel:
             set_overrides(parameters, at, self._overrides)
         if no_mmap:
             set_no_mmap(parameters, at)
+        if vocab_only:
+            set_vocab_only(parameters, at)
         self.handle = self._c.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self.handle:
             raise InputError(

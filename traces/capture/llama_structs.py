@@ -94,6 +94,18 @@ def set_no_mmap(p: Parameters, n_gpu_layers_at: int) -> None:
     mode.value = 0
 
 
+def set_vocab_only(p: Parameters, n_gpu_layers_at: int) -> bool:
+    """Load no weights; False where the library does not show how. ``vocab_only`` is the first of the
+    booleans at the end, of which only later ones are set by default."""
+    for at in range(n_gpu_layers_at + 24, n_gpu_layers_at + 72, 8):
+        # Four are in every build; behind the last there is whatever was on the stack.
+        booleans = [(p.words[at // 8] >> (8 * i)) & 255 for i in range(4)]
+        if any(booleans) and max(booleans) == 1 and booleans[0] == 0:
+            p.boolean(at).value = True
+            return True
+    return False
+
+
 def find_moe_cache(library: Any, p: Parameters, cb_eval_at: int) -> int:
     """Offset of ``moe_cache_size``: after the types of K and V, before the abort callback's two
     pointers and the booleans. Builds without it have the pointers there."""

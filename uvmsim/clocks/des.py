@@ -27,11 +27,13 @@ def run(plan: Plan) -> Timeline:
 class Machine:
     """One GPU, its two copy engines and the host's CPU, with a plan to follow."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, env: simpy.Environment | None = None):
         self.plan = plan
-        self.env = simpy.Environment()
-        copies, waves = len(plan.copy_ns), len(plan.pre_ns)
+        self.env = env or simpy.Environment()
         # Plain lists: reading NumPy scalars one by one costs more than the event they time.
+        self.kind, self.ns = plan.copy_kind.tolist(), plan.copy_ns.tolist()
+        self.after = plan.copy_after.tolist()
+        copies, waves = len(plan.copy_ns), len(plan.pre_ns)
         self.copy_start, self.copy_done = [0] * copies, [0] * copies
         self.wave_open, self.wave_ready = [0] * waves, [0] * waves
         self.step_end = [0] * len(plan.step_wave_hi)
@@ -53,7 +55,7 @@ class Machine:
 
     def gpu(self) -> Generator[Event, None, None]:
         """The GPU's stream: for each wave dense work, wait, expert work."""
-        env, p = self.env, self.plan
+        p = self.plan
         pre, cpu, compute = p.pre_ns.tolist(), p.cpu_ns.tolist(), p.compute_ns.tolist()
         copy_hi, wait_hi = p.wave_copy_hi.tolist(), p.wave_wait_hi.tolist()
         waits = p.waits.tolist()
@@ -62,34 +64,44 @@ class Machine:
         )
         queued = waited = 0
         for wave in range(len(pre)):
-            yield env.timeout(pre[wave])
-            self.wave_open[wave] = int(env.now)
-            awaited = self.queue_copies(queued, copy_hi[wave])
-            queued = copy_hi[wave]
-            awaited += [self.copies[c] for c in waits[waited : wait_hi[wave]]]
-            waited = wait_hi[wave]
-            if p.piece_ns:
-                for copy in awaited:
-                    self.want(copy)
-            if cpu[wave]:
-                yield env.timeout(cpu[wave])
-            for copy in awaited:
-                if not copy.done.processed:
-                    yield copy.done
-                del self.copies[copy.number]
-            self.wave_ready[wave] = int(env.now)
-            yield env.timeout(compute[wave])
+            self.wave_open[wave], self.wave_ready[wave] = yield from self.wave(
+                pre[wave], cpu[wave], compute[wave], range(queued, copy_hi[wave]),
+                waits[waited : wait_hi[wave]],
+            )  # fmt: skip
+            queued, waited = copy_hi[wave], wait_hi[wave]
             step = step_of_last_wave.get(wave)
             if step is not None:
-                self.step_end[step] = int(env.now)
+                self.step_end[step] = int(self.env.now)
 
-    def queue_copies(self, lo: int, hi: int) -> list[Copy]:
+    def wave(
+        self, pre: int, cpu: int, compute: int, copies: range, waits: list[int]
+    ) -> Generator[Event, None, tuple[int, int]]:
+        """One wave: ``copies`` are queued when its dense work is done, ``waits`` are prefetches that it
+        reads. Returns when it opened, and when all was there."""
+        env = self.env
+        yield env.timeout(pre)
+        opened = int(env.now)
+        awaited = self.queue_copies(copies)
+        awaited += [self.copies[c] for c in waits]
+        if self.plan.piece_ns:
+            for copy in awaited:
+                self.want(copy)
+        if cpu:
+            yield env.timeout(cpu)
+        for copy in awaited:
+            if not copy.done.processed:
+                yield copy.done
+            del self.copies[copy.number]
+        ready = int(env.now)
+        yield env.timeout(compute)
+        return opened, ready
+
+    def queue_copies(self, numbers: range) -> list[Copy]:
         """Hand a wave's copies to the engines; returns those the wave must wait for."""
-        p, demand = self.plan, []
-        for number in range(lo, hi):
-            kind = p.copy_kind[number]
-            after = self.pending(int(p.copy_after[number]))
-            ns = int(p.copy_ns[number])
+        demand = []
+        for number in numbers:
+            kind, ns = self.kind[number], self.ns[number]
+            after = self.pending(self.after[number])
             if self.feeder:
                 copy: Copy = self.feeder.copy(number, ns, after, urgent=kind != PREFETCH)
             else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from traces.jit import compiled
 from uvmsim.clocks import fast_disk
-from uvmsim.core.jit import inner
+from uvmsim.core.jit import kernel_part as inner
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK, Plan
 from uvmsim.runs.timeline import Timeline
 
@@ -23,6 +23,11 @@ UNKNOWN = np.int64(-1)
 AWAITED = 3
 """Line of a prefetch that somebody waits for; the others are their kinds."""
 FOREVER = np.iinfo(np.int64).max
+
+H2D, D2H, NOW, ISSUED, DEMAND_HEAD, PREFETCH_HEAD, BACK_HEAD, NEXT_WANTED, WANTED = range(9)
+"""Where a clock stands: when the engines are free, when the GPU is; copies issued, heads of the queues,
+and what was asked for of those that are waited for."""
+PLACES = 9
 
 
 def run(plan: Plan) -> Timeline:
@@ -84,25 +89,45 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
         line = kind.copy()
         left = ns.copy()
         wanted = np.empty(n_copies, np.int64)
-    next_wanted = n_wanted = 0
     queued = np.empty(n_copies, np.int64)
     start = np.full(n_copies, UNKNOWN)
     done = np.full(n_copies, UNKNOWN)
     opened = np.empty(len(pre), np.int64)
     arrived = np.empty(len(pre), np.int64)
+    ended = np.empty(len(pre), np.int64)
+    at = np.zeros(PLACES, np.int64)
+    advance(
+        at, len(pre), n_copies, True, pre, cpu, compute, copy_hi, wait_hi, kind, line, after, ns,
+        left, waits, queued, start, done, wanted, opened, arrived, ended, piece,
+    )  # fmt: skip
     step_end = np.empty(len(step_wave_hi), np.int64)
+    for step in range(len(step_wave_hi)):
+        step_end[step] = ended[step_wave_hi[step] - 1]
+    return step_end, opened, arrived, start, done
+
+
+@inner
+def advance(
+    at, n_waves, n_copies, drain, pre, cpu, compute, copy_hi, wait_hi, kind, line, after, ns, left,
+    waits, queued, start, done, wanted, opened, arrived, ended, piece,
+):  # fmt: skip
+    """Give the next ``n_waves`` waves and their copies times; ``drain``: then all other copies too.
+
+    ``at`` int64 [9] is where the clock stands (`H2D` .. `WANTED`), zeros at first: the waves are
+    the first of ``pre`` .. ``wait_hi``, and copies those of all arrays that begin with ``kind``, of
+    which ``n_copies`` are known; ``waits`` begin with the waves."""
+    h2d, d2h, now, issued = at[H2D], at[D2H], at[NOW], at[ISSUED]
+    next_wanted, n_wanted = at[NEXT_WANTED], at[WANTED]
     # A queue is all copies of its kind in order: its head is a number, its end the copies queued.
-    demand = _skip(kind, DEMAND, 0, n_copies)
-    prefetch = _skip(line, PREFETCH, 0, n_copies)
-    back = _skip(kind, WRITEBACK, 0, n_copies)
-    h2d = np.int64(0)
-    d2h = np.int64(0)
-    now = np.int64(0)
-    issued = np.int64(0)
+    demand = _skip(kind, DEMAND, at[DEMAND_HEAD], n_copies)
+    prefetch = _skip(line, PREFETCH, at[PREFETCH_HEAD], n_copies)
+    back = _skip(kind, WRITEBACK, at[BACK_HEAD], n_copies)
     waited = np.int64(0)
-    step = 0
-    for w in range(len(pre) + 1):
-        last = w == len(pre)
+    for w in range(n_waves + 1):
+        last = w == n_waves
+        if last and not drain:
+            break
+        before = issued
         opening = FOREVER if last else now + pre[w]
         # Phase 0: what the engines do before the wave opens. Phase 1: until all it waits for is
         # there.
@@ -187,8 +212,7 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
         if last:
             break
         ready = opening + cpu[w]
-        lo = np.int64(0) if w == 0 else copy_hi[w - 1]
-        for c in range(lo, copy_hi[w]):
+        for c in range(before, copy_hi[w]):
             if kind[c] == DEMAND:
                 ready = max(ready, done[c])
         for x in range(waited, wait_hi[w]):
@@ -196,7 +220,7 @@ def _clock(pre, cpu, compute, copy_hi, wait_hi, kind, after, ns, waits, step_wav
         waited = wait_hi[w]
         arrived[w] = ready
         now = ready + compute[w]
-        while step < len(step_wave_hi) and step_wave_hi[step] == w + 1:
-            step_end[step] = now
-            step += 1
-    return step_end, opened, arrived, start, done
+        ended[w] = now
+    at[H2D], at[D2H], at[NOW], at[ISSUED] = h2d, d2h, now, issued
+    at[NEXT_WANTED], at[WANTED] = next_wanted, n_wanted
+    at[DEMAND_HEAD], at[PREFETCH_HEAD], at[BACK_HEAD] = demand, prefetch, back

@@ -8,7 +8,7 @@ over the same state, so what they do and count is the same by construction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -17,7 +17,7 @@ from traces.errors import InputError
 from uvmsim.core.bind import Bound, explain, is_refusal
 from uvmsim.experts.bind import NoPrefetch, bind
 from uvmsim.experts.knowledge import context, with_future
-from uvmsim.experts.misses import Split, clear, new_misses, no_split
+from uvmsim.experts.misses import Misses, Split, clear, new_misses, no_split
 from uvmsim.experts.pool import (
     AHEAD,
     BAD_ACTION,
@@ -32,6 +32,7 @@ from uvmsim.experts.pool import (
     EVICTIONS,
     HITS,
     ISSUED,
+    LIMIT,
     NO_SCRATCH,
     USED,
     WAITS,
@@ -39,6 +40,7 @@ from uvmsim.experts.pool import (
     WAVES,
     Out,
     Stream,
+    Tally,
     new_pool,
     new_tally,
 )
@@ -94,6 +96,19 @@ class Served:
     """int64 [X]: prefetch copies read for the first time."""
     wait_slot: np.ndarray
     """int32 [X]: the slots they fill."""
+
+
+class Opened(NamedTuple):
+    """What `uvmsim.experts.pool.plan_events` is called with, beside the events."""
+
+    kernel: Bound
+    stream: Stream
+    pool: Pool
+    tally: Tally
+    states: tuple[Any, Any]
+    out: Out
+    most: int
+    misses: Misses
 
 
 class Decisions:
@@ -189,12 +204,28 @@ class Decisions:
             self._check()
         return served
 
+    def opened(self, accesses: int) -> Opened:
+        """The kernel and what it works on, for a loop that calls it itself: event by event of the job's
+        workload, whose arrays that loop fills. ``accesses``: at most, of one call for all events."""
+        events = self.job.workload.n_events
+        self._begin(0, events)
+        out = self._out(2 * accesses + 2 * self._most * events + 2)
+        assert self._kernel is not None
+        return Opened(
+            self._kernel, self._stream, self._pool, self._tally, self._states, out, self._most,
+            self._misses,
+        )  # fmt: skip
+
     def serve_all(self) -> list[Served]:
         """Everything that is left."""
         served = []
         while self.at < self.job.workload.n_events:
             served.append(self.serve())
         return served
+
+    def limit(self, slots: int) -> None:
+        """From the next event on a single pool uses no more than ``slots``; 0: all it has."""
+        self._tally.n[LIMIT] = slots
 
     def counters(self) -> Counters:
         """Of the events served so far; all accesses of the run count as asked for."""
@@ -289,7 +320,7 @@ class Decisions:
                 f"policy {self.spec.name}, event {int(self._pool.clock[EVENT])}: "
                 f"{type(err).__name__}: {err}"
             ) from err
-        self._complain(at)
+        self.complain(at)
         return at
 
     def _new_states(self, first: int, last: int) -> tuple[Any, Any]:
@@ -314,10 +345,13 @@ class Decisions:
         return es, ps
 
     def _room(self, first: int, last: int) -> Out:
-        w, most = self.job.workload, self._most
+        w = self.job.workload
         accesses, widest = int(w.event_lo[last] - w.event_lo[first]), w.widest
-        needed = 2 * accesses + 2 * most * (last - first)
-        size = max(min(ROOM, needed), 2 * (widest + most)) + 2
+        needed = 2 * accesses + 2 * self._most * (last - first)
+        return self._out(max(min(ROOM, needed), 2 * (widest + self._most)) + 2)
+
+    def _out(self, size: int) -> Out:
+        most = self._most
         i32, i64 = np.int32, np.int64
         # A prefetcher that writes past its limit must not write past the array: room for all.
         wanted = np.empty(most + self._context.n_total + 1, i32)
@@ -330,7 +364,8 @@ class Decisions:
 
     # ---- checks ---------------------------------------------------------------------------------
 
-    def _complain(self, event: int) -> None:
+    def complain(self, event: int) -> None:
+        """Raise `InputError` where the kernel found the policy at fault."""
         code, culprit = (int(self._tally.n[i]) for i in (ERROR, CULPRIT))
         if not code:
             return

@@ -62,6 +62,11 @@ HITS, EVICTIONS, ISSUED, USED, WASTED, BASE, WAVES, COPIES, WAITS, ERROR, CULPRI
 """Places in ``Tally.n``; BASE is the run's number of the first copy of the block being written."""
 BYPASSED, BYPASSED_HITS = 11, 12
 """More places: accesses of bypassed events, and those among them that were resident."""
+EVENTS, STEPS, ACCESSES = 13, 14, 15
+"""More places: what came before the first event, step and access of a stream that holds only a part of
+the run; hooks are told numbers of the run."""
+LIMIT = 16
+"""One more place: slots that a single pool may use for now, 0: all it has."""
 
 BAD_VICTIM, NO_VICTIM, BAD_PREFETCH, BAD_ACTION, NO_SCRATCH = 1, 2, 3, 4, 5
 
@@ -74,7 +79,7 @@ class Tally(NamedTuple):
     """Counters and what is known of copies on their way."""
 
     n: np.ndarray
-    """int64 [13]: see the places above; ERROR is 0 while all is well."""
+    """int64 [17]: see the places above; ERROR is 0 while all is well."""
     layer_hits: np.ndarray
     """int64 [2, layers]"""
     layer_accesses: np.ndarray
@@ -138,7 +143,10 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     n = tally.n
     after = np.int64(-1)
     left = np.int64(-1)
-    if pool.used[p] < pool.lo[p + 1] - pool.lo[p]:
+    room = pool.lo[p + 1] - pool.lo[p]
+    if n[LIMIT] > 0:
+        room = min(room, n[LIMIT])
+    if pool.used[p] < room:
         slot = pool.lo[p] + pool.used[p]
         pool.used[p] += 1
     else:
@@ -182,6 +190,34 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     out.copy_slot[c] = slot
     out.copy_victim[c] = left
     n[COPIES] = c + 1
+    return True
+
+
+def shrink(es, pool, seen, tally):
+    """Let experts leave a single pool until it uses no more slots than it may; who is in the last
+    slot moves to the one that is free. Returns False where no expert may leave."""
+    n = tally.n
+    pool.stamp[0] += 1  # nobody is in use
+    while pool.used[0] > n[LIMIT]:
+        v = victim(es, seen, 0)
+        if v < 0 or v >= pool.slot_of.size or pool.slot_of[v] < 0:
+            n[ERROR] = NO_VICTIM if v < 0 else BAD_VICTIM
+            n[CULPRIT] = v
+            return False
+        on_evict(es, seen, v)
+        n[EVICTIONS] += 1
+        if tally.fresh[v]:
+            n[WASTED] += tally.fresh[v] == AHEAD
+            tally.fresh[v] = 0
+        slot = np.int64(pool.slot_of[v])
+        pool.slot_of[v] = -1
+        pool.used[0] -= 1
+        last = pool.lo[0] + pool.used[0]
+        mover = pool.expert_in[last]
+        pool.expert_in[last] = -1
+        if slot != last:
+            pool.expert_in[slot] = mover
+            pool.slot_of[mover] = slot
     return True
 
 
@@ -317,8 +353,8 @@ def take_offers(es, pool, seen, tally, out, misses, stream, a, end):
     return True
 
 
-def event_of(stream, i, lo, hi):
-    """What hooks see of event ``i``."""
+def event_of(stream, n, i, lo, hi):
+    """What hooks see of event ``i``; ``n``: `Tally.n`."""
     scores = stream.scores[:0]
     if len(stream.scores):
         scores = stream.scores[stream.row_lo[i] : stream.row_lo[i + 1]]
@@ -328,7 +364,7 @@ def event_of(stream, i, lo, hi):
         ranks = stream.row_guess_scores[stream.row_lo[i] : stream.row_lo[i + 1]]
     return Event(
         np.int64(stream.event_layer[i]),
-        np.int64(stream.event_step[i]),
+        n[STEPS] + stream.event_step[i],
         np.int64(stream.event_tokens[i]),
         read_only(stream.ids[lo:hi]),
         read_only(stream.counts[lo:hi]),
@@ -359,6 +395,10 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
     n = tally.n
     seen = seen_by_hooks(pool)
     narrowest = pool.lo[1] - pool.lo[0]
+    if n[LIMIT] > 0:
+        narrowest = min(narrowest, n[LIMIT])
+        if not shrink(es, pool, seen, tally):
+            return first
     for p in range(len(pool.used)):
         narrowest = min(narrowest, pool.lo[p + 1] - pool.lo[p])
     if SPARE:
@@ -375,12 +415,12 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
         layer = stream.event_layer[i]
         step = stream.event_step[i]
         phase = stream.step_phase[step]
-        pool.clock[EVENT] = i
-        pool.clock[STEP] = step
+        pool.clock[EVENT] = n[EVENTS] + i
+        pool.clock[STEP] = n[STEPS] + step
         pool.clock[LAYER] = layer
-        pool.clock[ACCESS] = lo
+        pool.clock[ACCESS] = n[ACCESSES] + lo
         if SEES_EVENTS:
-            ev = event_of(stream, i, lo, hi)
+            ev = event_of(stream, n, i, lo, hi)
             eviction_on_event(es, seen, ev)
             prefetch_on_event(ps, seen, ev)
         kept = True
@@ -400,7 +440,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
             offered = False
             for j in range(a, end):
                 e = stream.ids[j]
-                pool.clock[ACCESS] = j
+                pool.clock[ACCESS] = n[ACCESSES] + j
                 found = pool.slot_of[e] >= 0
                 action = np.int64(INSERT)
                 if CHOOSES and kept and not found:
@@ -421,7 +461,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                 if action == OFFER:
                     offered = True  # touched when it enters
                 elif kept:
-                    on_access(es, seen, e, j, found)
+                    on_access(es, seen, e, n[ACCESSES] + j, found)
                 else:
                     n[BYPASSED] += 1
                     n[BYPASSED_HITS] += found
@@ -454,7 +494,9 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         out.slot[j] = -1
                     else:
                         kind = DEMAND if action == INSERT else PREFETCH
-                        if not get_slot(es, pool, seen, tally, out, misses, e, j, kind, write_back):
+                        if not get_slot(
+                            es, pool, seen, tally, out, misses, e, n[ACCESSES] + j, kind, write_back
+                        ):
                             if n[ERROR] == 0:
                                 n[ERROR] = NO_VICTIM
                             return i
@@ -469,7 +511,7 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                 if not done:
                     return i
             if PREFETCHES and kept and end == hi:
-                asked = prefetch(ps, seen, event_of(stream, i, lo, hi), out.wanted)
+                asked = prefetch(ps, seen, event_of(stream, n, i, lo, hi), out.wanted)
                 if asked > most:
                     n[ERROR] = BAD_PREFETCH
                     n[CULPRIT] = asked
@@ -489,7 +531,16 @@ def plan_events(first, last, stream, pool, tally, es, ps, out, write_back, most,
                         continue
                     pool.pin[e] = pool.stamp[0]
                     if not get_slot(
-                        es, pool, seen, tally, out, misses, e, hi - 1, PREFETCH, write_back
+                        es,
+                        pool,
+                        seen,
+                        tally,
+                        out,
+                        misses,
+                        e,
+                        n[ACCESSES] + hi - 1,
+                        PREFETCH,
+                        write_back,
                     ):
                         pool.pin[e] = 0
                         if n[ERROR]:
@@ -535,7 +586,7 @@ def new_tally(n_layers: int, n_experts: int) -> Tally:
     """Counters at zero."""
     total = n_layers * n_experts
     return Tally(
-        np.zeros(13, np.int64),
+        np.zeros(17, np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros((2, n_layers), np.int64),
         np.zeros(total, np.uint8),
