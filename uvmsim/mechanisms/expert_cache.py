@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from uvmsim.clocks import fast
-from uvmsim.experts.decisions import Decisions
+from uvmsim.experts.decisions import Decisions, Served
 from uvmsim.experts.hook_time import hook_time
 from uvmsim.experts.misses import Split
 from uvmsim.experts.pricing import price
@@ -46,7 +46,13 @@ class ExpertCache(Planned):
 
 def planned_by(decisions: Decisions, job: Job) -> Plan:
     """What decisions lead to, priced for the job's machine."""
-    parts = decisions.serve_all()
+    return price(unpriced(decisions, job), job)
+
+
+def unpriced(decisions: Decisions, job: Job, parts: list[Served] | None = None) -> Plan:
+    """What decisions lead to; nothing in it takes any time yet. ``parts``: all that was served, where
+    somebody has asked already."""
+    parts = decisions.serve_all() if parts is None else parts
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(p, name) for p in parts])
@@ -59,13 +65,13 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
             decisions.notes.append(measured.note(job))
     layer = joined("copy_expert") // job.workload.n_experts
     wave_hi = joined("wave_hi")
-    unpriced = np.zeros(len(wave_hi), np.int64)
-    plan = Plan(
+    no_time = np.zeros(len(wave_hi), np.int64)
+    return Plan(
         wave_event=joined("wave_event"),
         wave_hi=wave_hi,
-        pre_ns=unpriced,
-        cpu_ns=unpriced,
-        compute_ns=unpriced,
+        pre_ns=no_time,
+        cpu_ns=no_time,
+        compute_ns=no_time,
         wave_copy_hi=joined("wave_copy_hi"),
         wave_wait_hi=joined("wave_wait_hi"),
         copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
@@ -82,4 +88,3 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         notes=decisions.notes,
         saved=decisions.saved() if job.keeps_state else [],
     )
-    return price(plan, job)

@@ -9,11 +9,16 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.peer import Peer
 from uvmsim.policies.kinds import Spec
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
 from uvmsim.runs.plan import Counters
 from uvmsim.workload import Workload
+
+LAYERS, EXPERTS, POPULARITY, POOL = "layers", "experts", "experts:popularity", "pool"
+SPLITS = (LAYERS, EXPERTS, POPULARITY, POOL)
+"""How several GPUs share a model (docs/several-gpus.md)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class Job:
     """What the policy begins with, where it has something of it (`uvmsim.policies.saved`)."""
     keeps_state: bool = False
     """Keep what the policy has learned by the end (`Plan.saved`)."""
+    gpus: int = 1
+    """Cards of this kind; ``slots`` and the machine's memory are of each."""
+    split: str = LAYERS
+    """One of `SPLITS`."""
+    peer: Peer | None = None
+    """The way between two cards; None: through the host's link."""
+    shared_link: bool = False
+    """All cards copy from the host through one link, turn by turn."""
 
     @property
     def warm(self) -> bool:

@@ -1,0 +1,356 @@
+"""An expert cache on several GPUs: by layers, by experts, or one pool with others' memory behind it.
+
+Every device's decisions are those of `uvmsim.experts.decisions` on its share of the accesses, so
+counters are exact whatever the times; docs/several-gpus.md has the rules of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from traces.errors import InputError
+from uvmsim.clocks import joint_clock
+from uvmsim.experts.decisions import Decisions
+from uvmsim.experts.second_tier import DROPPED, PEER, by_tier
+from uvmsim.experts.shares import Share, shares_of
+from uvmsim.machine.model import Model
+from uvmsim.machine.peer import Peer
+from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
+from uvmsim.mechanisms.base import Mechanism
+from uvmsim.mechanisms.expert_cache import unpriced
+from uvmsim.policies.kinds import EXPERTS as EXPERT_POLICIES
+from uvmsim.policies.kinds import PolicyKind
+from uvmsim.policies.registry import PolicySpec, asks
+from uvmsim.runs.job import LAYERS, POOL, DoesNotFit, Job, expert_slots
+from uvmsim.runs.joint import (
+    ENDED,
+    OPENED,
+    Gate,
+    JointlyPlayed,
+    JointPlan,
+    check_joint,
+)
+from uvmsim.runs.llama_times import llama_model
+from uvmsim.runs.outcome import Outcome, about_job
+from uvmsim.runs.plan import WRITEBACK, Counters, Plan
+
+ACTIVATION_BYTES = 4
+"""Of one value that goes from device to device: float32."""
+TOKEN_BYTES = 4
+"""Of a token that goes back to the first device: int32."""
+
+
+class MultiGpu(Mechanism):
+    """Expert caches on several GPUs of one kind, each with its own pool of slots."""
+
+    name: ClassVar[str] = "multi-gpu"
+    decides: ClassVar[PolicyKind | None] = EXPERT_POLICIES
+
+    def run(self, job: Job, clock: str = "fast", record: bool = False) -> Outcome:
+        play = joint_clock(clock)
+        peer = peer_of(job)
+        about = about_job(job, self.name) | {
+            "split": job.split, "peer": str(peer), "shared_link": job.shared_link,
+        }  # fmt: skip
+        try:
+            plan = joint_plan(job)
+        except DoesNotFit as err:
+            return Outcome(job, self.name, does_not_fit=err, about=about)
+        trail = JointlyPlayed(plan, play(plan))
+        check_joint(trail)
+        return Outcome(
+            job, self.name, np.diff(trail.timeline.step_end, prepend=0), plan.counters,
+            sum(plan.slots), trail, plan.notes, about=about,
+        )  # fmt: skip
+
+
+@dataclass
+class _Device:
+    """A share, what was decided for it, and when."""
+
+    share: Share
+    plan: Plan
+    first: np.ndarray
+    """int64 [E of the run]: first wave of each event, -1 where it has none."""
+    last: np.ndarray
+    """The last."""
+
+
+def peer_of(job: Job) -> Peer:
+    """The way between two cards of a job."""
+    return job.peer or Peer.of(None, job.hardware)
+
+
+def joint_plan(job: Job) -> JointPlan:
+    """What the devices of a job do. Raises `DoesNotFit`, `InputError`."""
+    _refuse(job)
+    w, hw = job.workload, job.hardware
+    found = None
+    if job.split == POOL:
+        only, *found = _pooled(job)
+        devices = [only]
+    else:
+        devices = [_device(s, unpriced(Decisions(s.job), s.job)) for s in shares_of(job)]
+    pre, tail = dense_times(w, job.model, hw)
+    for d in devices:
+        # Dense work of experts on other devices is none.
+        own = pre + hw.engine.decision_ns if d.share.device == 0 or job.split == LAYERS else pre * 0
+        _price(d, own)
+    hop = hop_ns(job)
+    joint = JointPlan(
+        [d.plan for d in devices], [{} for _ in devices], [],
+        *_engines(devices, job), hit=np.zeros(len(w.ids), np.uint8),
+        sequential=job.split in (LAYERS, POOL),
+    )  # fmt: skip
+    if found is not None:
+        _second_tier(joint, *found, job)
+    if joint.sequential:
+        _in_turn(joint, devices, hop, tail, job)
+    else:
+        _together(joint, devices, hop, tail, job)
+    joint.counters, joint.slots = _counted(joint, devices, job), [d.plan.slots for d in devices]
+    joint.notes = list(dict.fromkeys(n for d in devices for n in d.plan.notes))
+    return joint
+
+
+def activation_bytes(job: Job) -> int:
+    """Of one token between two layers; 0 where the model's width is not known."""
+    return ACTIVATION_BYTES * (job.model.n_embd or 0)
+
+
+def hop_ns(job: Job) -> np.ndarray:
+    """int64 [S]: activations of a step's tokens from one device to another."""
+    peer, wide = peer_of(job), activation_bytes(job)
+    return np.array([peer.ns(wide * n) for n in job.workload.step_tokens.tolist()], np.int64)
+
+
+def home_ns(job: Job) -> np.ndarray:
+    """int64 [S]: the tokens that a step has chosen, from the last device to the first."""
+    peer = peer_of(job)
+    return np.array([peer.ns(TOKEN_BYTES * n) for n in job.workload.step_tokens.tolist()], np.int64)
+
+
+def _refuse(job: Job) -> None:
+    """`InputError` for what several devices have not."""
+    if job.hardware.engine.terms is not None and llama_model(job.model) is not None:
+        raise InputError(
+            f"{job.gpus}: engine {job.hardware.engine.name} has times of one device's kernels; choose "
+            "a `program` without terms, such as estimated",
+            argument="gpus",
+        )
+    for name, said in (("prefetch_pieces", "prefetches in pieces"), ("policy_time", "policy time"),
+                       ("state", "a saved state"), ("keeps_state", "a saved state")):  # fmt: skip
+        if getattr(job, name):
+            raise InputError(f"{job.gpus}: {said} is of one GPU; leave one out", argument="gpus")
+    if not isinstance(job.policy, PolicySpec):
+        raise InputError("several GPUs need a policy that decides about experts")
+    if asks(job.policy):
+        raise InputError(
+            f"{job.gpus}: policy {job.policy.name} gives misses to the CPU; that is of one GPU",
+            argument="gpus",
+        )
+    if job.split == POOL and job.write_back:
+        raise InputError(": what leaves goes to the other card in split pool", "write_back")
+    if job.split == POOL and job.reset != "never":
+        raise InputError(f"{job.reset}: the pool of several cards is not emptied", "reset")
+
+
+# ---- what each device does ------------------------------------------------------------------------
+
+
+def _device(share: Share, plan: Plan) -> _Device:
+    events = int(share.events.max(initial=-1)) + 1
+    waves = share.events[plan.wave_event]
+    number = np.arange(len(waves))
+    first, last = np.full(events, -1), np.full(events, -1)
+    first[waves[::-1]] = number[::-1]
+    last[waves] = number
+    return _Device(share, plan, first, last)
+
+
+def _price(d: _Device, before: np.ndarray) -> None:
+    """Durations of a device's waves and copies; ``before``: int64 [E of the run] what comes before an
+    event's experts."""
+    plan, job = d.plan, d.share.job
+    hw = job.hardware
+    back = plan.copy_kind == WRITEBACK
+    both = bool(back.any()) and not job.write_back_alloc
+    plan.copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
+    if back.any():
+        plan.copy_ns[back] = write_back_times(
+            plan.copy_bytes[back], hw, job.pinned, both, job.write_back_alloc
+        )
+    first = np.concatenate(([True], np.diff(plan.wave_event) != 0))[: len(plan.wave_event)]
+    plan.pre_ns = np.where(first, before[d.share.events[plan.wave_event]], 0)
+    plan.compute_ns = expert_times(job.workload, job.model, hw, plan.wave_hi)
+
+
+def _pooled(job: Job) -> tuple[_Device, np.ndarray, np.ndarray]:
+    """The one device that computes, and where its copies come from and go to."""
+    (share,) = shares_of(job)
+    decisions = Decisions(replace(share.job, write_back=True))
+    served = decisions.serve_all()
+    moved, victim = (
+        np.concatenate([getattr(s, x) for s in served]) for x in ("copy_expert", "copy_victim")
+    )
+    plan = unpriced(decisions, share.job, served)
+    behind = _bare(job)
+    spare = min(expert_slots(replace(job, model=behind)) * (job.gpus - 1), len(share.experts))
+    where, also = by_tier(plan, moved, victim, spare, len(share.experts))
+    kept = where != DROPPED
+    if not kept.all():
+        _drop(plan, kept)
+        also = np.where(also >= 0, np.cumsum(kept)[also] - 1, -1)[kept]
+    plan.notes.append(f"{spare:,} places behind the pool, on {job.gpus - 1} more")
+    return _device(share, plan), where[kept], also
+
+
+def _bare(job: Job) -> Model:
+    """The model's experts alone: what lies on a card that does nothing else."""
+    m = job.model
+    return replace(
+        m, dense_bytes=(0,) * m.n_layers, output_bytes=0, kv_bytes_per_token=0, embedding_bytes=0
+    )
+
+
+def _drop(plan: Plan, kept: np.ndarray) -> None:
+    """Leave out copies nobody waits for; what would follow them follows what they follow."""
+    after = plan.copy_after.copy()
+    for c in np.flatnonzero(after >= 0).tolist():
+        while after[c] >= 0 and not kept[after[c]]:
+            after[c] = after[after[c]]
+    number = np.cumsum(kept) - 1
+    upto = np.concatenate(([0], np.cumsum(kept)))
+    plan.copy_after = np.where(after >= 0, number[after], -1)[kept]
+    plan.waits = number[plan.waits]
+    plan.wave_copy_hi = upto[plan.wave_copy_hi]
+    for name in ("copy_bytes", "copy_kind", "copy_ns"):
+        setattr(plan, name, getattr(plan, name)[kept])
+
+
+def _engines(
+    devices: list[_Device], job: Job
+) -> tuple[list[np.ndarray], int, list[np.ndarray], list[np.ndarray]]:
+    """The copy engines: each device has one a direction of its link, or all share one in."""
+    engine = []
+    for i, d in enumerate(devices):
+        back = d.plan.copy_kind == WRITEBACK
+        engine.append(np.where(back, 2 * i + 1, 0 if job.shared_link else 2 * i).astype(np.int64))
+    also = [np.full(len(x), -1, np.int64) for x in engine]
+    return engine, 2 * len(devices), also, [np.zeros(len(x), np.bool_) for x in engine]
+
+
+def _second_tier(joint: JointPlan, where: np.ndarray, also: np.ndarray, job: Job) -> None:
+    """Copies from and to the other card's memory, each way on an engine of its own."""
+    plan = joint.plans[0]
+    peer = where == PEER
+    rate, latency = peer_of(job).bytes_per_s, job.hardware.copy_latency_ns
+    ns = np.rint(plan.copy_bytes / rate * 1e9).astype(np.int64) + latency
+    plan.copy_ns = np.where(peer, np.maximum(ns, 1), plan.copy_ns)
+    inward = plan.copy_kind != WRITEBACK
+    joint.engine = [np.where(peer & inward, 2, joint.engine[0])]
+    joint.also, joint.on_peer, joint.n_engines = [also], [peer], 3
+
+
+# ---- who waits for whom ---------------------------------------------------------------------------
+
+
+def _in_turn(
+    joint: JointPlan, devices: list[_Device], hop: np.ndarray, tail: np.ndarray, job: Job
+) -> None:
+    """Layers one after the other: where the device changes the activations go along; after a step its
+    tokens go back to the first."""
+    w = job.workload
+    step = w.event_step
+    owner = np.zeros(w.n_events, np.int64)
+    for i, d in enumerate(devices):
+        owner[d.share.events] = i
+    ends = np.searchsorted(step, np.arange(w.n_steps), side="right") - 1
+    home = home_ns(job).tolist()
+    for s, e in enumerate(ends.tolist()):
+        i = int(owner[e])
+        wave = int(devices[i].last[e])
+        joint.plans[i].compute_ns[wave] += tail[s]
+        joint.step_gates.append([Gate(i, wave, ENDED, home[s] if i else 0)])
+    for s, e in enumerate((ends[:-1] + 1).tolist()):
+        i = int(owner[e])
+        joint.gates[i][int(devices[i].first[e])] = joint.step_gates[s]
+    within = np.flatnonzero((np.diff(owner) != 0) & (np.diff(step) == 0)) + 1
+    for e in within.tolist():
+        i, before = int(owner[e]), int(owner[e - 1])
+        gate = Gate(before, int(devices[before].last[e - 1]), ENDED, int(hop[step[e]]))
+        joint.gates[i][int(devices[i].first[e])] = [gate]
+    tokens = w.step_tokens.astype(np.int64)
+    joint.hop_bytes = activation_bytes(job) * int(tokens[step[within]].sum())
+    joint.hop_bytes += TOKEN_BYTES * int(tokens[owner[ends] > 0].sum())
+
+
+def _together(
+    joint: JointPlan, devices: list[_Device], hop: np.ndarray, tail: np.ndarray, job: Job
+) -> None:
+    """Experts of a layer side by side: its activations go to all, results come back to the first, which
+    then goes on."""
+    w = job.workload
+    home, others = devices[0], list(enumerate(devices))[1:]
+    if not others:
+        return _in_turn(joint, devices, hop, tail, job)
+    busy = {i: np.diff(d.share.job.workload.event_lo) > 0 for i, d in others}
+    hops = hop[w.event_step].tolist()
+    at_step_end = np.append(np.diff(w.event_step) != 0, True)
+    tails = _with_tails(home, np.flatnonzero(at_step_end), tail)
+    for e in range(w.n_events):
+        back = []
+        for i, d in others:
+            opening = Gate(0, int(home.first[e]), OPENED, hops[e])
+            joint.gates[i][int(d.first[e])] = [opening]
+            if busy[i][e]:
+                back.append(Gate(i, int(d.last[e]), ENDED, hops[e]))
+        follower = tails[e] if at_step_end[e] else int(home.first[e + 1])
+        if back:
+            joint.gates[0][follower] = back
+        if at_step_end[e]:
+            joint.step_gates.append([Gate(0, follower, ENDED, 0)])
+    tokens = w.step_tokens[w.event_step].astype(np.int64)
+    moved = sum(int(tokens.sum()) + int(tokens[busy[i]].sum()) for i, _ in others)
+    joint.hop_bytes = activation_bytes(job) * moved
+
+
+def _with_tails(home: _Device, ends: np.ndarray, tail: np.ndarray) -> dict[int, int]:
+    """Give a device a wave after each event of ``ends``, with the work that follows a step's last
+    layer; returns their numbers by event."""
+    plan = home.plan
+    at = home.last[ends] + 1
+    for name in ("wave_event", "wave_hi", "wave_copy_hi", "wave_wait_hi"):
+        old = getattr(plan, name)
+        setattr(plan, name, np.insert(old, at, old[at - 1]))
+    for name in ("cpu_ns", "compute_ns"):
+        setattr(plan, name, np.insert(getattr(plan, name), at, 0))
+    plan.pre_ns = np.insert(plan.pre_ns, at, tail)
+    before = np.searchsorted(ends, np.arange(len(home.first)))
+    home.first = home.first + before
+    home.last = home.last + before
+    return dict(zip(ends.tolist(), (at + np.arange(len(at))).tolist(), strict=True))
+
+
+# ---- counters -------------------------------------------------------------------------------------
+
+
+def _counted(joint: JointPlan, devices: list[_Device], job: Job) -> Counters:
+    """The devices' counters as of the whole model."""
+    w = job.workload
+    hits, asked = (np.zeros((2, w.n_layers), np.int64) for _ in range(2))
+    total = Counters(layer_hits=hits, layer_accesses=asked)
+    for d in devices:
+        c, s = d.plan.counters, d.share
+        joint.hit[s.accesses] = d.plan.hit
+        hits[:, s.layers] += c.layer_hits
+        asked[:, s.layers] += c.layer_accesses
+        for name in ("accesses", "hits", "evictions", "prefetch_issued", "prefetch_used",
+                     "prefetch_wasted", "resident_at_end", "bypassed", "bypassed_hits"):  # fmt: skip
+            setattr(total, name, getattr(total, name) + getattr(c, name))
+        for action, n in c.misses_by.items():
+            total.misses_by[action] = total.misses_by.get(action, 0) + n
+    return total
