@@ -146,9 +146,7 @@ def random_joint(seed: int, devices: int, waves: int, longest: int, prefetchy: f
                  np.int64)
         for p in plans
     ]  # fmt: skip
-    engine = [
-        np.array([r.randrange(n_engines) for _ in p.copy_ns], np.int64) for p in plans
-    ]
+    engine = [np.array([r.randrange(n_engines) for _ in p.copy_ns], np.int64) for p in plans]
     # A wait for a copy that is never asked for would never end: engines see a device's copies in order,
     # and a copy follows earlier ones only.
     step_gates = [[Gate(d, len(p.pre_ns) - 1, ENDED, r.randint(0, 3))] for d, p in enumerate(plans)]
@@ -282,9 +280,7 @@ def test_a_layer_split_worked_out_by_hand():
     last = int(job.workload.event_step[job.workload.access_event[hits[-1]]]) if len(hits) else 0
     more = two.step_ns[last + 1 :] - one.step_ns[last + 1 :]
     tokens = job.workload.step_tokens[last + 1 :]
-    assert len(more) and more.tolist() == [
-        700 + 16 * n + 700 + 4 * n for n in tokens.tolist()
-    ]
+    assert len(more) and more.tolist() == [700 + 16 * n + 700 + 4 * n for n in tokens.tolist()]
 
 
 def test_a_shared_link_is_never_faster():
@@ -305,3 +301,27 @@ def test_what_several_gpus_cannot():
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             run(replace(job_of(1), **change))
+
+
+def test_what_a_user_types(tmp_path, capsys):
+    from uvmsim import Scenario
+
+    s = Scenario(
+        slots="25%", policies="lru", gpus=2, split="experts", peer="nvlink:400GB/s:8us", limit=900
+    )
+    (run,) = s.compare()
+    said = run.to_json()
+    assert (said["split"], said["peer"]) == ("experts", "nvlink 400 GB/s, 8 us a hop")
+    assert [d["slots"] for d in said["gpus"]] == [64, 64] and said["slots"] == 128
+    s.compare().show()
+    assert "2 GPUs by experts: 64 on each" in capsys.readouterr().out
+    for wrong, word in (
+        ({"gpus": 0}, "1 to"), ({"split": "rows"}, "must be one of"),
+        ({"gpus": 1, "split": "pool"}, "several GPUs"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=word):
+            s.with_(**({"peer": None, "split": None} | wrong))
+    with pytest.raises(InputError, match="nvlink or pcie"):
+        s.with_(peer="rope").compare()
+    with pytest.raises(InputError, match="one GPU"):
+        s.with_(mechanisms="hybrid").compare()

@@ -46,9 +46,7 @@ class JointEngine(CopyEngine):
     """A copy engine for copies of several devices."""
 
     def __init__(self, env: simpy.Environment, start: list[int], done: list[int], devices: int):
-        self.lines: list[list[deque[Copy]]] = [
-            [deque() for _ in range(devices)] for _ in range(2)
-        ]
+        self.lines: list[list[deque[Copy]]] = [[deque() for _ in range(devices)] for _ in range(2)]
         super().__init__(env, start, done)
 
     def queue(self, copy: Copy, urgent: bool) -> None:

@@ -76,6 +76,18 @@ from uvmsim.commands.flags import (
     "--policy-time", is_flag=True, default=None,
     help="Measure the policies' own host time here and count it.",
 )  # fmt: skip
+@click.option(
+    "--gpus", type=int, default=1, metavar="N", help="Cards; --slots and --vram are of each. 1."
+)
+@click.option(
+    "--split", metavar="layers|experts|experts:popularity|pool",
+    help="How they share the model; layers.",
+)  # fmt: skip
+@click.option(
+    "--peer", metavar="KIND[:RATE[:TIME]]",
+    help="Between two cards: nvlink or pcie, e.g. nvlink:400GB/s:8us; pcie at the link's rate.",
+)  # fmt: skip
+@click.option("--shared-link", is_flag=True, help="All cards copy from the host through one link.")
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(
@@ -96,6 +108,7 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --policy ./mine.py:MyPolicy --policy lru
       uvmsim compare T.arrow --policy learned --state-out S
       uvmsim compare T2.arrow --policy learned --state S
+      uvmsim compare T.arrow --slots 25% --gpus 2 --split experts --peer nvlink
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
     from uvmsim.report.progress import bar

@@ -177,7 +177,8 @@ def _price(d: _Device, before: np.ndarray) -> None:
     plan, job = d.plan, d.share.job
     hw = job.hardware
     back = plan.copy_kind == WRITEBACK
-    both = bool(back.any()) and not job.write_back_alloc
+    # What goes to another card's memory leaves the host's link alone.
+    both = job.write_back and bool(back.any()) and not job.write_back_alloc
     plan.copy_ns = copy_times(plan.copy_bytes, hw, "h2d", job.pinned, both)
     if back.any():
         plan.copy_ns[back] = write_back_times(

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms.multi_gpu import peer_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
@@ -22,6 +23,7 @@ PARTS = (
     ("transfer", "\u2592", "yellow"),
     ("queueing", "\u2591", "red"),
     ("paging", "\u259a", "yellow"),
+    ("peer", "\u2584", "blue"),
 )
 """What the time bar shows: shades, so that it reads without colours too."""
 BAR = 16
@@ -75,6 +77,9 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
         *(("hardware", (f"{x.name}: " if c.machines else "") + said(x)) for x in c.machines or [hw]),
     ]  # fmt: skip
+    if c.scenario.gpus > 1:
+        shared = ", one host link for all" if c.scenario.shared_link else ""
+        lines.append(("gpus", f"{c.scenario.gpus}, {peer_of(c.runs[0].job)}{shared}"))
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
@@ -101,7 +106,8 @@ def _table(
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
         pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
-        title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
+        title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), "
+        title += _on_gpus(c, group) or pool
     elif key == "paged":
         chunks, threshold = c.hardware.free_bytes // BLOCK, c.scenario.threshold
         many = "" if c.machines else f"{chunks:,} "
@@ -151,6 +157,18 @@ def _table(
     return {column.head for column in shown} - set(left)
 
 
+def _on_gpus(c: Comparison, group: list[tuple[Outcome, dict]]) -> str:
+    """How several GPUs share a size's experts."""
+    rows = [row for _, row in group if _ok(row) and "gpus" in row]
+    if not rows:
+        return ""
+    n, each, split = c.scenario.gpus, [d["slots"] for d in rows[0]["gpus"]], rows[0]["split"]
+    if split == "pool":
+        return f"on the first of {n} GPUs, the others behind it"
+    same = f"{each[0]:,} on each" if len(set(each)) == 1 else "+".join(f"{x:,}" for x in each)
+    return f"{n} GPUs by {split}: {same}"
+
+
 def _ok(row: dict[str, Any]) -> bool:
     return row["status"] == "ok"
 
@@ -163,6 +181,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("over cold", lambda run, r, c: _gain(r.get("over_cold"))),
     ("GB in", lambda run, r, c: _gigabytes(r["bytes_h2d"])),
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
+    ("GB peer", lambda run, r, c: _gigabytes(r.get("bytes_peer", 0))),
     ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
     ("services/chunk", lambda run, r, c: _plain(r.get("services_per_chunk"))),
     ("x Belady", lambda run, r, c: _times(r.get("misses_over_belady"))),
@@ -171,7 +190,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out",
+    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out", "GB peer",
     "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""

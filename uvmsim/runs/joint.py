@@ -88,7 +88,9 @@ class JointlyPlayed:
             int(p.copy_ns[h & (p.copy_kind != WRITEBACK)].sum())
             for p, h in zip(plan.plans, host, strict=True)
         )
-        links = len({int(x) for e, h in zip(plan.engine, host, strict=True) for x in np.unique(e[h])})
+        links = len(
+            {int(x) for e, h in zip(plan.engine, host, strict=True) for x in np.unique(e[h])}
+        )
         return {
             **run.counts(),
             **({"misses_by": c.misses_by} if c.misses_by else {}),

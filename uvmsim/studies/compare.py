@@ -26,7 +26,7 @@ from uvmsim.studies.resolve import (
     trace_json,
 )
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
-from uvmsim.studies.simulate import simulate
+from uvmsim.studies.simulate import on_gpus, simulate
 from uvmsim.studies.states import save, with_states
 from uvmsim.version import __version__
 from uvmsim.workload import Workload
@@ -116,6 +116,8 @@ def compare(scenario: Scenario | Any = None, progress: Progress | None = None) -
     sizes = _sizes(s, r)
     todo = [x for hw in r.machines for x in jobs(r.on(hw), mechanisms, sizes, chosen)]
     todo = with_states(s, r, todo, cold=True)
+    for job, mechanism in todo:
+        on_gpus(job, mechanism)
     runs = []
     for i, (job, mechanism) in enumerate(todo):
         if progress:
@@ -147,8 +149,12 @@ def _belady(runs: list[Outcome]) -> dict[int, int]:
     pooled = [r for r in runs if r.counters is not None and r.pooled]
     least = {r.slots: r.counters.misses for r in pooled if r.counters and r.policy == "belady"}
     for run in pooled:
-        if run.slots not in least:
-            bound = Decisions(replace(run.job, policy=parse("belady")))
-            bound.serve_all()
-            least[run.slots] = bound.counters().misses
+        if run.slots not in least and run.job.gpus > 1:
+            bound = simulate(replace(run.job, policy=parse("belady")), run.mechanism).counters
+            assert bound is not None
+            least[run.slots] = bound.misses
+        elif run.slots not in least:
+            alone = Decisions(replace(run.job, policy=parse("belady")))
+            alone.serve_all()
+            least[run.slots] = alone.counters().misses
     return least

@@ -16,9 +16,10 @@ from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.peer import PCIE, Peer
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
-from uvmsim.runs.job import Job
+from uvmsim.runs.job import LAYERS, Job
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -89,7 +90,9 @@ def base_job(
         write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
         scratch=s.scratch, behind=bool(s.behind), policy_time=bool(s.policy_time),
-        prefetch_pieces=pieces_of(s),
+        prefetch_pieces=pieces_of(s), gpus=s.gpus, split=s.split or LAYERS,
+        peer=None if s.peer in (None, PCIE) else Peer.of(s.peer, hardware),
+        shared_link=s.shared_link,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from traces.errors import InputError
 from uvmsim.clocks import CLOCKS
+from uvmsim.runs.job import SPLITS
 
 if TYPE_CHECKING:
     from traces.routing import RoutingTrace
@@ -32,6 +33,7 @@ Progress = Callable[[int, int, str], None]
 Size = str | int | float
 
 DEFAULT_HARDWARE = "rtx5090"
+MOST_GPUS = 16
 POOLS, UNITS, RESETS = ("global", "per-layer"), ("event", "access"), ("never", "sequence")
 
 
@@ -117,6 +119,16 @@ class Scenario:
     speeds then differ a little from run to run. None: no."""
     engine: str = "fast"
     """The compiled clock (``fast``), or the SimPy model (``des``)."""
+    gpus: int = 1
+    """Cards of the hardware's kind; ``slots`` and ``vram`` are of each (`compare`, `replay`)."""
+    split: str | None = None
+    """How they share the model: ``layers``, ``experts``, ``experts:popularity`` or ``pool``; None:
+    layers."""
+    peer: str | None = None
+    """The way between two cards: ``nvlink`` or ``pcie``, perhaps with rate and latency
+    (``"nvlink:400GB/s:8us"``). None: pcie, as fast as the host's link."""
+    shared_link: bool = False
+    """All cards copy from the host through one link."""
 
     def __post_init__(self) -> None:
         for name, tidy in _TIDY.items():
@@ -139,6 +151,16 @@ class Scenario:
 
         if self.scratch is not None and self.scratch < 0:
             raise InputError(f"{self.scratch}: must be 0 or more", argument="scratch")
+        self._check_gpus()
+
+    def _check_gpus(self) -> None:
+        if not 1 <= self.gpus <= MOST_GPUS:
+            raise InputError(f"{self.gpus}: give 1 to {MOST_GPUS}", argument="gpus")
+        if self.split not in (None, *SPLITS):
+            raise InputError(f"{self.split}: must be one of {', '.join(SPLITS)}", argument="split")
+        for name in ("split", "peer", "shared_link"):
+            if getattr(self, name) and self.gpus == 1:
+                raise InputError(f"{getattr(self, name)}: is of several GPUs; give `gpus` 2", name)
 
     # ---- the same question ----------------------------------------------------------------------
 
@@ -352,7 +374,7 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
-    "threshold": _whole, "engine": _engine,
+    "threshold": _whole, "engine": _engine, "gpus": _whole, "shared_link": bool,
 }  # fmt: skip
 
 

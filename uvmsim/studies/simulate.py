@@ -5,6 +5,8 @@ from __future__ import annotations
 from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.mechanisms.expert_cache import ExpertCache
+from uvmsim.mechanisms.multi_gpu import MultiGpu
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 
@@ -13,7 +15,19 @@ def simulate(
     job: Job, mechanism: str = "expert-cache", clock: str = "fast", record: bool = False
 ) -> Outcome:
     """The job's outcome. Raises `InputError`. ``record``: keep what an export needs."""
-    return mechanism_named(mechanism).run(job, clock, record)
+    return mechanism_named(on_gpus(job, mechanism)).run(job, clock, record)
+
+
+def on_gpus(job: Job, mechanism: str) -> str:
+    """The mechanism that runs on as many GPUs as the job has. Raises `InputError` where there is none."""
+    if job.gpus == 1 or mechanism == MultiGpu.name:
+        return mechanism
+    if mechanism != ExpertCache.name:
+        raise InputError(
+            f"{mechanism}: is of one GPU; with `gpus` {job.gpus} give expert-cache",
+            argument="mechanisms",
+        )
+    return MultiGpu.name
 
 
 def check_needs(job: Job, trace: RoutingTrace) -> None:
