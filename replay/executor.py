@@ -102,19 +102,12 @@ class Executor:
         first."""
         self.bytes = [0, 0, 0, 0]
         """By stream: bytes queued."""
+        self.told: int | None = None
+        """An event to record once the dense work before an event's experts is queued."""
 
     def run(self) -> Measured:
         """Issue everything and wait for it."""
-        b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
-        if self.job.prefetch_pieces and self.places.by_slot:
-            told = meter if self.pace.detail else None
-            self.feed = Feed(
-                b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
-                self._wait_for_slot, told,
-            )  # fmt: skip
-        self._warm_up()
-        b.clear_hashes()
-        b.synchronise()
+        b, meter = self.backend, self.begin()
         issue: list[int] = []
         w = self.job.workload
         last_event = (
@@ -136,10 +129,28 @@ class Executor:
         if self.feed:
             self.feed.finish_all()
         b.synchronise()
+        return self.end(meter, issue)
+
+    def begin(self) -> Meter:
+        """All that a run needs before its first wave."""
+        b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
+        if self.job.prefetch_pieces and self.places.by_slot:
+            told = meter if self.pace.detail else None
+            self.feed = Feed(
+                b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
+                self._wait_for_slot, told,
+            )  # fmt: skip
+        self._warm_up()
+        b.clear_hashes()
+        b.synchronise()
+        return meter
+
+    def end(self, meter: Meter, issue: list[int]) -> Measured:
+        """What was measured, once all work is done; ``issue``: the host's own ns of each step."""
         measured = meter.finish(issue)
         mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
         mine += self.feed.events if self.feed else []
-        b.forget(meter.events + mine)
+        self.backend.forget(meter.events + mine)
         return measured
 
     def _warm_up(self) -> None:
@@ -164,6 +175,8 @@ class Executor:
         layer = self.layers[wave.event]
         if wave.first:
             self.dense.layer(layer, self.steps[wave.event])
+            if self.told is not None:
+                b.record(self.told, COMPUTE)
         feed = self.feed
         if wave.emptied and feed:
             feed.finish_all()

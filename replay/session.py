@@ -19,6 +19,7 @@ from replay.modes import mode_named
 from replay.on_cpu import OnCpu
 from replay.places import Managed, Places, Remote, Slots
 from replay.results import Moved, Replayed, begun
+from replay.several import run_joint
 from traces.errors import InputError
 from uvmsim.machine.model import Model
 from uvmsim.mechanisms import planned
@@ -26,6 +27,7 @@ from uvmsim.mechanisms.hybrid import split_of
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome
+from uvmsim.studies.simulate import on_gpus
 
 MANAGED_CAP = 8 << 30
 """Managed bytes that are never exceeded without the explicit word of the user."""
@@ -58,8 +60,11 @@ class Session:
     def __init__(self, backend: Backend, how: How | None = None):
         self.backend, self.how = backend, how or How()
         self._banks: dict[tuple[Any, ...], Bank] = {}
-        self._prepared: tuple[Any, ...] = ()
+        self._prepared: dict[int, tuple[Any, ...]] = {}
+        """By device: what was prepared last."""
         self._x = np.zeros((X_ROWS, 0), np.float32)
+        self._others: list[Backend] = []
+        """More devices that runs on several have asked for, open."""
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Entered around each run's own work, without what prepares and checks it."""
 
@@ -73,7 +78,18 @@ class Session:
     def close(self) -> None:
         """Release banks, buffers and the device."""
         self._banks.clear()
+        for other in self._others:
+            other.close()
+        self._others = []
         self.backend.close()
+
+    def devices(self, n: int) -> list[Backend]:
+        """The session's device and more of the machine. Raises `InputError` where there are fewer."""
+        if len(self._others) < n - 1:
+            for other in self._others:
+                other.close()
+            self._others = self.backend.several(n)[1:]
+        return [self.backend, *self._others[: n - 1]]
 
     def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> Outcome:
         """Replay one job and check it. Raises `InputError` for what the user can mend.
@@ -95,6 +111,9 @@ class Session:
         machine = self.backend.machine()
         result = begun(job, mode, machine)
         try:
+            if job.gpus > 1:
+                on_gpus(job, mode)
+                return run_joint(self, job, how, result)
             _check_fits(job, mode)
             decisions = _decisions(job, mode)
         except DoesNotFit as err:
@@ -102,8 +121,8 @@ class Session:
             return result
         # A policy's hooks are compiled at their first call, which may take seconds: not in the run.
         next(iter(_decisions(job, mode).steps()), None)
-        bank = self._bank(job, mode, how)
-        self._prepare(job, bank.layouts)
+        bank = self.bank(job, mode, how)
+        self.prepare(self.backend, job, bank.layouts)
         used = np.unique(job.workload.ids)
         bank.learn(used)
         dense = DenseReads(self.backend, job, remote=mode == "zero-copy")
@@ -119,7 +138,7 @@ class Session:
                 )  # fmt: skip
                 with self.around():
                     measured = executor.run()
-                result.problems = _check(self.backend, job, bank, places, used, executor)
+                result.problems = check_outputs(self.backend, job, bank, places, used, executor)
             finally:
                 places.release()
                 if on_cpu:
@@ -148,7 +167,8 @@ class Session:
 
     # ---- parts ----------------------------------------------------------------------------------
 
-    def _bank(self, job: Job, mode: str, how: How) -> Bank:
+    def bank(self, job: Job, mode: str, how: How) -> Bank:
+        """All experts' bytes in host memory, made once for runs that are alike."""
         kind = "managed" if mode == "managed" else "pinned" if job.pinned else "pageable"
         layouts = layouts_of(job.model, how.dtype)
         key = (kind, tuple(layouts), job.workload.n_experts, job.seed, how.bank_limit)
@@ -177,16 +197,19 @@ class Session:
                 "about `managed_at_own_risk`"
             )
 
-    def _prepare(self, job: Job, layouts: list[ExpertLayout]) -> None:
+    def prepare(
+        self, backend: Backend, job: Job, layouts: list[ExpertLayout], device: int = 0
+    ) -> None:
+        """Kernels, inputs and buffers of a run on ``backend``, the ``device``-th of the session."""
         w = job.workload
         rows, accesses = most_rows(job), max(len(w.ids), X_ROWS)
         key = (tuple(layouts), rows, accesses, job.seed)
-        if key != self._prepared:
+        if key != self._prepared.get(device):
             width = max(x.n_embd for x in layouts)
             rng = np.random.default_rng([job.seed, 1])
             self._x = rng.uniform(-1, 1, (X_ROWS, width)).astype(np.float32)
-            self.backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
-            self._prepared = key
+            backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
+            self._prepared[device] = key
 
     def _places(self, job: Job, mode: str, how: How, bank: Bank, decisions: Waves) -> Places:
         if mode == "zero-copy":
@@ -249,7 +272,7 @@ def _moved(job: Job, mode: str, executor: Executor) -> Moved:
     return moved
 
 
-def _check(
+def check_outputs(
     backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray, executor: Executor
 ) -> list[str]:
     """Compare every output with the all-resident one and every expert's bytes with its own."""

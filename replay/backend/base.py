@@ -107,6 +107,14 @@ class Backend(ABC):
     def machine(self) -> dict[str, Any]:
         """What ran: device, driver, versions; plain JSON types."""
 
+    def select(self) -> None:
+        """Make this the device that calls go to, where several are driven by turns."""
+
+    @abstractmethod
+    def several(self, n: int) -> list[Backend]:
+        """This open device and ``n - 1`` more of the machine, open too; `InputError` where there are
+        fewer. Events of one may be waited for on another, and `hop` copies between them."""
+
     @abstractmethod
     def memory_info(self) -> tuple[int, int]:
         """Free and total device bytes."""
@@ -138,6 +146,10 @@ class Backend(ABC):
     @abstractmethod
     def copy_out(self, dst: int, src: int, nbytes: int, stream: int) -> None:
         """Queue a copy from device to host."""
+
+    @abstractmethod
+    def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
+        """Queue a copy into this device's memory from that of ``source`` (`several`)."""
 
     @abstractmethod
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:

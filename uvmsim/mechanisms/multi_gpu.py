@@ -86,15 +86,15 @@ def peer_of(job: Job) -> Peer:
 
 def joint_plan(job: Job) -> JointPlan:
     """What the devices of a job do. Raises `DoesNotFit`, `InputError`."""
-    _refuse(job)
-    w, hw = job.workload, job.hardware
+    refuse(job)
+    hw = job.hardware
     found = None
     if job.split == POOL:
         only, *found = _pooled(job)
         devices = [only]
     else:
         devices = [_device(s, unpriced(Decisions(s.job), s.job)) for s in shares_of(job)]
-    pre, tail = dense_times(w, job.model, hw)
+    pre, tail = dense_times(job.workload, job.model, hw)
     for d in devices:
         # Dense work of experts on other devices is none.
         own = pre + hw.engine.decision_ns if d.share.device == 0 or job.split == LAYERS else pre * 0
@@ -102,8 +102,7 @@ def joint_plan(job: Job) -> JointPlan:
     hop = hop_ns(job)
     joint = JointPlan(
         [d.plan for d in devices], [{} for _ in devices], [],
-        *_engines(devices, job), hit=np.zeros(len(w.ids), np.uint8),
-        sequential=job.split in (LAYERS, POOL),
+        *_engines(devices, job), sequential=job.split in (LAYERS, POOL),
     )  # fmt: skip
     if found is not None:
         _second_tier(joint, *found, job)
@@ -111,7 +110,10 @@ def joint_plan(job: Job) -> JointPlan:
         _in_turn(joint, devices, hop, tail, job)
     else:
         _together(joint, devices, hop, tail, job)
-    joint.counters, joint.slots = _counted(joint, devices, job), [d.plan.slots for d in devices]
+    joint.counters, joint.hit = counted(
+        job, [(d.share, d.plan.counters, d.plan.hit) for d in devices]
+    )
+    joint.slots = [d.plan.slots for d in devices]
     joint.notes = list(dict.fromkeys(n for d in devices for n in d.plan.notes))
     return joint
 
@@ -133,7 +135,7 @@ def home_ns(job: Job) -> np.ndarray:
     return np.array([peer.ns(TOKEN_BYTES * n) for n in job.workload.step_tokens.tolist()], np.int64)
 
 
-def _refuse(job: Job) -> None:
+def refuse(job: Job) -> None:
     """`InputError` for what several devices have not."""
     if job.hardware.engine.terms is not None and llama_model(job.model) is not None:
         raise InputError(
@@ -297,7 +299,8 @@ def _together(
     w = job.workload
     home, others = devices[0], list(enumerate(devices))[1:]
     if not others:
-        return _in_turn(joint, devices, hop, tail, job)
+        _in_turn(joint, devices, hop, tail, job)
+        return
     busy = {i: np.diff(d.share.job.workload.event_lo) > 0 for i, d in others}
     hops = hop[w.event_step].tolist()
     at_step_end = np.append(np.diff(w.event_step) != 0, True)
@@ -339,19 +342,20 @@ def _with_tails(home: _Device, ends: np.ndarray, tail: np.ndarray) -> dict[int, 
 # ---- counters -------------------------------------------------------------------------------------
 
 
-def _counted(joint: JointPlan, devices: list[_Device], job: Job) -> Counters:
-    """The devices' counters as of the whole model."""
+def counted(
+    job: Job, parts: list[tuple[Share, Counters, np.ndarray]]
+) -> tuple[Counters, np.ndarray]:
+    """Counters of the whole model and uint8 [A] which accesses hit, from those of each share."""
     w = job.workload
     hits, asked = (np.zeros((2, w.n_layers), np.int64) for _ in range(2))
-    total = Counters(layer_hits=hits, layer_accesses=asked)
-    for d in devices:
-        c, s = d.plan.counters, d.share
-        joint.hit[s.accesses] = d.plan.hit
-        hits[:, s.layers] += c.layer_hits
-        asked[:, s.layers] += c.layer_accesses
+    total, hit = Counters(layer_hits=hits, layer_accesses=asked), np.zeros(len(w.ids), np.uint8)
+    for share, c, mine in parts:
+        hit[share.accesses] = mine
+        hits[:, share.layers] += c.layer_hits
+        asked[:, share.layers] += c.layer_accesses
         for name in ("accesses", "hits", "evictions", "prefetch_issued", "prefetch_used",
                      "prefetch_wasted", "resident_at_end", "bypassed", "bypassed_hits"):  # fmt: skip
             setattr(total, name, getattr(total, name) + getattr(c, name))
         for action, n in c.misses_by.items():
             total.misses_by[action] = total.misses_by.get(action, 0) + n
-    return total
+    return total, hit
