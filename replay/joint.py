@@ -185,5 +185,7 @@ class Joint:
             return Measured(first.step_ns, first.issue_ns)
         busy = {s: sum((m.busy_ns or {})[s] for m in found) for s in first.busy_ns}
         shown = found if self.job.split in (LAYERS, POOL) else found[:1]
-        stalls = [sum(getattr(m, x) for m in shown) for x in ("stall_ns", "transfer_ns")]
-        return Measured(first.step_ns, first.issue_ns, *stalls, busy)  # type: ignore[arg-type]
+        stall, transfer = (
+            np.sum([getattr(m, x) for m in shown], axis=0) for x in ("stall_ns", "transfer_ns")
+        )
+        return Measured(first.step_ns, first.issue_ns, stall, transfer, busy)

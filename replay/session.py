@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
-from replay.bank import DEFAULT_LIMIT, Bank
+from replay.bank import DEFAULT_LIMIT as DEFAULT_LIMIT
+from replay.bank import Bank
 from replay.decide import AllResident, CachePolicy, OneByOne, Waves
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
+from replay.how import How
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.modes import mode_named
 from replay.on_cpu import OnCpu
+from replay.outputs import check_outputs
 from replay.places import Managed, Places, Remote, Slots
 from replay.results import Moved, Replayed, begun
 from replay.several import run_joint
@@ -31,27 +33,6 @@ from uvmsim.studies.simulate import on_gpus
 
 MANAGED_CAP = 8 << 30
 """Managed bytes that are never exceeded without the explicit word of the user."""
-
-
-@dataclass(frozen=True)
-class How:
-    """What a replay needs to know beyond the job."""
-
-    dtype: str | None = None
-    """Weights' type; None: as the model is stored, else fp16."""
-    split: int = 1
-    """Copies an expert is split into."""
-    ahead: int = 2
-    detail: bool = True
-    """See `replay.executor.Pace`."""
-    bank_limit: int = DEFAULT_LIMIT
-    """Bytes of the host bank; above it experts share images."""
-    managed_on_demand: bool = False
-    """managed: a miss is prefetched to the device, not faulted in."""
-    advice: str | None = None
-    """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
-    managed_at_own_risk: bool = False
-    """managed: allocate more managed memory than is known to be safe."""
 
 
 class Session:
@@ -270,44 +251,3 @@ def _moved(job: Job, mode: str, executor: Executor) -> Moved:
         size = np.asarray(m.expert_bytes, np.int64)
         moved.zero_copy = int(size[w.ids // w.n_experts].sum()) + w.n_steps * m.resident_bytes
     return moved
-
-
-def check_outputs(
-    backend: Backend, job: Job, bank: Bank, places: Places, used: np.ndarray, executor: Executor
-) -> list[str]:
-    """Compare every output with the all-resident one and every expert's bytes with its own."""
-    w = job.workload
-    problems = []
-    event = w.access_event
-    want = bank.output_hashes(w.ids, w.counts, event)
-    away = executor.decisions.on_cpu()
-    if away is not None:
-        want[away] = 0  # the GPU has no part in these
-    if executor.on_cpu:
-        problems += executor.on_cpu.problems(away)
-    wrong = np.flatnonzero(backend.hashes(len(w.ids))[executor.hash_at] != want)
-    if len(wrong):
-        a = int(wrong[0])
-        problems.append(
-            f"{len(wrong)} of {len(w.ids)} expert outputs differ from the all-resident run, first "
-            f"at step {int(w.event_step[event[a]])}, layer {int(w.ids[a]) // w.n_experts}, "
-            f"expert {int(w.ids[a]) % w.n_experts}"
-        )
-    if isinstance(places, Slots):
-        problems += _check_slots(backend, bank, places)
-    lost = bank.corrupted(used)
-    if lost:
-        problems.append(f"the host's bytes of {len(lost)} experts changed, first expert {lost[0]}")
-    return problems
-
-
-def _check_slots(backend: Backend, bank: Bank, places: Slots) -> list[str]:
-    held = [(s, e) for s, e in enumerate(places.holds) if e >= 0]
-    bank.learn(np.array([e for _, e in held], np.int64))
-    got = backend.checksums([places.ptrs[s] for s, _ in held], [bank.nbytes[e] for _, e in held])
-    want = bank.sums[bank.image_of[[e for _, e in held]]]
-    bad = np.flatnonzero(got != want)
-    if not len(bad):
-        return []
-    slot, e = held[int(bad[0])]
-    return [f"{len(bad)} of {len(held)} slots hold wrong bytes, first slot {slot} (expert {e})"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +14,10 @@ from replay.bank import Bank
 from replay.decide import CachePolicy
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace
+from replay.how import How
 from replay.joint import Device, Joint, by_event
+from replay.layout import ExpertLayout
+from replay.outputs import check_outputs
 from replay.places import Slots
 from replay.results import Moved, Replayed
 from traces.errors import InputError
@@ -21,8 +26,19 @@ from uvmsim.mechanisms.multi_gpu import activation_bytes, counted, peer_of, refu
 from uvmsim.runs.job import POOL, Job
 from uvmsim.runs.outcome import Outcome
 
-if TYPE_CHECKING:
-    from replay.session import How, Session
+
+class Prepared(Protocol):
+    """What a session has ready for a run."""
+
+    around: Callable[[], AbstractContextManager[Any]]
+
+    def devices(self, n: int) -> list[Backend]: ...
+
+    def bank(self, job: Job, mode: str, how: How) -> Bank: ...
+
+    def prepare(
+        self, backend: Backend, job: Job, layouts: list[ExpertLayout], device: int = 0
+    ) -> None: ...
 
 
 def part_of(bank: Bank, backend: Backend, share: Share) -> Bank:
@@ -38,10 +54,8 @@ def part_of(bank: Bank, backend: Backend, share: Share) -> Bank:
     return part
 
 
-def run_joint(session: Session, job: Job, how: How, result: Outcome) -> Outcome:
+def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome:
     """Fill ``result`` with the run of a job on several devices. Raises `InputError`, `DoesNotFit`."""
-    from replay.session import check_outputs
-
     refuse(job)
     if job.split == POOL:
         raise InputError(f"{job.split}: is simulated only; replay layers or experts", "split")
@@ -76,7 +90,14 @@ def run_joint(session: Session, job: Job, how: How, result: Outcome) -> Outcome:
             ended, told = b.events(2)
             executor.told = told
             made.append(
-                Device(b, share, executor, b.device(wide, "activations"), ended, by_event(decided, share))
+                Device(
+                    b,
+                    share,
+                    executor,
+                    b.device(wide, "activations"),
+                    ended,
+                    by_event(decided, share),
+                )
             )
         devices[0].select()
         with session.around():

@@ -90,8 +90,10 @@ def tick(plan: JointPlan) -> JointTimeline:
             if held and held[2] == now:
                 done[held[0]][held[1]] = now
                 moving[e] = None
-        while any([go(d) for d in devices]):
-            pass
+        while True:
+            went = [go(d) for d in devices]
+            if not any(went):
+                break
         for e in range(plan.n_engines):
             if moving[e]:
                 continue

@@ -1,5 +1,5 @@
-"""The replay engine on several devices: pretended ones on the host, in any order that streams and events
-allow. Outputs and counters as everywhere; a hop that is forgotten shows."""
+"""The replay engine on several devices: pretended ones on the host, in any order that streams and
+events allow. Outputs and counters as everywhere; a hop that is forgotten shows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Told(HostBackend):
 
 @pytest.mark.parametrize("shuffle", (1, 2, 3))
 def test_layers_wait_for_one_another(shuffle):
-    """Whatever the order of streams, a device's experts run between the hop to it and the hop from it."""
+    """Whatever the order of streams, a device's experts run between the hops to it and from it."""
     job = job_of(2, split=LAYERS)
     backend = Told(shuffle)
     with Session(backend, FAST) as session:

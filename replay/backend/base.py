@@ -107,7 +107,7 @@ class Backend(ABC):
     def machine(self) -> dict[str, Any]:
         """What ran: device, driver, versions; plain JSON types."""
 
-    def select(self) -> None:
+    def select(self) -> None:  # noqa: B027 (one device is always the one)
         """Make this the device that calls go to, where several are driven by turns."""
 
     @abstractmethod

@@ -214,9 +214,7 @@ class CudaBackend(Backend):
 
     def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
         assert isinstance(source, CudaBackend)
-        self._rt.memcpyPeerAsync(
-            dst, self.index, src, source.index, nbytes, self._streams[stream]
-        )
+        self._rt.memcpyPeerAsync(dst, self.index, src, source.index, nbytes, self._streams[stream])
 
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         self._managed_calls().prefetch(ptr, nbytes, to_device, self._streams[stream])

@@ -89,7 +89,15 @@ class HostBackend(Backend):
         for _ in range(n - 1):
             other = type(self)()
             # Events, their times and the order in which work runs are the whole machine's.
-            for name in ("faults", "_random", "_all_queues", "_noted", "_notes", "_reached", "_times"):
+            for name in (
+                "faults",
+                "_random",
+                "_all_queues",
+                "_noted",
+                "_notes",
+                "_reached",
+                "_times",
+            ):
                 setattr(other, name, getattr(self, name))
             self._all_queues.append(other._queues)
             made.append(other)

@@ -100,13 +100,15 @@ def flat(plan: JointPlan) -> Flat:
     key = (engine * 2 + (kind == PREFETCH)) * len(plans) + device
     line = np.argsort(key, kind="stable")
     keys, first = np.unique(key[line], return_index=True)
+    pre, cpu, work = (_joined([getattr(p, x) for p in plans])
+                      for x in ("pre_ns", "cpu_ns", "compute_ns"))  # fmt: skip
     return Flat(
-        wave_at, *(_joined([getattr(p, x) for p in plans]) for x in ("pre_ns", "cpu_ns", "compute_ns")),
+        wave_at, pre, cpu, work,
         _lows(copy_hi, plans, copy_at), copy_hi, _lows(wait_hi, plans, wait_at), wait_hi,
         _joined([p.waits + at for p, at in zip(plans, copy_at, strict=False)]),
         kind, _joined([p.copy_ns for p in plans]),
         _moved([p.copy_after for p in plans], copy_at), _moved(plan.also, copy_at),
-        _at(counts.tolist()), *(np.ascontiguousarray(table[:, i]) for i in range(3)),
+        _at(counts.tolist()), table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy(),
         np.append(first, len(line)).astype(np.int64), line.astype(np.int64),
         np.searchsorted(keys // (2 * len(plans)), np.arange(plan.n_engines + 1)).astype(np.int64),
         keys // len(plans) % 2 == 0,
@@ -142,7 +144,7 @@ def _arrived(f, w, done):
     for c in range(f.copy_lo[w], f.copy_hi[w]):
         if f.kind[c] == DEMAND and done[c] == UNKNOWN:
             return False
-    for x in range(f.wait_lo[w], f.wait_hi[w]):
+    for x in range(f.wait_lo[w], f.wait_hi[w]):  # noqa: SIM110 (Numba compiles no generator here)
         if done[f.waits[x]] == UNKNOWN:
             return False
     return True

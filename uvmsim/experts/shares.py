@@ -170,7 +170,7 @@ def _experts_of(job: Job, owner: np.ndarray, device: int) -> Share:
 def _experts_workload(
     w: Workload, place: np.ndarray, experts: np.ndarray, n: int
 ) -> tuple[Workload, np.ndarray]:
-    """The accesses, rows and guesses of experts with a ``place`` (int64 [layers, experts], -1: none)."""
+    """Accesses, rows and guesses of experts with a ``place`` (int64 [layers, experts], -1: none)."""
     layer = w.ids // w.n_experts
     here = place[layer, w.ids % w.n_experts]
     accesses = np.flatnonzero(here >= 0)

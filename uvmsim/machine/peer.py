@@ -8,7 +8,7 @@ from traces.errors import InputError
 from uvmsim.core.units import format_rate, parse_bandwidth, parse_time
 from uvmsim.machine.hardware import Hardware
 
-NVLINK, PCIE = "nvlink", "pcie"
+NVLINK, PCIE, MEASURED = "nvlink", "pcie", "measured"
 NVLINK_RATE = 400_000_000_000
 """Bytes a second one way: estimate, nine tenths of the 450 GB/s that NVIDIA names for NVLink 4."""
 HOP_NS = 10_000
@@ -28,8 +28,10 @@ class Peer:
 
     @classmethod
     def of(cls, text: str | None, hardware: Hardware) -> Peer:
-        """``nvlink`` or ``pcie``, perhaps with ``:RATE`` and ``:LATENCY``; None: pcie at the speed of
-        the machine's host link. Raises `InputError`."""
+        """``nvlink`` or ``pcie``, perhaps with ``:RATE`` and ``:LATENCY``; None: as `uvmsim calibrate`
+        found it on the machine, else pcie at the speed of its host link. Raises `InputError`."""
+        if text is None and hardware.peer_bytes_per_s:
+            return cls(MEASURED, hardware.peer_bytes_per_s, hardware.peer_latency_ns or HOP_NS)
         kind, *rest = (text or PCIE).split(":")
         if kind not in (NVLINK, PCIE) or len(rest) > 2:
             raise InputError(

@@ -88,10 +88,10 @@ def joint_plan(job: Job) -> JointPlan:
     """What the devices of a job do. Raises `DoesNotFit`, `InputError`."""
     refuse(job)
     hw = job.hardware
-    found = None
+    found: tuple[np.ndarray, np.ndarray] | None = None
     if job.split == POOL:
-        only, *found = _pooled(job)
-        devices = [only]
+        only, where, also = _pooled(job)
+        devices, found = [only], (where, also)
     else:
         devices = [_device(s, unpriced(Decisions(s.job), s.job)) for s in shares_of(job)]
     pre, tail = dense_times(job.workload, job.model, hw)
@@ -105,7 +105,7 @@ def joint_plan(job: Job) -> JointPlan:
         *_engines(devices, job), sequential=job.split in (LAYERS, POOL),
     )  # fmt: skip
     if found is not None:
-        _second_tier(joint, *found, job)
+        _second_tier(joint, found[0], found[1], job)
     if joint.sequential:
         _in_turn(joint, devices, hop, tail, job)
     else:

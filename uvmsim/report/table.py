@@ -190,8 +190,8 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 )
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
-    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out", "GB peer",
-    "ok/late/lost", "services/chunk", "time",
+    "decode t/s", "prefill t/s", "hit rate", "over cold", "GB in", "x Belady", "chunks in", "GB out",
+    "GB peer", "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
 

@@ -16,7 +16,7 @@ from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.machine.peer import PCIE, Peer
+from uvmsim.machine.peer import Peer
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.runs.job import LAYERS, Job
@@ -91,7 +91,7 @@ def base_job(
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
         scratch=s.scratch, behind=bool(s.behind), policy_time=bool(s.policy_time),
         prefetch_pieces=pieces_of(s), gpus=s.gpus, split=s.split or LAYERS,
-        peer=None if s.peer in (None, PCIE) else Peer.of(s.peer, hardware),
+        peer=None if s.peer is None else Peer.of(s.peer, hardware),
         shared_link=s.shared_link,
     )  # fmt: skip
 

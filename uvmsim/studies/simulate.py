@@ -19,7 +19,7 @@ def simulate(
 
 
 def on_gpus(job: Job, mechanism: str) -> str:
-    """The mechanism that runs on as many GPUs as the job has. Raises `InputError` where there is none."""
+    """The mechanism that runs on as many GPUs as the job has. Raises `InputError` where none does."""
     if job.gpus == 1 or mechanism == MultiGpu.name:
         return mechanism
     if mechanism != ExpertCache.name:
