@@ -70,6 +70,7 @@ class Session:
             for other in self._others:
                 other.close()
             self._others = self.backend.several(n)[1:]
+            self._prepared = {k: v for k, v in self._prepared.items() if not k}
         return [self.backend, *self._others[: n - 1]]
 
     def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> Outcome:

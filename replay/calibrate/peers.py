@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from replay.calibrate.probe import HOP, HOP_BYTES, MiB
+from replay.calibrate.probe import HOP, HOP_BYTES, TOGETHER, MiB
 from replay.calibrate.stats import Row, repeat, row
 
 HOPS = 50
@@ -67,6 +67,23 @@ def peer_rows(p: Any) -> list[Row]:
         hops(0)
         p.stream.synchronize()
         taken = repeat(lambda: p.queued(hops, HOPS, 60_000) / 2, p.effort.repetitions)
+        size = min(16 * MiB, biggest)
+
+        def both(busy: bool) -> float:
+            batch = max(4, 256 * MiB // size)
+            if busy:  # begins before and ends after what is timed
+                rt.setDevice(there)
+                for _ in range(2 * batch + 4):
+                    rt.memcpyAsync(other, p.pinned.ptr, size, 1, stream.ptr)
+                rt.setDevice(here)
+            taken = p.queued(lambda i: p.copy("h2d", size), batch, 4000)
+            stream.synchronize()
+            return float(taken)
+
+        for busy in (False, True):
+            both(busy)
+            about = {"what": TOGETHER, "direction": "both" if busy else "one"}
+            rows.append({**about, **row(repeat(lambda busy=busy: both(busy), 7), size)})
         return [*rows, {"what": HOP, "direction": "there and back", **row(taken, HOP_BYTES)}]
     finally:
         rt.setDevice(here)

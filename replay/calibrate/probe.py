@@ -15,6 +15,8 @@ HANDOVER = "kernel, event, 4 KiB copy on another stream, event"
 
 HOP, HOP_BYTES = "event, small copy to the other device", 16 << 10
 """The round that activations make."""
+TOGETHER = "host to device"
+"""One device's copies from the host, ``direction`` one, and while the other's run too, both."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Probe(ABC):
     def peers(self) -> list[Row]:
         """The way between two devices, ``direction`` 0-1 and 1-0: copies queued back to back, by size
         (``what`` copies), and a small copy that waits for the other device and is waited for by it
-        (``what`` `HOP`)."""
+        (``what`` `HOP`); and what is left of one's link to the host while the other's is busy (`TOGETHER`)."""
         raise NotHere("one GPU")
 
     def close(self) -> None:  # noqa: B027 (nothing to give back is a fair answer)

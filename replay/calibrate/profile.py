@@ -225,7 +225,7 @@ def _latency(m: Measurements) -> tuple[int, str]:
 
 def _peer_rate(m: Measurements) -> tuple[int, str]:
     """The slower direction's, largest size."""
-    rows = [r for r in m.tables["peers"] if r["what"] != HOP]
+    rows = [r for r in m.tables["peers"] if r["what"] == "copies"]
     size = max(r["bytes"] for r in rows)
     slower = min((r for r in rows if r["bytes"] == size), key=lambda r: r["bytes_per_s"])
     return int(slower["bytes_per_s"]), (
