@@ -56,7 +56,11 @@ def cells() -> list[Cell]:
         for policy in ("lru", "learned")
         for split in ("layers", "experts", None)
     ]
-    return [*made, Cell("experts:popularity", "lru", "25%"), Cell("layers", "lru+next-layer", "25%")]
+    return [
+        *made,
+        Cell("experts:popularity", "lru", "25%"),
+        Cell("layers", "lru+next-layer", "25%"),
+    ]
 
 
 def job_of(cell: Cell, args: argparse.Namespace, shared: bool) -> Any:
@@ -237,7 +241,9 @@ def main() -> None:
             result["measured"][cell.key] = found
             result["cells"][cell.key] = compared(predicted[cell.key], found)
             say(f"{cell.key}: {row_in_words(result['cells'][cell.key])}")
-            errors = [abs(r["error"]) for r in result["cells"].values() if r.get("error") is not None]
+            errors = [
+                abs(r["error"]) for r in result["cells"].values() if r.get("error") is not None
+            ]
             result |= {
                 "mean_error": sum(errors) / len(errors) if errors else None,
                 "worst_error": max(errors, default=None),

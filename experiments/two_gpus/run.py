@@ -28,14 +28,14 @@ HERE = Path(__file__).resolve().parent
 LAYERS, EXPERTS, TOP_K = 48, 512, 10
 """Qwen3.8-Flash-Next."""
 EXPERT_BYTES = 2_760_000
-"""Assumed: 227 slots a layer were kept on a 32 GB card (kekzl/imp#2069), so at most 2.9 MB; the rest for
+"""Assumed: 227 slots a layer were kept on a 32 GB card (kekzl/imp#2069): at most 2.9 MB, less for
 what is not an expert."""
 DENSE_BYTES = 40_000_000
-"""Assumed, of a block: 1.9 GB of 48, at 854 GB/s a fifth of what the fit below finds for a block."""
+"""Assumed, of a block: 1.9 GB in all; what it takes is in the fitted time of a block."""
 HITS = 0.9182
 """LRU at 36 % (boyle 0.2.1, curves.json, Qwen3.8-Flash-Next-4bit)."""
 ONE, INSTANCES, SHARDED = 59.0, 56.0, 89.0
-"""FreeToken#104, 2x RTX 6000 Ada, tokens/s: one card at 37 %, each of two instances, experts sharded."""
+"""FreeToken#104, 2x RTX 6000 Ada, tokens/s: one card at 37 %, each of two instances, sharded experts."""
 UNSHARDED = (18.0, 15.63)
 """FreeToken#62, tokens/s: one card, and two that hold the same experts each."""
 
@@ -111,9 +111,7 @@ def study() -> dict[str, Any]:
             two = replace(one, gpus=2, split=split, slots=slots, peer=pcie)
             made[f"{split}_{share}"] = speed(two)
     made["layers_37_shared_link"] = speed(replace(one, gpus=2, split="layers", shared_link=True))
-    made["experts_37_shared_link"] = speed(
-        replace(one, gpus=2, split="experts", shared_link=True)
-    )
+    made["experts_37_shared_link"] = speed(replace(one, gpus=2, split="experts", shared_link=True))
     made["pool_37"] = speed(replace(one, gpus=2, split="pool", peer=pcie))
     # A tensor-parallel engine halves the dense work too and meets twice a layer.
     half = block / 2

@@ -106,7 +106,7 @@ class Probe(ABC):
     def peers(self) -> list[Row]:
         """The way between two devices, ``direction`` 0-1 and 1-0: copies queued back to back, by size
         (``what`` copies), and a small copy that waits for the other device and is waited for by it
-        (``what`` `HOP`); and what is left of one's link to the host while the other's is busy (`TOGETHER`)."""
+        (``what`` `HOP`); and one's copies from the host without and with the other's (`TOGETHER`)."""
         raise NotHere("one GPU")
 
     def close(self) -> None:  # noqa: B027 (nothing to give back is a fair answer)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from uvmsim.experts.tenants import tenant_of
 from uvmsim.policies.base import Context, Future
 from uvmsim.policies.profile import learn
 from uvmsim.runs.job import Job
@@ -27,6 +28,7 @@ def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray) -> Context:
         seed=job.seed,
         profile_counts=counts,
         profile_transitions=transitions,
+        tenant_of=tenant_of(job.tenants) if job.tenants else None,
     )
 
 

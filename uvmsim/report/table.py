@@ -14,6 +14,7 @@ from uvmsim.mechanisms.multi_gpu import peer_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
+from uvmsim.report.tenants import print_tenants
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.compare import Comparison
 
@@ -46,6 +47,7 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         heads |= _table(console, c, key, group)
     if not any(_ok(r) for _, r in rows):
         return
+    print_tenants(console, rows)
     drawn = {part for _, r in rows if _ok(r) for part in r["time_split_s"]}
     legend = [
         Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS if part in drawn
@@ -106,6 +108,9 @@ def _table(
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
         pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
+        tenants = group[0][0].job.tenants
+        if tenants and tenants.budget:
+            pool = " + ".join(f"{b:.0%}" for b in tenants.budget)
         title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), "
         title += _on_gpus(c, group) or pool
     elif key == "paged":

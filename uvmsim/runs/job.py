@@ -22,6 +22,17 @@ SPLITS = (LAYERS, EXPERTS, POPULARITY, POOL)
 
 
 @dataclass(frozen=True)
+class Tenants:
+    """Models that run side by side on one GPU."""
+
+    names: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    models: tuple[Model, ...]
+    budget: tuple[float, ...] | None = None
+    """Share of the slots of each; None: one pool for all."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One run: everything that decides its outcome."""
 
@@ -75,6 +86,8 @@ class Job:
     """The way between two cards; None: through the host's link."""
     shared_link: bool = False
     """All cards copy from the host through one link, turn by turn."""
+    tenants: Tenants | None = None
+    """Whose ``workload`` and ``model`` are merged here (`uvmsim.experts.tenants`); None: one model."""
 
     @property
     def warm(self) -> bool:

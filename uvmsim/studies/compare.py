@@ -149,7 +149,7 @@ def _belady(runs: list[Outcome]) -> dict[int, int]:
     pooled = [r for r in runs if r.counters is not None and r.pooled]
     least = {r.slots: r.counters.misses for r in pooled if r.counters and r.policy == "belady"}
     for run in pooled:
-        if run.slots not in least and run.job.gpus > 1:
+        if run.slots not in least and (run.job.gpus > 1 or run.job.tenants):
             bound = simulate(replace(run.job, policy=parse("belady")), run.mechanism).counters
             assert bound is not None
             least[run.slots] = bound.misses

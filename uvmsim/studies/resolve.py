@@ -13,13 +13,14 @@ from traces.errors import InputError
 from traces.routing import RoutingTrace, open_routing
 from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
 from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
+from uvmsim.experts.tenants import together
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.machine.peer import Peer
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
-from uvmsim.runs.job import LAYERS, Job
+from uvmsim.runs.job import LAYERS, Job, Tenants
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -49,7 +50,9 @@ class Resolved:
 
     @property
     def experts(self) -> int:
-        """Of all layers together."""
+        """Of all layers together, and of all models."""
+        if self.base.tenants is not None:
+            return sum(w.n_layers * w.n_experts for w in self.base.tenants.workloads)
         return self.workload.n_layers * self.workload.n_experts
 
 
@@ -75,6 +78,9 @@ def resolve(s: Scenario, *, own_sizes: bool = False, several: bool = False) -> R
         model = model.with_kv(s.kv_type)
     workload, profile = workloads_of(s, trace, model)
     base = base_job(s, workload, model, hardware, profile)
+    if s.neighbour:
+        base = with_neighbours(s, trace, base)
+        workload, model = base.workload, base.model
     ncmoes = s.ncmoe if isinstance(s.ncmoe, tuple) else ()
     return Resolved(trace, workload, model, hardware, base, notes, machines, ncmoes)
 
@@ -94,6 +100,74 @@ def base_job(
         peer=None if s.peer is None else Peer.of(s.peer, hardware),
         shared_link=s.shared_link,
     )  # fmt: skip
+
+
+def with_neighbours(s: Scenario, trace: RoutingTrace, base: Job) -> Job:
+    """The job of a scenario's model and its neighbours. Raises `InputError`."""
+    told: Any = s.neighbour
+    names, workloads, models = [Path(trace.path or "trace").name], [base.workload], [base.model]
+    shares: list[float | None] = [None]
+    for text in told:
+        path, options = _neighbour(text)
+        other = load_trace(path, s.limit)
+        own = s.with_(
+            trace=path, model=options.get("model"), neighbour=None, budget=None,
+            expert_size=None if "model" in options else s.expert_size,
+        )  # fmt: skip
+        model = resolve_model(own, other, [])
+        models.append(model.with_kv(s.kv_type) if s.kv_type else model)
+        workloads.append(workloads_of(s.with_(profile=None), other, models[-1])[0])
+        names.append(Path(path).name)
+        shares.append(_share(options["share"], "neighbour") if "share" in options else None)
+    tenants = Tenants(tuple(names), tuple(workloads), tuple(models), _budgets(s, shares))
+    return together(base, tenants)
+
+
+def _neighbour(text: str) -> tuple[str, dict[str, str]]:
+    """``B.arrow:model=M:share=40%`` as a path and its options."""
+    path, *rest = text.split(":")
+    while rest and "=" not in rest[0]:
+        path = f"{path}:{rest.pop(0)}"
+    options = dict(x.partition("=")[::2] for x in rest)
+    for key in options:
+        if key not in ("model", "share"):
+            raise InputError(f"{text}: {key}: give model=M or share=40%", argument="neighbour")
+    return path, options
+
+
+def _share(text: str, argument: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = 0.0
+    if not (text.endswith("%") and 0 < value < 1):
+        raise InputError(f"{text}: give a share above 0% and below 100%", argument=argument)
+    return value
+
+
+def _budgets(s: Scenario, shares: list[float | None]) -> tuple[float, ...] | None:
+    """Shares of the slots, the first model's too; None: one pool."""
+    given: Any = s.budget
+    if given == ("shared",):
+        return None
+    if given is not None:
+        found = [_share(x, "budget") for x in given]
+        if len(found) != len(shares):
+            raise InputError(
+                f"{','.join(given)}: give shared, or {len(shares)} shares, one a model",
+                argument="budget",
+            )
+    elif any(x is not None for x in shares[1:]):
+        if None in shares[1:]:
+            raise InputError(": give each neighbour a share, or none", argument="neighbour")
+        others = [x for x in shares[1:] if x is not None]
+        found = [1 - sum(others), *others]
+    else:
+        return None
+    if sum(found) > 1 + 1e-9 or found[0] <= 0:
+        told = ", ".join(f"{x:.0%}" for x in found)
+        raise InputError(f"{told}: are more than all slots", argument="budget")
+    return tuple(found)
 
 
 def pieces_of(s: Scenario) -> int:

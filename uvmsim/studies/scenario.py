@@ -129,6 +129,12 @@ class Scenario:
     (``"nvlink:400GB/s:8us"``). None: pcie, as fast as the host's link."""
     shared_link: bool = False
     """All cards copy from the host through one link."""
+    neighbour: str | Iterable[str] | None = None
+    """Traces of models on the same card, one or several: a path, perhaps with ``:model=M`` and
+    ``:share=40%`` (of the slots) (`compare`)."""
+    budget: str | Iterable[str] | None = None
+    """How slots are shared with neighbours: ``shared``, or a share each, the trace's own first
+    (``"60%,40%"``). None: as ``share`` says, else shared."""
 
     def __post_init__(self) -> None:
         for name, tidy in _TIDY.items():
@@ -152,6 +158,10 @@ class Scenario:
         if self.scratch is not None and self.scratch < 0:
             raise InputError(f"{self.scratch}: must be 0 or more", argument="scratch")
         self._check_gpus()
+        if self.budget and not self.neighbour:
+            raise InputError(
+                f"{','.join(self.budget)}: is of several models; give `neighbour` TRACE", "budget"
+            )
 
     def _check_gpus(self) -> None:
         if not 1 <= self.gpus <= MOST_GPUS:
@@ -310,6 +320,10 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return names or None
 
 
+def _budget(value: Any) -> tuple[str, ...] | None:
+    return _names([x.strip() for text in _names(value) or () for x in text.split(",")])
+
+
 def _policies(value: Any) -> tuple[Any, ...] | None:
     if value is None:
         return None
@@ -375,6 +389,7 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
     "threshold": _whole, "engine": _engine, "gpus": _whole, "shared_link": bool,
+    "neighbour": _names, "budget": _budget,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from traces.routing import RoutingTrace
 from uvmsim.mechanisms import mechanism as mechanism_named
 from uvmsim.mechanisms.expert_cache import ExpertCache
 from uvmsim.mechanisms.multi_gpu import MultiGpu
+from uvmsim.mechanisms.neighbours import Neighbours
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 
@@ -19,7 +20,17 @@ def simulate(
 
 
 def on_gpus(job: Job, mechanism: str) -> str:
-    """The mechanism that runs on as many GPUs as the job has. Raises `InputError` where none does."""
+    """The mechanism that runs on as many GPUs as the job has, or with its neighbours. Raises
+    `InputError` where none does."""
+    if job.tenants is not None:
+        if job.gpus > 1:
+            raise InputError(f"{job.gpus}: neighbours share one GPU", argument="gpus")
+        if mechanism not in (ExpertCache.name, Neighbours.name):
+            raise InputError(
+                f"{mechanism}: is of one model alone; with `neighbour` give expert-cache",
+                argument="mechanisms",
+            )
+        return Neighbours.name
     if job.gpus == 1 or mechanism == MultiGpu.name:
         return mechanism
     if mechanism != ExpertCache.name:
