@@ -23,8 +23,9 @@ from replay.results import Moved, Replayed
 from traces.errors import InputError
 from uvmsim.experts.shares import Share, shares_of
 from uvmsim.mechanisms.multi_gpu import activation_bytes, counted, peer_of, refuse
-from uvmsim.runs.job import POOL, Job
+from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
+from uvmsim.runs.splits import POOL
 
 
 class Prepared(Protocol):

@@ -20,9 +20,9 @@ from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.peer import Peer
 from uvmsim.mechanisms import mechanism
 from uvmsim.mechanisms.multi_gpu import joint_plan
-from uvmsim.runs.job import EXPERTS, LAYERS, POOL, POPULARITY, SPLITS
 from uvmsim.runs.joint import ENDED, OPENED, Gate, JointPlan, JointTimeline
 from uvmsim.runs.plan import DEMAND, PREFETCH, WRITEBACK
+from uvmsim.runs.splits import EXPERTS, LAYERS, POOL, POPULARITY, SPLITS
 from uvmsim.runs.timeline import Timeline
 
 H100 = Hardware.load("h100")

@@ -15,7 +15,7 @@ from replay.results import verified
 from replay.session import How, Session
 from replay.study import COMPARED
 from traces.errors import InputError
-from uvmsim.runs.job import EXPERTS, LAYERS, POOL, POPULARITY
+from uvmsim.runs.splits import EXPERTS, LAYERS, POOL, POPULARITY
 from uvmsim.studies.simulate import simulate
 
 FAST = How(dtype="fp32")

@@ -72,7 +72,9 @@ def job_of(cell: Cell, args: argparse.Namespace, shared: bool) -> Any:
     from uvmsim.studies.scenario import Scenario
     from uvmsim.workload import build_workload
 
-    two = {"gpus": 2, "split": cell.split, "shared_link": shared} if cell.split else {}
+    two: dict[str, Any] = (
+        {"gpus": 2, "split": cell.split, "shared_link": shared} if cell.split else {}
+    )
     scenario = Scenario(
         str(args.trace), model=None if args.quick else "gpt-oss-20b",
         expert_size="64KiB" if args.quick else None, limit=args.tokens, **two,

@@ -35,7 +35,7 @@ DENSE_BYTES = 40_000_000
 HITS = 0.9182
 """LRU at 36 % (boyle 0.2.1, curves.json, Qwen3.8-Flash-Next-4bit)."""
 ONE, INSTANCES, SHARDED = 59.0, 56.0, 89.0
-"""FreeToken#104, 2x RTX 6000 Ada, tokens/s: one card at 37 %, each of two instances, sharded experts."""
+"""FreeToken#104, 2x RTX 6000 Ada, tokens/s: one card at 37 %, each of two instances, sharded."""
 UNSHARDED = (18.0, 15.63)
 """FreeToken#62, tokens/s: one card, and two that hold the same experts each."""
 

@@ -83,7 +83,7 @@ def peer_rows(p: Any) -> list[Row]:
         for busy in (False, True):
             both(busy)
             about = {"what": TOGETHER, "direction": "both" if busy else "one"}
-            rows.append({**about, **row(repeat(lambda busy=busy: both(busy), 7), size)})
+            rows.append({**about, **row(repeat(partial(both, busy), 7), size)})
         return [*rows, {"what": HOP, "direction": "there and back", **row(taken, HOP_BYTES)}]
     finally:
         rt.setDevice(here)

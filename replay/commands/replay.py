@@ -62,7 +62,7 @@ from uvmsim.commands.flags import Command, policy_list
     "--split", metavar="N|layers|experts",
     help="Copies an expert is split into; 1. Of several --gpus: how they share the model.",
 )  # fmt: skip
-@click.option("--gpus", type=int, default=1, metavar="N", help="Cards; --slots are of each. 1.")
+@click.option("--gpus", type=int, metavar="N", help="Cards; --slots are of each. 1.")
 @click.option(
     "--dtype", metavar="T", help="fp16, bf16, fp32 or mxfp4; default: as the model is stored."
 )

@@ -76,9 +76,7 @@ from uvmsim.commands.flags import (
     "--policy-time", is_flag=True, default=None,
     help="Measure the policies' own host time here and count it.",
 )  # fmt: skip
-@click.option(
-    "--gpus", type=int, default=1, metavar="N", help="Cards; --slots and --vram are of each. 1."
-)
+@click.option("--gpus", type=int, metavar="N", help="Cards; --slots and --vram are of each. 1.")
 @click.option(
     "--split", metavar="layers|experts|experts:popularity|pool",
     help="How they share the model; layers.",
@@ -87,7 +85,10 @@ from uvmsim.commands.flags import (
     "--peer", metavar="KIND[:RATE[:TIME]]",
     help="Between two cards: nvlink or pcie, e.g. nvlink:400GB/s:8us; pcie at the link's rate.",
 )  # fmt: skip
-@click.option("--shared-link", is_flag=True, help="All cards copy from the host through one link.")
+@click.option(
+    "--shared-link", is_flag=True, default=None,
+    help="All cards copy from the host through one link.",
+)  # fmt: skip
 @click.option(
     "--neighbour", metavar="TRACE[:model=M][:share=P%]", multiple=True,
     help="A model on the same card, its forward passes in turn; repeatable.",

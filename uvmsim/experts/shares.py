@@ -13,7 +13,8 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.core.read_only import read_only
 from uvmsim.machine.model import Model
-from uvmsim.runs.job import EXPERTS, LAYERS, POOL, POPULARITY, SPLITS, Job
+from uvmsim.runs.job import Job
+from uvmsim.runs.splits import EXPERTS, LAYERS, POOL, POPULARITY, SPLITS
 from uvmsim.workload import AHEAD, Workload
 
 NOBODY = -1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -105,17 +106,21 @@ def merged_model(tenants: Tenants) -> Model:
     first = models[0]
     blocks = np.cumsum([0, *(m.n_layers for m in models)]).tolist()
 
-    def each(name: str) -> tuple[int, ...]:
-        return tuple(x for m in models for x in getattr(m, name))
-
+    many = {
+        name: tuple(x for m in models for x in getattr(m, name))
+        for name in ("expert_bytes", "dense_bytes", "expert_params", "dense_params")
+    }
+    sums = {
+        name: sum(getattr(m, name) for m in models)
+        for name in ("output_bytes", "embedding_bytes", "kv_bytes_per_token", "output_params",
+                     "embedding_params")
+    }  # fmt: skip
+    alike: Any = many | sums
     return replace(
         first, name=" + ".join(m.name for m in models), n_layers=blocks[-1],
         moe_layers=tuple(x + blocks[i] for i, m in enumerate(models) for x in m.moe_layers),
         n_experts=max(m.n_experts for m in models), top_k=max(m.top_k for m in models),
-        **{k: each(k) for k in ("expert_bytes", "dense_bytes", "expert_params", "dense_params")},
-        **{k: sum(getattr(m, k) for m in models) for k in
-           ("output_bytes", "embedding_bytes", "kv_bytes_per_token", "output_params",
-            "embedding_params")},
+        **alike,
         tensors=(), described_by="",
     )  # fmt: skip
 

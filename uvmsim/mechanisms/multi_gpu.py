@@ -24,7 +24,7 @@ from uvmsim.mechanisms.expert_cache import unpriced
 from uvmsim.policies.kinds import EXPERTS as EXPERT_POLICIES
 from uvmsim.policies.kinds import PolicyKind
 from uvmsim.policies.registry import PolicySpec, asks
-from uvmsim.runs.job import LAYERS, POOL, DoesNotFit, Job, expert_slots
+from uvmsim.runs.job import DoesNotFit, Job, expert_slots
 from uvmsim.runs.joint import (
     ENDED,
     OPENED,
@@ -36,6 +36,7 @@ from uvmsim.runs.joint import (
 from uvmsim.runs.llama_times import llama_model
 from uvmsim.runs.outcome import Outcome, about_job
 from uvmsim.runs.plan import WRITEBACK, Counters, Plan
+from uvmsim.runs.splits import LAYERS, POOL
 
 ACTIVATION_BYTES = 4
 """Of one value that goes from device to device: float32."""

@@ -79,7 +79,7 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
          f"an expert {format_bytes(m['expert_bytes'])}, all {format_bytes(m['total_bytes'])}"),
         *(("hardware", (f"{x.name}: " if c.machines else "") + said(x)) for x in c.machines or [hw]),
     ]  # fmt: skip
-    if c.scenario.gpus > 1:
+    if (c.scenario.gpus or 1) > 1:
         shared = ", one host link for all" if c.scenario.shared_link else ""
         lines.append(("gpus", f"{c.scenario.gpus}, {peer_of(c.runs[0].job)}{shared}"))
     if c.scenario.program:

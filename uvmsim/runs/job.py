@@ -14,11 +14,8 @@ from uvmsim.policies.kinds import Spec
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
 from uvmsim.runs.plan import Counters
+from uvmsim.runs.splits import LAYERS
 from uvmsim.workload import Workload
-
-LAYERS, EXPERTS, POPULARITY, POOL = "layers", "experts", "experts:popularity", "pool"
-SPLITS = (LAYERS, EXPERTS, POPULARITY, POOL)
-"""How several GPUs share a model (docs/several-gpus.md)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Job:
     gpus: int = 1
     """Cards of this kind; ``slots`` and the machine's memory are of each."""
     split: str = LAYERS
-    """One of `SPLITS`."""
+    """One of `uvmsim.runs.splits.SPLITS`."""
     peer: Peer | None = None
     """The way between two cards; None: through the host's link."""
     shared_link: bool = False

@@ -20,7 +20,8 @@ from uvmsim.machine.model import Model
 from uvmsim.machine.peer import Peer
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
-from uvmsim.runs.job import LAYERS, Job, Tenants
+from uvmsim.runs.job import Job, Tenants
+from uvmsim.runs.splits import LAYERS
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -96,9 +97,9 @@ def base_job(
         write_back=s.write_back, pinned=not s.pageable, seed=s.seed, profile=profile,
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
         scratch=s.scratch, behind=bool(s.behind), policy_time=bool(s.policy_time),
-        prefetch_pieces=pieces_of(s), gpus=s.gpus, split=s.split or LAYERS,
+        prefetch_pieces=pieces_of(s), gpus=s.gpus or 1, split=s.split or LAYERS,
         peer=None if s.peer is None else Peer.of(s.peer, hardware),
-        shared_link=s.shared_link,
+        shared_link=bool(s.shared_link),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from traces.errors import InputError
 from uvmsim.clocks import CLOCKS
-from uvmsim.runs.job import SPLITS
+from uvmsim.runs.splits import SPLITS
 
 if TYPE_CHECKING:
     from traces.routing import RoutingTrace
@@ -119,16 +119,17 @@ class Scenario:
     speeds then differ a little from run to run. None: no."""
     engine: str = "fast"
     """The compiled clock (``fast``), or the SimPy model (``des``)."""
-    gpus: int = 1
-    """Cards of the hardware's kind; ``slots`` and ``vram`` are of each (`compare`, `replay`)."""
+    gpus: int | None = None
+    """Cards of the hardware's kind; ``slots`` and ``vram`` are of each (`compare`, `replay`). None:
+    one."""
     split: str | None = None
     """How they share the model: ``layers``, ``experts``, ``experts:popularity`` or ``pool``; None:
     layers."""
     peer: str | None = None
     """The way between two cards: ``nvlink`` or ``pcie``, perhaps with rate and latency
     (``"nvlink:400GB/s:8us"``). None: pcie, as fast as the host's link."""
-    shared_link: bool = False
-    """All cards copy from the host through one link."""
+    shared_link: bool | None = None
+    """All cards copy from the host through one link. None: each through its own."""
     neighbour: str | Iterable[str] | None = None
     """Traces of models on the same card, one or several: a path, perhaps with ``:model=M`` and
     ``:share=40%`` (of the slots) (`compare`)."""
@@ -164,12 +165,12 @@ class Scenario:
             )
 
     def _check_gpus(self) -> None:
-        if not 1 <= self.gpus <= MOST_GPUS:
+        if self.gpus is not None and not 1 <= self.gpus <= MOST_GPUS:
             raise InputError(f"{self.gpus}: give 1 to {MOST_GPUS}", argument="gpus")
         if self.split not in (None, *SPLITS):
             raise InputError(f"{self.split}: must be one of {', '.join(SPLITS)}", argument="split")
         for name in ("split", "peer", "shared_link"):
-            if getattr(self, name) and self.gpus == 1:
+            if getattr(self, name) and (self.gpus or 1) == 1:
                 raise InputError(f"{getattr(self, name)}: is of several GPUs; give `gpus` 2", name)
 
     # ---- the same question ----------------------------------------------------------------------
@@ -388,7 +389,7 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "kv_type": _kv_type, "slots": _sizes,
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
-    "threshold": _whole, "engine": _engine, "gpus": _whole, "shared_link": bool,
+    "threshold": _whole, "engine": _engine, "gpus": _whole,
     "neighbour": _names, "budget": _budget,
 }  # fmt: skip
 
