@@ -36,7 +36,7 @@ from uvmsim.runs.joint import (
 from uvmsim.runs.llama_times import llama_model
 from uvmsim.runs.outcome import Outcome, about_job
 from uvmsim.runs.plan import WRITEBACK, Counters, Plan
-from uvmsim.runs.splits import LAYERS, POOL
+from uvmsim.runs.splits import LAYERS, POOL, POPULARITY
 
 ACTIVATION_BYTES = 4
 """Of one value that goes from device to device: float32."""
@@ -116,6 +116,8 @@ def joint_plan(job: Job) -> JointPlan:
     )
     joint.slots = [d.plan.slots for d in devices]
     joint.notes = list(dict.fromkeys(n for d in devices for n in d.plan.notes))
+    if job.split == POPULARITY and job.profile is None:
+        joint.notes.append("which experts are popular was counted on the trace itself (--profile)")
     return joint
 
 
