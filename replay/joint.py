@@ -23,7 +23,7 @@ from replay.decide import Wave, Waves
 from replay.executor import Executor
 from replay.meter import Measured, Meter
 from uvmsim.experts.shares import Share
-from uvmsim.mechanisms.multi_gpu import TOKEN_BYTES, activation_bytes
+from uvmsim.mechanisms.gates import TOKEN_BYTES, activation_bytes
 from uvmsim.runs.job import Job
 from uvmsim.runs.splits import LAYERS, POOL
 

@@ -22,7 +22,8 @@ from replay.places import Slots
 from replay.results import Moved, Replayed
 from traces.errors import InputError
 from uvmsim.experts.shares import Share, shares_of
-from uvmsim.mechanisms.multi_gpu import activation_bytes, counted, peer_of, refuse
+from uvmsim.mechanisms.gates import activation_bytes, peer_of
+from uvmsim.mechanisms.multi_gpu import counted, refuse
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.runs.splits import POOL
@@ -77,7 +78,7 @@ def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome
     bank.learn(used)
     made: list[Device] = []
     joint = Joint(job, made)
-    wide = max(joint.step_bytes, default=1)
+    wide = max([*joint.step_bytes, *joint.token_bytes], default=1)
     try:
         for i, (b, share, decided) in enumerate(zip(devices, shares, decisions, strict=True)):
             b.select()

@@ -205,11 +205,16 @@ def main() -> None:
     from replay.calibrate.calibration import write as write_profile
     from replay.records import write_json
     from replay.session import Session
+    from traces.errors import InputError
 
     began = time.monotonic()
     end = began + 60 * args.minutes
-    with Session(backend(args.backend)) as session:
-        session.devices(2)  # says at once where there is one only
+    try:
+        with Session(backend(args.backend)) as session:
+            session.devices(2)  # says at once where there is one only
+    except InputError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
     calibration = calibrate(args.backend, quick=args.quick or None, without=LEFT_OUT, say=say)
     write_profile(calibration, args.out / PROFILE, "h100")
     kept = link_kept(calibration.tables)

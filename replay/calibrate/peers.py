@@ -24,6 +24,7 @@ def peer_rows(p: Any) -> list[Row]:
     there = (here + 1) % p.devices()
     biggest = min(max(p.effort.copy_sizes), p.held)
     direct = bool(rt.deviceCanAccessPeer(here, there)) and bool(rt.deviceCanAccessPeer(there, here))
+    other = 0
     try:
         with p.cp.cuda.Device(there):
             other = rt.malloc(biggest)
@@ -87,3 +88,6 @@ def peer_rows(p: Any) -> list[Row]:
         return [*rows, {"what": HOP, "direction": "there and back", **row(taken, HOP_BYTES)}]
     finally:
         rt.setDevice(here)
+        if other:
+            p.stream.synchronize()
+            rt.free(other)

@@ -6,7 +6,7 @@ counters are exact whatever the times; docs/several-gpus.md has the rules of tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,18 +17,22 @@ from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.second_tier import DROPPED, PEER, by_tier
 from uvmsim.experts.shares import Share, shares_of
 from uvmsim.machine.model import Model
-from uvmsim.machine.peer import Peer
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
 from uvmsim.mechanisms.base import Mechanism
 from uvmsim.mechanisms.expert_cache import unpriced
+from uvmsim.mechanisms.gates import (
+    Device,
+    device_of,
+    hop_ns,
+    in_turn,
+    peer_of,
+    side_by_side,
+)
 from uvmsim.policies.kinds import EXPERTS as EXPERT_POLICIES
 from uvmsim.policies.kinds import PolicyKind
 from uvmsim.policies.registry import PolicySpec, asks
 from uvmsim.runs.job import DoesNotFit, Job, expert_slots
 from uvmsim.runs.joint import (
-    ENDED,
-    OPENED,
-    Gate,
     JointlyPlayed,
     JointPlan,
     check_joint,
@@ -37,11 +41,6 @@ from uvmsim.runs.llama_times import llama_model
 from uvmsim.runs.outcome import Outcome, about_job
 from uvmsim.runs.plan import WRITEBACK, Counters, Plan
 from uvmsim.runs.splits import LAYERS, POOL, POPULARITY
-
-ACTIVATION_BYTES = 4
-"""Of one value that goes from device to device: float32."""
-TOKEN_BYTES = 4
-"""Of a token that goes back to the first device: int32."""
 
 
 class MultiGpu(Mechanism):
@@ -68,23 +67,6 @@ class MultiGpu(Mechanism):
         )  # fmt: skip
 
 
-@dataclass
-class _Device:
-    """A share, what was decided for it, and when."""
-
-    share: Share
-    plan: Plan
-    first: np.ndarray
-    """int64 [E of the run]: first wave of each event, -1 where it has none."""
-    last: np.ndarray
-    """The last."""
-
-
-def peer_of(job: Job) -> Peer:
-    """The way between two cards of a job."""
-    return job.peer or Peer.of(None, job.hardware)
-
-
 def joint_plan(job: Job) -> JointPlan:
     """What the devices of a job do. Raises `DoesNotFit`, `InputError`."""
     refuse(job)
@@ -94,7 +76,7 @@ def joint_plan(job: Job) -> JointPlan:
         only, where, also = _pooled(job)
         devices, found = [only], (where, also)
     else:
-        devices = [_device(s, unpriced(Decisions(s.job), s.job)) for s in shares_of(job)]
+        devices = [device_of(s, unpriced(Decisions(s.job), s.job)) for s in shares_of(job)]
     pre, tail = dense_times(job.workload, job.model, hw)
     for d in devices:
         # Dense work of experts on other devices is none.
@@ -108,9 +90,9 @@ def joint_plan(job: Job) -> JointPlan:
     if found is not None:
         _second_tier(joint, found[0], found[1], job)
     if joint.sequential:
-        _in_turn(joint, devices, hop, tail, job)
+        in_turn(joint, devices, hop, tail, job)
     else:
-        _together(joint, devices, hop, tail, job)
+        side_by_side(joint, devices, hop, tail, job)
     joint.counters, joint.hit = counted(
         job, [(d.share, d.plan.counters, d.plan.hit) for d in devices]
     )
@@ -119,23 +101,6 @@ def joint_plan(job: Job) -> JointPlan:
     if job.split == POPULARITY and job.profile is None:
         joint.notes.append("which experts are popular was counted on the trace itself (--profile)")
     return joint
-
-
-def activation_bytes(job: Job) -> int:
-    """Of one token between two layers; 0 where the model's width is not known."""
-    return ACTIVATION_BYTES * (job.model.n_embd or 0)
-
-
-def hop_ns(job: Job) -> np.ndarray:
-    """int64 [S]: activations of a step's tokens from one device to another."""
-    peer, wide = peer_of(job), activation_bytes(job)
-    return np.array([peer.ns(wide * n) for n in job.workload.step_tokens.tolist()], np.int64)
-
-
-def home_ns(job: Job) -> np.ndarray:
-    """int64 [S]: the tokens that a step has chosen, from the last device to the first."""
-    peer = peer_of(job)
-    return np.array([peer.ns(TOKEN_BYTES * n) for n in job.workload.step_tokens.tolist()], np.int64)
 
 
 def refuse(job: Job) -> None:
@@ -166,17 +131,7 @@ def refuse(job: Job) -> None:
 # ---- what each device does ------------------------------------------------------------------------
 
 
-def _device(share: Share, plan: Plan) -> _Device:
-    events = int(share.events.max(initial=-1)) + 1
-    waves = share.events[plan.wave_event]
-    number = np.arange(len(waves))
-    first, last = np.full(events, -1), np.full(events, -1)
-    first[waves[::-1]] = number[::-1]
-    last[waves] = number
-    return _Device(share, plan, first, last)
-
-
-def _price(d: _Device, before: np.ndarray) -> None:
+def _price(d: Device, before: np.ndarray) -> None:
     """Durations of a device's waves and copies; ``before``: int64 [E of the run] what comes before an
     event's experts."""
     plan, job = d.plan, d.share.job
@@ -194,7 +149,7 @@ def _price(d: _Device, before: np.ndarray) -> None:
     plan.compute_ns = expert_times(job.workload, job.model, hw, plan.wave_hi)
 
 
-def _pooled(job: Job) -> tuple[_Device, np.ndarray, np.ndarray]:
+def _pooled(job: Job) -> tuple[Device, np.ndarray, np.ndarray]:
     """The one device that computes, and where its copies come from and go to."""
     (share,) = shares_of(job)
     decisions = Decisions(replace(share.job, write_back=True))
@@ -211,7 +166,7 @@ def _pooled(job: Job) -> tuple[_Device, np.ndarray, np.ndarray]:
         _drop(plan, kept)
         also = np.where(also >= 0, np.cumsum(kept)[also] - 1, -1)[kept]
     plan.notes.append(f"{spare:,} places behind the pool, on {job.gpus - 1} more")
-    return _device(share, plan), where[kept], also
+    return device_of(share, plan), where[kept], also
 
 
 def _bare(job: Job) -> Model:
@@ -238,7 +193,7 @@ def _drop(plan: Plan, kept: np.ndarray) -> None:
 
 
 def _engines(
-    devices: list[_Device], job: Job
+    devices: list[Device], job: Job
 ) -> tuple[list[np.ndarray], int, list[np.ndarray], list[np.ndarray]]:
     """The copy engines: each device has one a direction of its link, or all share one in."""
     engine = []
@@ -259,87 +214,6 @@ def _second_tier(joint: JointPlan, where: np.ndarray, also: np.ndarray, job: Job
     inward = plan.copy_kind != WRITEBACK
     joint.engine = [np.where(peer & inward, 2, joint.engine[0])]
     joint.also, joint.on_peer, joint.n_engines = [also], [peer], 3
-
-
-# ---- who waits for whom ---------------------------------------------------------------------------
-
-
-def _in_turn(
-    joint: JointPlan, devices: list[_Device], hop: np.ndarray, tail: np.ndarray, job: Job
-) -> None:
-    """Layers one after the other: where the device changes the activations go along; after a step its
-    tokens go back to the first."""
-    w = job.workload
-    step = w.event_step
-    owner = np.zeros(w.n_events, np.int64)
-    for i, d in enumerate(devices):
-        owner[d.share.events] = i
-    ends = np.searchsorted(step, np.arange(w.n_steps), side="right") - 1
-    home = home_ns(job).tolist()
-    for s, e in enumerate(ends.tolist()):
-        i = int(owner[e])
-        wave = int(devices[i].last[e])
-        joint.plans[i].compute_ns[wave] += tail[s]
-        joint.step_gates.append([Gate(i, wave, ENDED, home[s] if i else 0)])
-    for s, e in enumerate((ends[:-1] + 1).tolist()):
-        i = int(owner[e])
-        joint.gates[i][int(devices[i].first[e])] = joint.step_gates[s]
-    within = np.flatnonzero((np.diff(owner) != 0) & (np.diff(step) == 0)) + 1
-    for e in within.tolist():
-        i, before = int(owner[e]), int(owner[e - 1])
-        gate = Gate(before, int(devices[before].last[e - 1]), ENDED, int(hop[step[e]]))
-        joint.gates[i][int(devices[i].first[e])] = [gate]
-    tokens = w.step_tokens.astype(np.int64)
-    joint.hop_bytes = activation_bytes(job) * int(tokens[step[within]].sum())
-    joint.hop_bytes += TOKEN_BYTES * int(tokens[owner[ends] > 0].sum())
-
-
-def _together(
-    joint: JointPlan, devices: list[_Device], hop: np.ndarray, tail: np.ndarray, job: Job
-) -> None:
-    """Experts of a layer side by side: its activations go to all, results come back to the first, which
-    then goes on."""
-    w = job.workload
-    home, others = devices[0], list(enumerate(devices))[1:]
-    if not others:
-        _in_turn(joint, devices, hop, tail, job)
-        return
-    busy = {i: np.diff(d.share.job.workload.event_lo) > 0 for i, d in others}
-    hops = hop[w.event_step].tolist()
-    at_step_end = np.append(np.diff(w.event_step) != 0, True)
-    tails = _with_tails(home, np.flatnonzero(at_step_end), tail)
-    for e in range(w.n_events):
-        back = []
-        for i, d in others:
-            opening = Gate(0, int(home.first[e]), OPENED, hops[e])
-            joint.gates[i][int(d.first[e])] = [opening]
-            if busy[i][e]:
-                back.append(Gate(i, int(d.last[e]), ENDED, hops[e]))
-        follower = tails[e] if at_step_end[e] else int(home.first[e + 1])
-        if back:
-            joint.gates[0][follower] = back
-        if at_step_end[e]:
-            joint.step_gates.append([Gate(0, follower, ENDED, 0)])
-    tokens = w.step_tokens[w.event_step].astype(np.int64)
-    moved = sum(int(tokens.sum()) + int(tokens[busy[i]].sum()) for i, _ in others)
-    joint.hop_bytes = activation_bytes(job) * moved
-
-
-def _with_tails(home: _Device, ends: np.ndarray, tail: np.ndarray) -> dict[int, int]:
-    """Give a device a wave after each event of ``ends``, with the work that follows a step's last
-    layer; returns their numbers by event."""
-    plan = home.plan
-    at = home.last[ends] + 1
-    for name in ("wave_event", "wave_hi", "wave_copy_hi", "wave_wait_hi"):
-        old = getattr(plan, name)
-        setattr(plan, name, np.insert(old, at, old[at - 1]))
-    for name in ("cpu_ns", "compute_ns"):
-        setattr(plan, name, np.insert(getattr(plan, name), at, 0))
-    plan.pre_ns = np.insert(plan.pre_ns, at, tail)
-    before = np.searchsorted(ends, np.arange(len(home.first)))
-    home.first = home.first + before
-    home.last = home.last + before
-    return dict(zip(ends.tolist(), (at + np.arange(len(at))).tolist(), strict=True))
 
 
 # ---- counters -------------------------------------------------------------------------------------

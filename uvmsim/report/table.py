@@ -10,7 +10,7 @@ from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.machine.hardware import Hardware
-from uvmsim.mechanisms.multi_gpu import peer_of
+from uvmsim.mechanisms.gates import peer_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide

@@ -22,6 +22,7 @@ from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.runs.job import Job, Tenants
 from uvmsim.runs.splits import LAYERS
+from uvmsim.studies.neighbours import budgets_of, neighbour_of, share_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -109,7 +110,7 @@ def with_neighbours(s: Scenario, trace: RoutingTrace, base: Job) -> Job:
     names, workloads, models = [Path(trace.path or "trace").name], [base.workload], [base.model]
     shares: list[float | None] = [None]
     for text in told:
-        path, options = _neighbour(text)
+        path, options = neighbour_of(text)
         other = load_trace(path, s.limit)
         own = s.with_(
             trace=path, model=options.get("model"), neighbour=None, budget=None,
@@ -119,56 +120,9 @@ def with_neighbours(s: Scenario, trace: RoutingTrace, base: Job) -> Job:
         models.append(model.with_kv(s.kv_type) if s.kv_type else model)
         workloads.append(workloads_of(s.with_(profile=None), other, models[-1])[0])
         names.append(Path(path).name)
-        shares.append(_share(options["share"], "neighbour") if "share" in options else None)
-    tenants = Tenants(tuple(names), tuple(workloads), tuple(models), _budgets(s, shares))
+        shares.append(share_of(options["share"], "neighbour") if "share" in options else None)
+    tenants = Tenants(tuple(names), tuple(workloads), tuple(models), budgets_of(s, shares))
     return together(base, tenants)
-
-
-def _neighbour(text: str) -> tuple[str, dict[str, str]]:
-    """``B.arrow:model=M:share=40%`` as a path and its options."""
-    path, *rest = text.split(":")
-    while rest and "=" not in rest[0]:
-        path = f"{path}:{rest.pop(0)}"
-    options = dict(x.partition("=")[::2] for x in rest)
-    for key in options:
-        if key not in ("model", "share"):
-            raise InputError(f"{text}: {key}: give model=M or share=40%", argument="neighbour")
-    return path, options
-
-
-def _share(text: str, argument: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / 100
-    except ValueError:
-        value = 0.0
-    if not (text.endswith("%") and 0 < value < 1):
-        raise InputError(f"{text}: give a share above 0% and below 100%", argument=argument)
-    return value
-
-
-def _budgets(s: Scenario, shares: list[float | None]) -> tuple[float, ...] | None:
-    """Shares of the slots, the first model's too; None: one pool."""
-    given: Any = s.budget
-    if given == ("shared",):
-        return None
-    if given is not None:
-        found = [_share(x, "budget") for x in given]
-        if len(found) != len(shares):
-            raise InputError(
-                f"{','.join(given)}: give shared, or {len(shares)} shares, one a model",
-                argument="budget",
-            )
-    elif any(x is not None for x in shares[1:]):
-        if None in shares[1:]:
-            raise InputError(": give each neighbour a share, or none", argument="neighbour")
-        others = [x for x in shares[1:] if x is not None]
-        found = [1 - sum(others), *others]
-    else:
-        return None
-    if sum(found) > 1 + 1e-9 or found[0] <= 0:
-        told = ", ".join(f"{x:.0%}" for x in found)
-        raise InputError(f"{told}: are more than all slots", argument="budget")
-    return tuple(found)
 
 
 def pieces_of(s: Scenario) -> int:
