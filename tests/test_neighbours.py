@@ -150,5 +150,9 @@ def test_what_a_user_types(capsys):
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             s.with_(**change).compare()
+    import uvmsim
+
+    with pytest.raises(InputError, match="one model"):
+        uvmsim.replay(s, backend="host")
     with pytest.raises(InputError, match="give `neighbour`"):
         s.with_(neighbour=None, budget="shared")
