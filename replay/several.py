@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ from replay.layout import ExpertLayout
 from replay.outputs import check_outputs
 from replay.places import Slots
 from replay.results import Moved, Replayed
-from traces.errors import InputError
+from replay.tiered import Tiered
 from uvmsim.experts.shares import Share, shares_of
 from uvmsim.mechanisms.gates import activation_bytes, peer_of
-from uvmsim.mechanisms.multi_gpu import counted, refuse
+from uvmsim.mechanisms.multi_gpu import counted, refuse, tiers_of
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 from uvmsim.runs.splits import POOL
@@ -59,8 +60,6 @@ def part_of(bank: Bank, backend: Backend, share: Share) -> Bank:
 def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome:
     """Fill ``result`` with the run of a job on several devices. Raises `InputError`, `DoesNotFit`."""
     refuse(job)
-    if job.split == POOL:
-        raise InputError(f"{job.split}: is simulated only; replay layers or experts", "split")
     result.about |= {
         "gpus": job.gpus, "split": job.split, "peer": str(peer_of(job)),
         "shared_link": job.shared_link,
@@ -70,7 +69,8 @@ def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome
     for s in shares:
         # Hooks are compiled at their first call: not in the run.
         next(iter(CachePolicy(s.job).steps()), None)
-    decisions = [CachePolicy(s.job) for s in shares]
+    pooled = job.split == POOL
+    decisions = [CachePolicy(replace(s.job, write_back=pooled or s.job.write_back)) for s in shares]
     bank = session.bank(job, "expert-cache", how)
     used = np.unique(job.workload.ids)
     devices[0].select()
@@ -80,12 +80,17 @@ def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome
     joint = Joint(job, made)
     wide = max([*joint.step_bytes, *joint.token_bytes], default=1)
     try:
-        for i, (b, share, decided) in enumerate(zip(devices, shares, decisions, strict=True)):
+        for i, (b, share, decided) in enumerate(zip(devices, shares, decisions, strict=False)):
             b.select()
             part = part_of(bank, b, share)
             session.prepare(b, job, bank.layouts, i)
             dense = DenseReads(b, share.job, remote=False)
-            places = Slots(b, part, decided.slots + decided.beside, share.job, how.split)
+            n = decided.slots + decided.beside
+            if pooled:
+                _, _, tiers = tiers_of(job, share)
+                places: Slots = Tiered(b, part, n, share.job, devices[1:], tiers)
+            else:
+                places = Slots(b, part, n, share.job, how.split)
             executor = Executor(
                 b, share.job, part, places, decided, dense, Pace(how.ahead, how.detail)
             )
@@ -131,6 +136,11 @@ def run_joint(session: Prepared, job: Job, how: How, result: Outcome) -> Outcome
             f"{len(bank.nbytes)} experts share {len(bank.offsets)} images of bytes in host memory"
         )
     moved = [sum(d.executor.bytes[s] for d in made) for s in (DEMAND, PREFETCH, BACK)]
+    for d in made:
+        if isinstance(d.executor.places, Tiered):
+            p = d.executor.places
+            moved = [p.host_bytes - p.ahead_bytes, p.ahead_bytes, 0]
+            joint.hop_bytes += p.peer_bytes
     result.step_ns = measured.step_ns
     result.trail = Replayed(measured, Moved(*moved), _options(bank, how, joint, made))
     return result

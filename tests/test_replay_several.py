@@ -81,6 +81,26 @@ class Told(HostBackend):
         self._queue(stream, lambda: self.log.append(("hop", source.number, self.number)))
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**16),
+    st.sampled_from(("lru", "learned", "lru+next-layer", "belady")),
+    st.integers(2, 3),
+    st.sampled_from((3, 5, 9)),
+    st.one_of(st.none(), st.integers(0, 1000)),
+    st.booleans(),
+)
+def test_a_pool_with_a_tier_behind_it(seed, policy, gpus, slots, shuffle, detail):
+    job = job_of(seed, policy, split=POOL, gpus=gpus, slots=slots)
+    with Session(HostBackend(shuffle=shuffle), How(dtype="fp32", detail=detail)) as session:
+        run = session.run(job)
+    assert verified(run), run.problems
+    got, want = run.to_json(), simulate(job).to_json()
+    for key in COMPARED:
+        assert got[key] == want[key], key
+    assert got["options"]["hop_bytes"] == want["bytes_peer"]
+
+
 @pytest.mark.parametrize("shuffle", (1, 2, 3))
 def test_layers_wait_for_one_another(shuffle):
     """Whatever the order of streams, a device's experts run between the hops to it and from it."""
@@ -116,11 +136,8 @@ def test_experts_come_together_after_each_layer(shuffle):
 
 
 def test_what_is_refused():
-    with Session(HostBackend(), FAST) as session:
-        with pytest.raises(InputError, match="simulated only"):
-            session.run(job_of(1, split=POOL))
-        with pytest.raises(InputError, match="one GPU"):
-            session.run(job_of(1), "hybrid")
+    with Session(HostBackend(), FAST) as session, pytest.raises(InputError, match="one GPU"):
+        session.run(job_of(1), "hybrid")
 
 
 def test_a_wrong_byte_voids_the_run():

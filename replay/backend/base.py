@@ -152,6 +152,10 @@ class Backend(ABC):
         """Queue a copy into this device's memory from that of ``source`` (`several`)."""
 
     @abstractmethod
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        """Queue a copy from this device's memory into that of ``target``, on a stream of this one."""
+
+    @abstractmethod
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         """Queue a prefetch of managed memory to the device or to the host."""
 

@@ -216,6 +216,10 @@ class CudaBackend(Backend):
         assert isinstance(source, CudaBackend)
         self._rt.memcpyPeerAsync(dst, self.index, src, source.index, nbytes, self._streams[stream])
 
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        assert isinstance(target, CudaBackend)
+        self._rt.memcpyPeerAsync(dst, target.index, src, self.index, nbytes, self._streams[stream])
+
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         self._managed_calls().prefetch(ptr, nbytes, to_device, self._streams[stream])
 

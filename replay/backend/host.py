@@ -163,6 +163,9 @@ class HostBackend(Backend):
     def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
         self._queue(stream, lambda: ctypes.memmove(dst, src, nbytes))
 
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        self._queue(stream, lambda: ctypes.memmove(dst, src, nbytes))
+
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         self._queue(stream, lambda: None)
 

@@ -8,10 +8,12 @@ n slots more holds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from traces.jit import compiled
-from uvmsim.runs.plan import WRITEBACK, Plan
+from uvmsim.runs.plan import WRITEBACK
 
 HOST = np.int8(0)
 PEER = np.int8(1)
@@ -19,14 +21,36 @@ DROPPED = np.int8(2)
 """Where a copy comes from or goes to; DROPPED: a way out for which there is no place behind."""
 
 
-def by_tier(plan: Plan, expert: np.ndarray, victim: np.ndarray, places: int, total: int):  # type: ignore[no-untyped-def]
-    """(where, also) of a plan's copies: int8 [C] HOST, PEER or DROPPED; int64 [C] the copy that took a
-    returning expert out, -1 none.
+@dataclass(frozen=True)
+class Tiers:
+    """Where the copies of a run come from and go to; C copies."""
 
-    ``expert``, ``victim``: int32 [C] what each copy moves, and who lost the slot it fills. ``places``:
-    how many experts stand behind; ``total``: how many there are.
-    """
-    return _walk(plan.copy_kind, expert, victim, np.int64(places), np.int64(total))
+    kind: np.ndarray
+    """int8 [C]: as of a plan."""
+    where: np.ndarray
+    """int8 [C]: HOST, PEER or DROPPED."""
+    also: np.ndarray
+    """int64 [C]: the copy that took a returning expert out, -1 none."""
+    gone: np.ndarray
+    """int64 [C]: the expert that makes room behind for one that leaves, -1 none."""
+    places: int
+    """Behind the pool."""
+    widest: int
+    """Most copies of a wave."""
+
+
+def by_tier(
+    kind: np.ndarray,
+    expert: np.ndarray,
+    victim: np.ndarray,
+    places: int,
+    total: int,
+    widest: int = 0,
+) -> Tiers:
+    """``kind``: int8 [C]; ``expert``, ``victim``: int32 [C] what each copy moves, and who lost the slot
+    it fills. ``places``: how many experts stand behind; ``total``: how many there are."""
+    where, also, gone = _walk(kind, expert, victim, np.int64(places), np.int64(total))
+    return Tiers(kind, where, also, gone, places, widest)
 
 
 @compiled(nogil=True)
@@ -34,6 +58,7 @@ def _walk(kind, expert, victim, places, total):
     n = len(kind)
     where = np.zeros(n, np.int8)
     also = np.full(n, -1, np.int64)
+    gone = np.full(n, -1, np.int64)
     left = np.full(total, -1, np.int64)
     """By expert: the copy that took it out last, while it is behind."""
     out = np.full(total, -1, np.int64)
@@ -59,6 +84,7 @@ def _walk(kind, expert, victim, places, total):
             while left[expert[order[oldest]]] != order[oldest]:
                 oldest += 1
             left[expert[order[oldest]]] = -1
+            gone[out[v]] = expert[order[oldest]]
             oldest += 1
             held -= 1
         where[out[v]] = PEER
@@ -66,4 +92,4 @@ def _walk(kind, expert, victim, places, total):
         order[newest] = out[v]
         newest += 1
         held += 1
-    return where, also
+    return where, also, gone

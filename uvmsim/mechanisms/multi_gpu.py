@@ -13,8 +13,8 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.clocks import joint_clock
-from uvmsim.experts.decisions import Decisions
-from uvmsim.experts.second_tier import DROPPED, PEER, by_tier
+from uvmsim.experts.decisions import Decisions, Served
+from uvmsim.experts.second_tier import DROPPED, PEER, Tiers, by_tier
 from uvmsim.experts.shares import Share, shares_of
 from uvmsim.machine.model import Model
 from uvmsim.machine.timing import copy_times, dense_times, expert_times, write_back_times
@@ -152,21 +152,30 @@ def _price(d: Device, before: np.ndarray) -> None:
 def _pooled(job: Job) -> tuple[Device, np.ndarray, np.ndarray]:
     """The one device that computes, and where its copies come from and go to."""
     (share,) = shares_of(job)
-    decisions = Decisions(replace(share.job, write_back=True))
-    served = decisions.serve_all()
-    moved, victim = (
-        np.concatenate([getattr(s, x) for s in served]) for x in ("copy_expert", "copy_victim")
-    )
+    decisions, served, tiers = tiers_of(job, share)
     plan = unpriced(decisions, share.job, served)
-    behind = _bare(job)
-    spare = min(expert_slots(replace(job, model=behind)) * (job.gpus - 1), len(share.experts))
-    where, also = by_tier(plan, moved, victim, spare, len(share.experts))
+    where, also = tiers.where, tiers.also
     kept = where != DROPPED
     if not kept.all():
         _drop(plan, kept)
         also = np.where(also >= 0, np.cumsum(kept)[also] - 1, -1)[kept]
-    plan.notes.append(f"{spare:,} places behind the pool, on {job.gpus - 1} more")
+    plan.notes.append(f"{tiers.places:,} places behind the pool, on {job.gpus - 1} more")
     return device_of(share, plan), where[kept], also
+
+
+def tiers_of(job: Job, share: Share) -> tuple[Decisions, list[Served], Tiers]:
+    """All decisions of the pool, and where its copies come from and go to."""
+    decisions = Decisions(replace(share.job, write_back=True))
+    served = decisions.serve_all()
+    kind, moved, victim = (
+        np.concatenate([getattr(s, x) for s in served])
+        for x in ("copy_kind", "copy_expert", "copy_victim")
+    )
+    waves = [np.diff(s.wave_copy_hi, prepend=s.copies_before) for s in served]
+    widest = int(np.concatenate(waves).max(initial=0))
+    total = len(share.experts)
+    spare = min(expert_slots(replace(job, model=_bare(job))) * (job.gpus - 1), total)
+    return decisions, served, by_tier(kind, moved, victim, spare, total, widest)
 
 
 def _bare(job: Job) -> Model:
