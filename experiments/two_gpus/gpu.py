@@ -56,6 +56,7 @@ def cells() -> list[Cell]:
         for policy in ("lru", "learned")
         for split in ("layers", "experts", None)
     ]
+    made += [Cell("pool", policy, "25%") for policy in ("lru", "learned")]
     return [
         *made,
         Cell("experts:popularity", "lru", "25%"),

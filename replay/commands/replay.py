@@ -59,7 +59,7 @@ from uvmsim.commands.flags import Command, policy_list
 )  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option(
-    "--split", metavar="N|layers|experts",
+    "--split", metavar="N|layers|experts|pool",
     help="Copies an expert is split into; 1. Of several --gpus: how they share the model.",
 )  # fmt: skip
 @click.option("--gpus", type=int, metavar="N", help="Cards; --slots are of each. 1.")
