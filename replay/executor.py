@@ -23,6 +23,7 @@ Why nothing is overwritten too early or read too early:
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,8 @@ class Executor:
         first."""
         self.bytes = [0, 0, 0, 0]
         """By stream: bytes queued."""
+        self.queued_dense: int | None = None
+        """An event to record once the dense work before an event's experts is queued."""
 
     def run(self) -> Measured:
         """Issue everything and wait for it."""
@@ -118,18 +121,7 @@ class Executor:
                 self.carrier.close()
 
     def _run(self) -> Measured:
-        b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
-        if self.job.prefetch_pieces and self.places.by_slot:
-            told = meter if self.pace.detail else None
-            self.feed = Feed(
-                b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
-                self._wait_for_slot, told,
-            )  # fmt: skip
-        elif self.on_cpu and self.places.by_slot and self.bank.kind == "pageable":
-            self.carrier = Carrier(b, self.places, self.filled)
-        self._warm_up()
-        b.clear_hashes()
-        b.synchronise()
+        b, meter = self.backend, self.begin()
         issue: list[int] = []
         w = self.job.workload
         last_event = (
@@ -151,9 +143,30 @@ class Executor:
                     step, began = step + 1, time.perf_counter_ns()
         more = self.finish()
         b.synchronise()
+        return self.end(meter, issue, more)
+
+    def begin(self) -> Meter:
+        """All that a run needs before its first wave."""
+        b, meter = self.backend, Meter(self.backend, self.pace.ahead, self.pace.detail)
+        if self.job.prefetch_pieces and self.places.by_slot:
+            told = meter if self.pace.detail else None
+            self.feed = Feed(
+                b, self.places, self.bank.nbytes, self.filled, self.job.prefetch_pieces,
+                self._wait_for_slot, told,
+            )  # fmt: skip
+        elif self.on_cpu and self.places.by_slot and self.bank.kind == "pageable":
+            self.carrier = Carrier(b, self.places, self.filled)
+        self._warm_up()
+        b.clear_hashes()
+        b.synchronise()
+        return meter
+
+    def end(self, meter: Meter, issue: list[int], more: Sequence[int] = ()) -> Measured:
+        """What was measured, once all work is done; ``issue``: the host's own ns of each step;
+        ``more``: events to forget."""
         measured = meter.finish(issue)
         mine = [self.opened, self.arrived, *self.filled, *self.emptied, *self.written]
-        b.forget(meter.events + mine + more)
+        self.backend.forget([*meter.events, *mine, *more])
         return measured
 
     def _carried(self, meter: Meter, last: bool) -> None:
@@ -199,6 +212,8 @@ class Executor:
         layer = self.layers[wave.event]
         if wave.first:
             self.dense.layer(layer, self.steps[wave.event])
+            if self.queued_dense is not None:
+                b.record(self.queued_dense, COMPUTE)
         feed = self.feed
         if wave.emptied and feed:
             feed.finish_all()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from replay.backend.base import BACK, DEMAND, PREFETCH, X_ROWS, Backend
-from replay.bank import DEFAULT_LIMIT, Bank
+from replay.bank import DEFAULT_LIMIT as DEFAULT_LIMIT
+from replay.bank import Bank
 from replay.checks import check
 from replay.decide import AllResident, CachePolicy, OneByOne, Waves
 from replay.dense_reads import DenseReads
 from replay.executor import Executor, Pace, most_rows
 from replay.file_bank import DEFAULT_BYTES, FileBank
+from replay.how import How
 from replay.layout import ExpertLayout, dtype_of, layout_for
 from replay.modes import mode_named
 from replay.on_cpu import OnCpu
@@ -25,6 +25,7 @@ from replay.places import Managed, Places, Remote, Slots
 from replay.ram import FedSlots, RamSlots, TieredPolicy
 from replay.reader import THREADS, Reader
 from replay.results import Moved, Replayed, begun
+from replay.several import run_joint
 from replay.tiered import TieredExecutor
 from traces.errors import InputError
 from uvmsim.machine.model import Model
@@ -34,36 +35,10 @@ from uvmsim.mechanisms.hybrid import split_of
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.runs.job import DoesNotFit, Job
 from uvmsim.runs.outcome import Outcome
+from uvmsim.studies.simulate import on_gpus
 
 MANAGED_CAP = 8 << 30
 """Managed bytes that are never exceeded without the explicit word of the user."""
-
-
-@dataclass(frozen=True)
-class How:
-    """What a replay needs to know beyond the job."""
-
-    dtype: str | None = None
-    """Weights' type; None: as the model is stored, else fp16."""
-    split: int = 1
-    """Copies an expert is split into."""
-    ahead: int = 2
-    detail: bool = True
-    """See `replay.executor.Pace`."""
-    bank_limit: int = DEFAULT_LIMIT
-    """Bytes of the host bank; above it experts share images."""
-    managed_on_demand: bool = False
-    """managed: a miss is prefetched to the device, not faulted in."""
-    advice: str | None = None
-    """managed: advice for the whole bank, one of `replay.backend.base.ADVICE`."""
-    tier_file: str | os.PathLike[str] | None = None
-    """Folder on the disk that a job's ``tier`` stands for: the experts' file is written there."""
-    tier_bytes: int | None = None
-    """Most bytes of that file, above which experts share images; None: 30 GB."""
-    tier_threads: int | None = None
-    """Threads that read it, a piece of 1 MiB at a time; None: 16."""
-    managed_at_own_risk: bool = False
-    """managed: allocate more managed memory than is known to be safe."""
 
 
 class Session:
@@ -72,8 +47,11 @@ class Session:
     def __init__(self, backend: Backend, how: How | None = None):
         self.backend, self.how = backend, how or How()
         self._banks: dict[tuple[Any, ...], Bank] = {}
-        self._prepared: tuple[Any, ...] = ()
+        self._prepared: dict[int, tuple[Any, ...]] = {}
+        """By device: what was prepared last."""
         self._x = np.zeros((X_ROWS, 0), np.float32)
+        self._others: list[Backend] = []
+        """More devices that runs on several have asked for, open."""
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Entered around each run's own work, without what prepares and checks it."""
 
@@ -87,7 +65,19 @@ class Session:
     def close(self) -> None:
         """Release banks, buffers and the device."""
         self._banks.clear()
+        for other in self._others:
+            other.close()
+        self._others = []
         self.backend.close()
+
+    def devices(self, n: int) -> list[Backend]:
+        """The session's device and more of the machine. Raises `InputError` where there are fewer."""
+        if len(self._others) < n - 1:
+            for other in self._others:
+                other.close()
+            self._others = self.backend.several(n)[1:]
+            self._prepared = {k: v for k, v in self._prepared.items() if not k}
+        return [self.backend, *self._others[: n - 1]]
 
     def run(self, job: Job, mode: str = "expert-cache", how: How | None = None) -> Outcome:
         """Replay one job and check it. Raises `InputError` for what the user can mend.
@@ -109,6 +99,9 @@ class Session:
         machine = self.backend.machine()
         result = begun(job, mode, machine)
         try:
+            if job.gpus > 1:
+                on_gpus(job, mode)
+                return run_joint(self, job, how, result)
             _check_fits(job, mode)
             decisions = _decisions(job, mode)
         except DoesNotFit as err:
@@ -116,8 +109,8 @@ class Session:
             return result
         # A policy's hooks are compiled at their first call, which may take seconds: not in the run.
         next(iter(_decisions(job, mode).steps()), None)
-        bank = self._file_bank(job, how) if job.tier else self._bank(job, mode, how)
-        self._prepare(job, bank.layouts)
+        bank = self._file_bank(job, how) if job.tier else self.bank(job, mode, how)
+        self.prepare(self.backend, job, bank.layouts)
         used = np.unique(job.workload.ids)
         bank.learn(used)
         dense = DenseReads(self.backend, job, remote=mode == "zero-copy")
@@ -166,7 +159,8 @@ class Session:
 
     # ---- parts ----------------------------------------------------------------------------------
 
-    def _bank(self, job: Job, mode: str, how: How) -> Bank:
+    def bank(self, job: Job, mode: str, how: How) -> Bank:
+        """All experts' bytes in host memory, made once for runs that are alike."""
         kind = "managed" if mode == "managed" else "pinned" if job.pinned else "pageable"
         layouts = layouts_of(job.model, how.dtype)
         key = (kind, tuple(layouts), job.workload.n_experts, job.seed, how.bank_limit)
@@ -230,16 +224,19 @@ class Session:
                 "about `managed_at_own_risk`"
             )
 
-    def _prepare(self, job: Job, layouts: list[ExpertLayout]) -> None:
+    def prepare(
+        self, backend: Backend, job: Job, layouts: list[ExpertLayout], device: int = 0
+    ) -> None:
+        """Kernels, inputs and buffers of a run on ``backend``, the ``device``-th of the session."""
         w = job.workload
         rows, accesses = most_rows(job), max(len(w.ids), X_ROWS)
         key = (tuple(layouts), rows, accesses, job.seed)
-        if key != self._prepared:
+        if key != self._prepared.get(device):
             width = max(x.n_embd for x in layouts)
             rng = np.random.default_rng([job.seed, 1])
             self._x = rng.uniform(-1, 1, (X_ROWS, width)).astype(np.float32)
-            self.backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
-            self._prepared = key
+            backend.prepare(list(dict.fromkeys(layouts)), self._x, rows, accesses)
+            self._prepared[device] = key
 
     def _places(self, job: Job, mode: str, how: How, bank: Bank, decisions: Waves) -> Places:
         if mode == "zero-copy":

@@ -106,6 +106,8 @@ def replay(
         .with_(**changes)
         .or_else(hardware=HARDWARE, mechanisms="expert-cache", pool="global", policies=POLICIES)
     )
+    if s.neighbour:
+        raise InputError(": a replay runs one model; uvmsim.compare takes neighbours", "neighbour")
     wanted: Any = s.mechanisms
     modes = [mode_named(mode) for mode in wanted]
     named: Any = s.policies

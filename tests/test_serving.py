@@ -239,7 +239,7 @@ def test_study_is_deterministic_and_speaks_vllms_keys():
     import json
 
     scenario = Scenario(TRACE, expert_size="2MB", slots="50%", policies=["lru", "lfu"])
-    one, two = (serve(scenario, **asked(np=2)) for _ in range(2))
+    one, two = (serve(scenario, **asked(parallel=2)) for _ in range(2))
     assert json.dumps(one.to_json()) == json.dumps(two.to_json())
     b = one.to_json()["runs"][0]["bench"]
     assert {"request_throughput", "mean_ttft_ms", "p99_tpot_ms", "median_itl_ms"} <= set(b)
@@ -249,7 +249,7 @@ def test_study_is_deterministic_and_speaks_vllms_keys():
 
 def test_ways_agree_in_the_study():
     scenario = Scenario(TRACE, expert_size="2MB", slots="50%", policies=["lru"])
-    rows = [serve(scenario, **asked(np=3, way=way)).rows()[0] for way in ("stream", "whole")]
+    rows = [serve(scenario, **asked(parallel=3, way=way)).rows()[0] for way in ("stream", "whole")]
     for row in rows:
         del row["way"]
     assert rows[0] == rows[1]
@@ -258,11 +258,11 @@ def test_ways_agree_in_the_study():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"np": 0}, "give 1 or more"),
+        ({"parallel": 0}, "give 1 or more"),
         ({"rates": (-1.0,)}, "above 0"),
         ({"server": "sglang"}, "must be llama-server or vllm"),
         ({"server": "vllm", "ubatch": 64}, "no micro-batches"),
-        ({"np": 32, "batch": 16}, "fewer tokens an iteration"),
+        ({"parallel": 32, "batch": 16}, "fewer tokens an iteration"),
         ({"kv": "0B"}, "less than one token"),
         ({"max_concurrency": 0}, "give 1 or more"),
         ({"border": "soft"}, "must be static or elastic"),

@@ -110,6 +110,14 @@ class Backend(ABC):
     def machine(self) -> dict[str, Any]:
         """What ran: device, driver, versions; plain JSON types."""
 
+    def select(self) -> None:  # noqa: B027 (one device is always the one)
+        """Make this the device that calls go to, where several are driven by turns."""
+
+    @abstractmethod
+    def several(self, n: int) -> list[Backend]:
+        """This open device and ``n - 1`` more of the machine, open too; `InputError` where there are
+        fewer. Events of one may be waited for on another, and `hop` copies between them."""
+
     @abstractmethod
     def memory_info(self) -> tuple[int, int]:
         """Free and total device bytes."""
@@ -141,6 +149,14 @@ class Backend(ABC):
     @abstractmethod
     def copy_out(self, dst: int, src: int, nbytes: int, stream: int) -> None:
         """Queue a copy from device to host."""
+
+    @abstractmethod
+    def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
+        """Queue a copy into this device's memory from that of ``source`` (`several`)."""
+
+    @abstractmethod
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        """Queue a copy from this device's memory into that of ``target``, on a stream of this one."""
 
     @abstractmethod
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:

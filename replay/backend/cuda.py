@@ -43,6 +43,8 @@ class CudaBackend(Backend):
         self._expert_kernels: dict[tuple[ExpertLayout, int], tuple[Kernel, Kernel]] = {}
         self._grids: dict[tuple[int, int, int], tuple[Any, ...]] = {}
         self._modules: dict[str, Any] = {}
+        self.reaches: set[int] = set()
+        """Devices whose memory is copied from without the host."""
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -81,6 +83,8 @@ class CudaBackend(Backend):
     def close(self) -> None:
         if not self._streams:
             return
+        with suppress(*self.errors):
+            self.select()
         # After a failed kernel every call fails; what is left is then freed with the process.
         with suppress(*self.errors):
             self._rt.deviceSynchronize()
@@ -121,6 +125,38 @@ class CudaBackend(Backend):
             "cupy": self._cupy.__version__,
             "numpy": np.__version__,
         }
+
+    def select(self) -> None:
+        self._rt.setDevice(self.index)
+
+    def several(self, n: int) -> list[Backend]:
+        there = self._rt.getDeviceCount()
+        if there < n:
+            raise InputError(f"{n}: this machine has {there} CUDA device(s)", argument="gpus")
+        made = [self, *(CudaBackend(i) for i in range(there) if i != self.index)][:n]
+        try:
+            for other in made[1:]:
+                other.open()
+            for one in made:
+                one.select()
+                for other in made:
+                    one._reach(other)
+        except BaseException:
+            for other in made[1:]:
+                other.close()
+            raise
+        self.select()
+        return list(made)
+
+    def _reach(self, other: CudaBackend) -> None:
+        """Copies from the other device go straight here, where the machine can do that; else the
+        driver takes them through host memory."""
+        if other is self or other.index in self.reaches:
+            return
+        if self._rt.deviceCanAccessPeer(self.index, other.index):
+            with suppress(self._rt.CUDARuntimeError):  # enabled already by an earlier run
+                self._rt.deviceEnablePeerAccess(other.index)
+            self.reaches.add(other.index)
 
     def memory_info(self) -> tuple[int, int]:
         free, total = self._rt.memGetInfo()
@@ -178,6 +214,14 @@ class CudaBackend(Backend):
 
     def copy_out(self, dst: int, src: int, nbytes: int, stream: int) -> None:
         self._rt.memcpyAsync(dst, src, nbytes, ANY_DIRECTION, self._streams[stream])
+
+    def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
+        assert isinstance(source, CudaBackend)
+        self._rt.memcpyPeerAsync(dst, self.index, src, source.index, nbytes, self._streams[stream])
+
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        assert isinstance(target, CudaBackend)
+        self._rt.memcpyPeerAsync(dst, target.index, src, self.index, nbytes, self._streams[stream])
 
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         self._managed_calls().prefetch(ptr, nbytes, to_device, self._streams[stream])

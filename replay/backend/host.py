@@ -52,6 +52,8 @@ class HostBackend(Backend):
         self._random = None if shuffle is None else random.Random(shuffle)
         self._live: dict[int, Memory] = {}
         self._queues: list[deque[tuple[str, Any]]] = [deque() for _ in range(4)]
+        self._all_queues = [self._queues]
+        """Of all devices that run together."""
         self._noted: list[int] = []
         """By event: number of its latest note, 0 before any."""
         self._notes = itertools.count(1)  # each `next` is one step, whatever the thread
@@ -81,6 +83,25 @@ class HostBackend(Backend):
             "python": platform.python_version(),
             "numpy": np.__version__,
         }
+
+    def several(self, n: int) -> list[Backend]:
+        made = [self]
+        for _ in range(n - 1):
+            other = type(self)()
+            # Events, their times and the order in which work runs are the whole machine's.
+            for name in (
+                "faults",
+                "_random",
+                "_all_queues",
+                "_noted",
+                "_notes",
+                "_reached",
+                "_times",
+            ):
+                setattr(other, name, getattr(self, name))
+            self._all_queues.append(other._queues)
+            made.append(other)
+        return list(made)
 
     def memory_info(self) -> tuple[int, int]:
         total = self.faults.device_bytes or 1 << 40
@@ -139,6 +160,12 @@ class HostBackend(Backend):
 
         self._queue(stream, work)
 
+    def hop(self, dst: int, src: int, nbytes: int, stream: int, source: Backend) -> None:
+        self._queue(stream, lambda: ctypes.memmove(dst, src, nbytes))
+
+    def push(self, dst: int, src: int, nbytes: int, stream: int, target: Backend) -> None:
+        self._queue(stream, lambda: ctypes.memmove(dst, src, nbytes))
+
     def migrate(self, ptr: int, nbytes: int, to_device: bool, stream: int) -> None:
         self._queue(stream, lambda: None)
 
@@ -183,7 +210,7 @@ class HostBackend(Backend):
     def elapsed_ns(self, start: int, end: int) -> int:
         return self._times[end] - self._times[start]
 
-    def _queue(self, stream: int, work: Callable[[], None]) -> None:
+    def _queue(self, stream: int, work: Callable[[], Any]) -> None:
         if self._random is None:
             work()
         else:
@@ -195,7 +222,7 @@ class HostBackend(Backend):
 
     def _run_one(self) -> None:
         """Any of the work that may run now."""
-        ready = [q for q in self._queues if q and self._may_run(*q[0])]
+        ready = [q for own in self._all_queues for q in own if q and self._may_run(*q[0])]
         assert ready and self._random is not None, "streams wait for one another"
         kind, work = self._random.choice(ready).popleft()
         if kind == "work":

@@ -109,6 +109,7 @@ def calibrate(
 
 def stages(probe: Probe, effort: Effort) -> list[tuple[str, Callable[[], list[dict[str, Any]]]]]:
     """Name of a table and what fills it, in the order they are run."""
+    pair = [("peers", probe.peers)] if probe.devices() > 1 else []
     cpu_bytes = min(effort.big, GiB) // 2 if effort.big > 64 * MiB else effort.big
     return [
         ("copies_h2d", lambda: probe.copies("h2d")),
@@ -125,6 +126,7 @@ def stages(probe: Probe, effort: Effort) -> list[tuple[str, Callable[[], list[di
         ("cpu", lambda: cpu_reads(cpu_bytes, effort.repetitions)),
         ("faults", probe.faults),
         ("migrations", probe.migrations),
+        *pair,
     ]
 
 

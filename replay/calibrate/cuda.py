@@ -215,6 +215,18 @@ class CudaProbe(Probe):
                     rows.append({**about, **row(repeat(once, 7), size)})
         return rows
 
+    # ---- another GPU -------------------------------------------------------------------------
+
+    def devices(self) -> int:
+        return int(self.rt.getDeviceCount())
+
+    def peers(self) -> list[Row]:
+        if self.devices() < 2:
+            raise NotHere("one GPU")
+        from replay.calibrate.peers import peer_rows
+
+        return peer_rows(self)
+
     # ---- kernels -----------------------------------------------------------------------------
 
     def launches(self) -> list[Row]:

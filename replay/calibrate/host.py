@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from replay.calibrate.probe import HANDOVER, MiB, NotHere, Probe
+from replay.calibrate.probe import HANDOVER, HOP, HOP_BYTES, MiB, NotHere, Probe
 from replay.calibrate.stats import Row, repeat, row
 
 
@@ -92,6 +92,16 @@ class HostProbe(Probe):
 
     def zero_copy(self) -> list[Row]:
         return self._sums()[-1:]
+
+    def devices(self) -> int:
+        return 2
+
+    def peers(self) -> list[Row]:
+        rows = [{"what": "copies", "direction": d, **r} for d in ("0-1", "1-0")
+                for r in self.copies("h2d")]  # fmt: skip
+        source, target = np.ones(HOP_BYTES, np.uint8), np.zeros(HOP_BYTES, np.uint8)
+        taken = repeat(partial(_timed, partial(np.copyto, target, source)), self.effort.repetitions)
+        return [*rows, {"what": HOP, "direction": "0-1", **row(taken, HOP_BYTES)}]
 
     def faults(self) -> list[Row]:
         raise NotHere("managed memory needs a GPU")

@@ -13,6 +13,11 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 HANDOVER = "kernel, event, 4 KiB copy on another stream, event"
 """The round that every layer with a miss makes, with next to nothing to copy."""
 
+HOP, HOP_BYTES = "event, small copy to the other device", 16 << 10
+"""The round that activations make."""
+TOGETHER = "host to device"
+"""One device's copies from the host, ``direction`` one, and while the other's run too, both."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -93,6 +98,16 @@ class Probe(ABC):
     @abstractmethod
     def migrations(self) -> list[Row]:
         """Managed memory moved on request: ``what`` and size of the call."""
+
+    def devices(self) -> int:
+        """GPUs that this probe can measure the way between."""
+        return 1
+
+    def peers(self) -> list[Row]:
+        """The way between two devices, ``direction`` 0-1 and 1-0: copies queued back to back, by size
+        (``what`` copies), and a small copy that waits for the other device and is waited for by it
+        (``what`` `HOP`); and one's copies from the host without and with the other's (`TOGETHER`)."""
+        raise NotHere("one GPU")
 
     def close(self) -> None:  # noqa: B027 (nothing to give back is a fair answer)
         """Give back what was allocated."""

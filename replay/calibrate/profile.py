@@ -12,7 +12,7 @@ from replay.calibrate.cpu_kernels import TABLE, cpu_expert_tables
 from replay.calibrate.disk import DISK, disk_tables
 from replay.calibrate.policy_rows import TABLE as POLICIES
 from replay.calibrate.policy_rows import policy_tables, source_of
-from replay.calibrate.probe import HANDOVER
+from replay.calibrate.probe import HANDOVER, HOP
 from replay.calibrate.stats import Row, fit_copies
 from uvmsim.core.units import format_ns, format_rate
 from uvmsim.machine.engine import SPEEDS
@@ -247,6 +247,28 @@ def _latency(m: Measurements) -> tuple[int, str]:
     )
 
 
+def _peer_rate(m: Measurements) -> tuple[int, str]:
+    """The slower direction's, largest size."""
+    rows = [r for r in m.tables["peers"] if r["what"] == "copies"]
+    size = max(r["bytes"] for r in rows)
+    slower = min((r for r in rows if r["bytes"] == size), key=lambda r: r["bytes_per_s"])
+    return int(slower["bytes_per_s"]), (
+        f"copies from another card, {_size(size)}, queued back to back, direction "
+        f"{slower['direction']}; {_spread(slower)}"
+    )
+
+
+def _peer_latency(m: Measurements) -> tuple[int, str]:
+    """A hop without the time that its bytes take."""
+    r = next(r for r in m.tables["peers"] if r["what"] == HOP)
+    rate, _ = _peer_rate(m)
+    alone = max(round(r["median_ns"] - r["bytes"] / rate * 1e9), 0)
+    return alone, (
+        f"{HOP} ({r['bytes']:,} bytes, less their time), there and back, half of it; median of "
+        f"{r['n']} ({format_ns(r['p10_ns'])} to {format_ns(r['p90_ns'])})"
+    )
+
+
 def _duplex_ratio(m: Measurements) -> float:
     """What a direction keeps of its speed while the other is busy: the mean over both, largest
     size."""
@@ -309,5 +331,7 @@ FINDERS: dict[str, Callable[[Measurements], tuple[Any, str]]] = {
         "pinned_alloc", "allocating and page-locking fresh host memory", _largest
     ),
     "host_bytes": _fixed("host_bytes"),
+    "peer_bytes_per_s": _peer_rate,
+    "peer_latency_ns": _peer_latency,
 }
 """How each quantity is found where the engine's own runs did not find it."""

@@ -73,7 +73,11 @@ from uvmsim.commands.flags import Command, policy_list
 )
 @click.option("--tier-bytes", metavar="SIZE", help="Most bytes of that file; 30GB.")
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
-@click.option("--split", type=int, metavar="N", help="Copies an expert is split into; 1.")
+@click.option(
+    "--split", metavar="N|layers|experts|pool",
+    help="Copies an expert is split into; 1. Of several --gpus: how they share the model.",
+)  # fmt: skip
+@click.option("--gpus", type=int, metavar="N", help="Cards; --slots are of each. 1.")
 @click.option(
     "--dtype", metavar="T", help="fp16, bf16, fp32 or mxfp4; default: as the model is stored."
 )
@@ -107,6 +111,7 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     Examples:
       uvmsim replay T.arrow --slots 25% --policy lru,lfu,lru+next-layer --limit 256
       uvmsim replay T.arrow --model gpt-oss-20b --mode resident --mode stream --mode zero-copy
+      uvmsim replay T.arrow --gpus 2 --split experts --slots 25%
       uvmsim replay --backend host --limit 20
     """
     from replay.backend import NAMES
@@ -123,9 +128,12 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
     if given["dtype"] is not None:
         choose("--dtype", given["dtype"], tuple(UNITS))
     size, written = given.pop("bank"), given.pop("tier_bytes")
+    split = given.pop("split") or "1"
+    if not split.isdigit():
+        given["split"] = split
     how = How(
         dtype=given.pop("dtype"),
-        split=1 if given["split"] is None else given["split"],
+        split=int(split) if split.isdigit() else 1,
         detail=not given.pop("steps_only"),
         bank_limit=DEFAULT_LIMIT if size is None else parse_bytes(size),
         managed_on_demand=given.pop("managed_prefetch") | given.pop("uvm_prefetch"),
@@ -134,7 +142,6 @@ def replay(as_json: bool, backend: str, **given) -> None:  # type: ignore[no-unt
         tier_bytes=None if written is None else parse_bytes(written),
         managed_at_own_risk=given.pop("managed_at_own_risk"),
     )
-    del given["split"]
     for name in ("slots", "mechanisms", "policies"):
         given[name] = policy_list(given[name])
     scenario = Scenario(**{k: v for k, v in given.items() if v not in (None, ())})

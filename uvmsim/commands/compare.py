@@ -94,6 +94,26 @@ from uvmsim.commands.flags import (
     "--draft-cost", metavar="SHARE|TIME",
     help="GPU time to draft a token: a share of a forward pass (0.05), or 1.5ms; nothing.",
 )  # fmt: skip
+@click.option("--gpus", type=int, metavar="N", help="Cards; --slots and --vram are of each. 1.")
+@click.option(
+    "--split", metavar="layers|experts|experts:popularity|pool",
+    help="How they share the model; layers.",
+)  # fmt: skip
+@click.option(
+    "--peer", metavar="KIND[:RATE[:TIME]]",
+    help="Between two cards: nvlink or pcie, e.g. nvlink:400GB/s:8us; pcie at the link's rate.",
+)  # fmt: skip
+@click.option(
+    "--shared-link", is_flag=True, default=None,
+    help="All cards copy from the host through one link.",
+)  # fmt: skip
+@click.option(
+    "--neighbour", metavar="TRACE[:model=M][:share=P%]", multiple=True,
+    help="A model on the same card, its forward passes in turn; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--budget", metavar="shared|P%,P%", help="One pool with neighbours, or shares of it; shared."
+)
 @click.option("--limit", type=int, metavar="TOKENS", help="Use only the first tokens of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="For random policies; 0.")
 @click.option(
@@ -116,6 +136,8 @@ def compare(as_json: bool, **given) -> None:  # type: ignore[no-untyped-def]
       uvmsim compare T.arrow --policy learned --state-out S
       uvmsim compare T2.arrow --policy learned --state S
       uvmsim compare T.arrow --slots 25% --ram 6GiB --tier nvme:7GB/s,80us
+      uvmsim compare T.arrow --slots 25% --gpus 2 --split experts --peer nvlink
+      uvmsim compare A.arrow --neighbour B.arrow:model=gpt-oss-20b --budget 60%,40% --slots 25%
       uvmsim compare T.arrow --mechanism uvm --policy default --policy prefetch_always_max
     """
     from uvmsim.report.progress import bar

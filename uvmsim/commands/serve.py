@@ -45,7 +45,7 @@ _SCENARIO = (
 )
 @click.option("--server", metavar="llama-server|vllm", help="Whose scheduler; llama-server.")
 @click.option(
-    "-np", "--np", type=click.IntRange(1), metavar="N",
+    "-np", "--parallel", type=click.IntRange(1), metavar="N",
     help="Requests at once: -np, --max-num-seqs; 1, of vllm 256.",
 )  # fmt: skip
 @click.option(

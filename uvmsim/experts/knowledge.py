@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from uvmsim.experts.tenants import tenant_of
 from uvmsim.machine.timing import copy_times
 from uvmsim.policies.base import Context, Future
 from uvmsim.policies.profile import learn
@@ -31,6 +32,7 @@ def context(job: Job, capacity: np.ndarray, pool_of: np.ndarray, spare: int = 0)
         profile_counts=counts,
         profile_transitions=transitions,
         cost_ns=costs(job) if is_priced(job) else None,
+        tenant_of=tenant_of(job.tenants) if job.tenants else None,
     )
 
 

@@ -109,6 +109,10 @@ class Hardware:
     """Host memory; None where unknown."""
     reserve_bytes: int | None = None
     """Device memory that something else uses (a desktop, another program); None: nothing."""
+    peer_bytes_per_s: int | None = None
+    """Copies from another card of this kind; None where there is none, or nobody measured."""
+    peer_latency_ns: int | None = None
+    """From an event on one card until a copy of a few bytes has come to the other."""
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> where its value comes from."""
     uvm: UvmCosts | None = None
@@ -311,8 +315,9 @@ class Hardware:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: every field, sources included."""
         d = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        if self.reserve_bytes is None:
-            del d["reserve_bytes"]
+        for key in ("reserve_bytes", "peer_bytes_per_s", "peer_latency_ns"):
+            if d[key] is None:
+                del d[key]
         times = d.pop("policy_ns")
         d |= {"policy_ns": plain(times)} if times else {}
         if d.pop("disk") is not None:

@@ -83,6 +83,8 @@ class HardwareSpec(BaseModel):
     pinned_alloc_bytes_per_s: Sourced[Rate] | None = None
     host_bytes: Sourced[Bytes] | None = None
     reserve_bytes: Sourced[Room] | None = None
+    peer_bytes_per_s: Sourced[Rate] | None = None
+    peer_latency_ns: Sourced[Time] | None = None
     uvm: UvmSpec | None = None
     policy_ns: dict[str, PolicyTimeSpec] | None = None
     disk: DiskSpec | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from traces.errors import InputError
 from uvmsim.clocks import fast
-from uvmsim.experts.decisions import Decisions
+from uvmsim.experts.decisions import Decisions, Served
 from uvmsim.experts.hook_time import hook_time, told_note
 from uvmsim.experts.knowledge import costs, is_priced
 from uvmsim.experts.misses import Split
@@ -60,7 +60,13 @@ class ExpertCache(Planned):
 
 def planned_by(decisions: Decisions, job: Job) -> Plan:
     """What decisions lead to, priced for the job's machine."""
-    parts = decisions.serve_all()
+    return price(unpriced(decisions, job), job)
+
+
+def unpriced(decisions: Decisions, job: Job, parts: list[Served] | None = None) -> Plan:
+    """What decisions lead to; nothing in it takes any time yet. ``parts``: all that was served, where
+    somebody has asked already."""
+    parts = decisions.serve_all() if parts is None else parts
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(p, name) for p in parts])
@@ -75,7 +81,7 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
     kind, expert = joined("copy_kind"), joined("copy_expert")
     layer = expert // job.workload.n_experts
     wave_hi = joined("wave_hi")
-    unpriced = np.zeros(len(wave_hi), np.int64)
+    no_time = np.zeros(len(wave_hi), np.int64)
     reads = None
     if job.tier is not None:
         if decisions.on_cpu() is not None:
@@ -84,12 +90,12 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
                 argument="tier",
             )
         reads = read_plan(job, expert, kind)
-    plan = Plan(
+    return Plan(
         wave_event=joined("wave_event"),
         wave_hi=wave_hi,
-        pre_ns=unpriced,
-        cpu_ns=unpriced,
-        compute_ns=unpriced,
+        pre_ns=no_time,
+        cpu_ns=no_time,
+        compute_ns=no_time,
         wave_copy_hi=joined("wave_copy_hi"),
         wave_wait_hi=joined("wave_wait_hi"),
         copy_bytes=np.asarray(job.model.expert_bytes, np.int64)[layer],
@@ -107,4 +113,3 @@ def planned_by(decisions: Decisions, job: Job) -> Plan:
         notes=decisions.notes,
         saved=decisions.saved() if job.keeps_state else [],
     )
-    return price(plan, job)

@@ -119,6 +119,8 @@ class Context:
     """int32 [n_layers, n_experts, n_experts]: events that used i here and j in the next layer."""
     future: Future | None = None
     """Given only to policies that declare ``needs = {"next_use"}``; the five below read it."""
+    tenant_of: np.ndarray | None = None
+    """int32 [n_total]: whose expert each is, where several models share the GPU."""
 
     @property
     def next_use(self) -> np.ndarray | None:

@@ -10,9 +10,11 @@ from rich.text import Text
 
 from uvmsim.core.units import format_bytes, format_rate
 from uvmsim.machine.hardware import Hardware
+from uvmsim.mechanisms.gates import peer_of
 from uvmsim.paging.layout import BLOCK
 from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
+from uvmsim.report.tenants import print_tenants
 from uvmsim.runs.outcome import Outcome
 from uvmsim.studies.compare import Comparison
 
@@ -23,6 +25,7 @@ PARTS = (
     ("transfer", "\u2592", "yellow"),
     ("queueing", "\u2591", "red"),
     ("paging", "\u259a", "yellow"),
+    ("peer", "\u2584", "blue"),
 )
 """What the time bar shows: shades, so that it reads without colours too."""
 BAR = 16
@@ -45,6 +48,7 @@ def print_comparison(c: Comparison, console: Console | None = None) -> None:
         heads |= _table(console, c, key, group)
     if not any(_ok(r) for _, r in rows):
         return
+    print_tenants(console, rows)
     drawn = {part for _, r in rows if _ok(r) for part in r["time_split_s"]}
     legend = [
         Text.assemble((glyph, style), f" {part}") for part, glyph, style in PARTS if part in drawn
@@ -90,6 +94,9 @@ def _header(console: Console, c: Comparison, d: dict[str, Any]) -> None:
         holds = f" ({rows[0]['slots']:,} experts)" if rows and rows[0]["slots"] else ""
         policy = f", {rows[0]['policy']}" if rows else ""
         lines.append(("tiers", f"{ram} of host memory{holds}{policy}, above {tier.said()}"))
+    if (c.scenario.gpus or 1) > 1:
+        shared = ", one host link for all" if c.scenario.shared_link else ""
+        lines.append(("gpus", f"{c.scenario.gpus}, {peer_of(c.runs[0].job)}{shared}"))
     if c.scenario.program:
         lines.append(("program", f"{hw.engine.name}, {hw.engine.summary}"))
     for key, text in lines:
@@ -116,7 +123,11 @@ def _table(
     if isinstance(key, int):
         size = format_bytes(key * max(c.model.expert_bytes))
         pool = "one pool" if c.scenario.pool == "global" else "a pool a layer"
-        title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), {pool}"
+        tenants = group[0][0].job.tenants
+        if tenants and tenants.budget:
+            pool = " + ".join(f"{b:.0%}" for b in tenants.budget)
+        title = f"{key:,} of {total:,} experts resident ({key / total:.1%}, {size}), "
+        title += _on_gpus(c, group) or pool
     elif key == "paged":
         chunks, threshold = c.hardware.free_bytes // BLOCK, c.scenario.threshold
         many = "" if c.machines else f"{chunks:,} "
@@ -175,6 +186,18 @@ def ways(c: Comparison) -> list[str]:
     return [head for head, values in several.items() if values > 1]
 
 
+def _on_gpus(c: Comparison, group: list[tuple[Outcome, dict]]) -> str:
+    """How several GPUs share a size's experts."""
+    rows = [row for _, row in group if _ok(row) and "gpus" in row]
+    if not rows:
+        return ""
+    n, each, split = c.scenario.gpus, [d["slots"] for d in rows[0]["gpus"]], rows[0]["split"]
+    if split == "pool":
+        return f"on the first of {n} GPUs, the others behind it"
+    same = f"{each[0]:,} on each" if len(set(each)) == 1 else "+".join(f"{x:,}" for x in each)
+    return f"{n} GPUs by {split}: {same}"
+
+
 def _ok(row: dict[str, Any]) -> bool:
     return row["status"] == "ok"
 
@@ -190,6 +213,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("over cold", lambda run, r, c: _gain(r.get("over_cold"))),
     ("GB in", lambda run, r, c: _gigabytes(r["bytes_h2d"])),
     ("GB out", lambda run, r, c: _gigabytes(r["bytes_d2h"])),
+    ("GB peer", lambda run, r, c: _gigabytes(r.get("bytes_peer", 0))),
     ("chunks in", lambda run, r, c: f"{r['chunks_in']:,}" if "chunks_in" in r else ""),
     ("services/chunk", lambda run, r, c: _plain(r.get("services_per_chunk"))),
     ("RAM hits", lambda run, r, c: _percent(r.get("ram", {}).get("hit_rate"))),
@@ -201,8 +225,8 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
 """Heading and what stands under it; a column that would be empty is left out."""
 LEAVING = (
     "decode t/s", "each t/s", "prefill t/s", "hit rate", "RAM hits", "GB read", "tokens/step",
-    "experts/layer", "over cold", "GB in", "x Belady", "chunks in", "GB out", "ok/late/lost",
-    "services/chunk", "time",
+    "experts/layer", "over cold", "GB in", "x Belady", "chunks in", "GB out", "GB peer",
+    "ok/late/lost", "services/chunk", "time",
 )  # fmt: skip
 """What a narrow terminal has room for to the last; the speed that counts always stays."""
 

@@ -9,13 +9,26 @@ import numpy as np
 from traces.errors import InputError
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.peer import Peer
 from uvmsim.machine.tier import Tier
 from uvmsim.policies.kinds import Spec
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.policies.saved import State
 from uvmsim.runs.decoding import Decoding
 from uvmsim.runs.plan import Counters
+from uvmsim.runs.splits import LAYERS
 from uvmsim.workload import Workload
+
+
+@dataclass(frozen=True)
+class Tenants:
+    """Models that run side by side on one GPU."""
+
+    names: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    models: tuple[Model, ...]
+    budget: tuple[float, ...] | None = None
+    """Share of the slots of each; None: one pool for all."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,16 @@ class Job:
     """What the policy begins with, where it has something of it (`uvmsim.policies.saved`)."""
     keeps_state: bool = False
     """Keep what the policy has learned by the end (`Plan.saved`)."""
+    gpus: int = 1
+    """Cards of this kind; ``slots`` and the machine's memory are of each."""
+    split: str = LAYERS
+    """One of `uvmsim.runs.splits.SPLITS`."""
+    peer: Peer | None = None
+    """The way between two cards; None: through the host's link."""
+    shared_link: bool = False
+    """All cards copy from the host through one link, turn by turn."""
+    tenants: Tenants | None = None
+    """Whose ``workload`` and ``model`` are merged here (`uvmsim.experts.tenants`); None: one model."""
 
     @property
     def warm(self) -> bool:

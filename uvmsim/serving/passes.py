@@ -67,15 +67,17 @@ def schedule(load: Load, server: Server, pass_ns: np.ndarray) -> Schedule:
     while True:
         queue, entries = new_queue(load, server), new_entries(server)
         room = passes * (1 + min(server.slots, 8))
-        out = (
+        out: tuple[np.ndarray, ...] = (
             np.zeros(passes + 1, np.int64), np.empty(room, np.int32), np.empty(room, np.int8),
             np.empty(room, np.int32), np.empty(room, np.int32), np.empty(passes, np.int64),
         )  # fmt: skip
         n = _play(queue, entries, pass_ns, out)
         if n >= 0:
             e = int(out[0][n])
-            lo, *of_entries, idle = out
-            return Schedule(load, lo[: n + 1], *(x[:e] for x in of_entries), idle[:n], queue)
+            lo, request, kind, first, count, idle = out
+            return Schedule(
+                load, lo[: n + 1], request[:e], kind[:e], first[:e], count[:e], idle[:n], queue
+            )
         passes *= 2
 
 
@@ -107,7 +109,7 @@ def _play(q, entries, pass_ns, out):
             while x < m and room > 0:
                 if e == len(request):
                     return -1
-                n = min(np.int64(entries.count[x]) - done, room)
+                n = min(np.int64(entries.length[x]) - done, room)
                 request[e] = entries.request[x]
                 kind[e] = entries.kind[x]
                 first[e] = entries.first[x] + done
@@ -117,7 +119,7 @@ def _play(q, entries, pass_ns, out):
                 prompts |= entries.kind[x] == PROMPT
                 room -= n
                 done += n
-                if done == entries.count[x]:
+                if done == entries.length[x]:
                     x += 1
                     done = 0
             if p < known:
@@ -129,7 +131,7 @@ def _play(q, entries, pass_ns, out):
                 ns = GUESS_PASS + GUESS_TOKEN * tokens
             now += ns
             idle[p] = rest
-            rest = 0
+            rest = np.int64(0)
             p += 1
             lo[p] = e
         commit(q, entries, m, now)
@@ -146,7 +148,7 @@ def trace_of(s: Schedule, source: Source, drop_rows: bool = False) -> RoutingTra
     prompts = np.maximum.reduceat(s.kind == PROMPT, s.lo[:-1])
     total, layers = int(per_pass.sum()), len(source.trace.layers)
     rows = total * layers
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "seq": np.empty(rows, np.int32), "pos": np.empty(rows, np.int32),
         "step": np.empty(rows, np.int32), "phase": np.empty(rows, np.uint8),
         "layer": np.empty(rows, np.int16),

@@ -52,12 +52,12 @@ class Queue(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What a request has in an iteration: ``count`` tokens of one kind from its ``first`` on."""
+    """What a request has in an iteration: ``length`` tokens of one kind from its ``first`` on."""
 
     request: np.ndarray
     kind: np.ndarray
     first: np.ndarray
-    count: np.ndarray
+    length: np.ndarray
 
 
 def new_queue(load: Load, server: Server) -> Queue:
@@ -149,7 +149,7 @@ def compose(q, entries):
             entries.request[m] = i
             entries.kind[m] = OUTPUT
             entries.first[m] = q.made[i] - 1
-            entries.count[m] = 1
+            entries.length[m] = 1
             m += 1
             left -= 1
     for x in range(len(q.slots)):
@@ -159,7 +159,7 @@ def compose(q, entries):
             entries.request[m] = i
             entries.kind[m] = PROMPT
             entries.first[m] = q.fed[i]
-            entries.count[m] = count
+            entries.length[m] = count
             m += 1
             left -= count
     return m
@@ -183,7 +183,7 @@ def commit(q, entries, m, now):
     for x in range(m):
         i = entries.request[x]
         if entries.kind[x] == PROMPT:
-            q.fed[i] += entries.count[x]
+            q.fed[i] += entries.length[x]
             if q.fed[i] < q.prompt[i]:
                 continue
         q.token_ns[q.token_lo[i] + q.made[i]] = now

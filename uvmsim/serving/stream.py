@@ -162,7 +162,7 @@ def next_pass(q, cursor, entries, tokens, part, prices, tally, n_experts):
     n = 0
     prompts = 0
     while x < cursor[ENTRIES] and n < q.rules[1]:
-        count = min(entries.count[x] - taken, q.rules[1] - n)
+        count = min(entries.length[x] - taken, q.rules[1] - n)
         for j in range(count):
             part.request[n] = entries.request[x]
             part.kind[n] = entries.kind[x]
@@ -171,7 +171,7 @@ def next_pass(q, cursor, entries, tokens, part, prices, tally, n_experts):
         if entries.kind[x] == PROMPT:
             prompts = 1
         taken += count
-        if taken == entries.count[x]:
+        if taken == entries.length[x]:
             x += 1
             taken = np.int64(0)
     cursor[X] = x

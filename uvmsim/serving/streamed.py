@@ -207,8 +207,10 @@ def prices_of(job: Job, border: Border | None = None) -> Prices:
 def new_copies(room: int, waves: int, waits: int) -> Copies:
     """No copy under way."""
     i64 = np.int64
+    sizes = dict.fromkeys(("after", "ns", "queued", "start", "done"), room)
+    sizes |= dict.fromkeys(("pre", "cpu", "compute", "copy_hi", "wait_hi"), waves)
+    sizes |= dict.fromkeys(("opened", "arrived", "ended"), waves)
+    sizes |= {"at": PLACES, "n": 2, "none": 0, "waits": waits}
     return Copies(
-        np.zeros(room, np.int8), *(np.zeros(room, i64) for _ in range(5)), np.zeros(PLACES, i64),
-        np.zeros(2, i64), np.zeros(0, i64), *(np.zeros(waves, i64) for _ in range(5)),
-        np.zeros(waits, i64), *(np.zeros(waves, i64) for _ in range(3)),
-    )  # fmt: skip
+        kind=np.zeros(room, np.int8), **{name: np.zeros(n, i64) for name, n in sizes.items()}
+    )

@@ -31,7 +31,7 @@ from uvmsim.studies.resolve import (
     trace_json,
 )
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, scenario_of
-from uvmsim.studies.simulate import simulate
+from uvmsim.studies.simulate import on_gpus, simulate
 from uvmsim.studies.states import save, with_states
 from uvmsim.version import __version__
 from uvmsim.workload import Workload, events_kernel
@@ -120,6 +120,8 @@ def compare(
     s = scenario_of(scenario)
     s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
     r, todo = _asked(s)
+    for job, mechanism in todo:
+        on_gpus(job, mechanism)
     runs = []
     cold = processes > 1 and len(todo) > 2 and kept_anew(events_kernel)
     with Ahead(s, todo, _runs_of) if cold else nullcontext() as ahead:
@@ -178,8 +180,13 @@ def _belady(runs: list[Outcome]) -> dict[tuple[int, Decoding | None], int]:
         if r.counters and r.policy == "belady"
     }
     for run in pooled:
-        if (run.slots, run.job.decoding) not in least:
-            bound = Decisions(replace(run.job, policy=parse("belady")))
-            bound.serve_all()
-            least[run.slots, run.job.decoding] = bound.counters().misses
+        key = (run.slots, run.job.decoding)
+        if key not in least and (run.job.gpus > 1 or run.job.tenants):
+            bound = simulate(replace(run.job, policy=parse("belady")), run.mechanism).counters
+            assert bound is not None
+            least[key] = bound.misses
+        elif key not in least:
+            alone = Decisions(replace(run.job, policy=parse("belady")))
+            alone.serve_all()
+            least[key] = alone.counters().misses
     return least

@@ -13,16 +13,20 @@ from traces.errors import InputError
 from traces.routing import RoutingTrace, open_routing
 from traces.samples import BUNDLED, BUNDLED_EXPERTS_AS
 from uvmsim.core.units import format_bytes, parse_bandwidth, parse_bytes
+from uvmsim.experts.tenants import together
 from uvmsim.machine.engine import EngineProfile
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
+from uvmsim.machine.peer import Peer
 from uvmsim.machine.tier import MMAP, Tier
 from uvmsim.mechanisms import mechanism
 from uvmsim.policies.kinds import PolicyKind, Spec
 from uvmsim.policies.registry import PolicySpec, parse
 from uvmsim.runs.decoding import Decoding
-from uvmsim.runs.job import Job
+from uvmsim.runs.job import Job, Tenants
+from uvmsim.runs.splits import LAYERS
 from uvmsim.studies.decodings import decodings_of, job_of, notes_of, with_cost
+from uvmsim.studies.neighbours import budgets_of, neighbour_of, share_of
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario, plain, trace_name
 from uvmsim.studies.simulate import check_needs
 from uvmsim.workload import Workload, build_workload
@@ -71,7 +75,9 @@ class Resolved:
 
     @property
     def experts(self) -> int:
-        """Of all layers together."""
+        """Of all layers together, and of all models."""
+        if self.base.tenants is not None:
+            return sum(w.n_layers * w.n_experts for w in self.base.tenants.workloads)
         return self.workload.n_layers * self.workload.n_experts
 
 
@@ -97,6 +103,9 @@ def resolve(s: Scenario, *, own_sizes: bool = False, several: bool = False) -> R
         model = model.with_kv(s.kv_type)
     workload, profile = workloads_of(s, trace, model)
     base = base_job(s, workload, model, hardware, profile)
+    if s.neighbour:
+        base = with_neighbours(s, trace, base)
+        workload, model = base.workload, base.model
     ncmoes = s.ncmoe if isinstance(s.ncmoe, tuple) else ()
     found = decodings_of(s)
     notes += notes_of(found)
@@ -120,6 +129,9 @@ def base_job(
         ncmoe=model.n_layers if given is None else given, ctx=s.ctx, threshold=s.threshold,
         scratch=s.scratch, behind=s.behind is not False, policy_time=bool(s.policy_time),
         prefetch_pieces=pieces_of(s), tier=tier, tier_policy=tier_policy,
+        gpus=s.gpus or 1, split=s.split or LAYERS,
+        peer=None if s.peer is None else Peer.of(s.peer, hardware),
+        shared_link=bool(s.shared_link),
     )  # fmt: skip
 
 
@@ -132,6 +144,27 @@ def tier_of(s: Scenario, hardware: Hardware) -> tuple[Tier | None, PolicySpec | 
     named: Any = s.tier_policy
     policy = None if named is None else _parsed("tier_policy", parse, named)
     return tier, policy
+
+
+def with_neighbours(s: Scenario, trace: RoutingTrace, base: Job) -> Job:
+    """The job of a scenario's model and its neighbours. Raises `InputError`."""
+    told: Any = s.neighbour
+    names, workloads, models = [Path(trace.path or "trace").name], [base.workload], [base.model]
+    shares: list[float | None] = [None]
+    for text in told:
+        path, options = neighbour_of(text)
+        other = load_trace(path, s.limit)
+        own = s.with_(
+            trace=path, model=options.get("model"), neighbour=None, budget=None,
+            expert_size=None if "model" in options else s.expert_size,
+        )  # fmt: skip
+        model = resolve_model(own, other, [])
+        models.append(model.with_kv(s.kv_type) if s.kv_type else model)
+        workloads.append(workloads_of(s.with_(profile=None), other, models[-1])[0])
+        names.append(Path(path).name)
+        shares.append(share_of(options["share"], "neighbour") if "share" in options else None)
+    tenants = Tenants(tuple(names), tuple(workloads), tuple(models), budgets_of(s, shares))
+    return together(base, tenants)
 
 
 def pieces_of(s: Scenario) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from traces.errors import InputError
 from uvmsim.clocks import CLOCKS
+from uvmsim.runs.splits import SPLITS
 
 if TYPE_CHECKING:
     from traces.routing import RoutingTrace
@@ -32,6 +33,7 @@ Progress = Callable[[int, int, str], None]
 Size = str | int | float
 
 DEFAULT_HARDWARE = "rtx5090"
+MOST_GPUS = 16
 POOLS, UNITS, RESETS = ("global", "per-layer"), ("event", "access"), ("never", "sequence")
 
 
@@ -136,6 +138,23 @@ class Scenario:
     speeds then differ a little from run to run. None: no."""
     engine: str = "fast"
     """The compiled clock (``fast``), or the SimPy model (``des``)."""
+    gpus: int | None = None
+    """Cards of the hardware's kind; ``slots`` and ``vram`` are of each (`compare`, `replay`). None:
+    one."""
+    split: str | None = None
+    """How they share the model: ``layers``, ``experts``, ``experts:popularity`` or ``pool``; None:
+    layers."""
+    peer: str | None = None
+    """The way between two cards: ``nvlink`` or ``pcie``, perhaps with rate and latency
+    (``"nvlink:400GB/s:8us"``). None: pcie, as fast as the host's link."""
+    shared_link: bool | None = None
+    """All cards copy from the host through one link. None: each through its own."""
+    neighbour: str | Iterable[str] | None = None
+    """Traces of models on the same card, one or several: a path, perhaps with ``:model=M`` and
+    ``:share=40%`` (of the slots) (`compare`)."""
+    budget: str | Iterable[str] | None = None
+    """How slots are shared with neighbours: ``shared``, or a share each, the trace's own first
+    (``"60%,40%"``). None: as ``share`` says, else shared."""
 
     def __post_init__(self) -> None:
         for name, tidy in _TIDY.items():
@@ -168,6 +187,20 @@ class Scenario:
             raise InputError(": is for host memory above a disk; give `tier`, too", "tier_policy")
         if self.scratch is not None and self.scratch < 0:
             raise InputError(f"{self.scratch}: must be 0 or more", argument="scratch")
+        self._check_gpus()
+        if self.budget and not self.neighbour:
+            raise InputError(
+                f"{','.join(self.budget)}: is of several models; give `neighbour` TRACE", "budget"
+            )
+
+    def _check_gpus(self) -> None:
+        if self.gpus is not None and not 1 <= self.gpus <= MOST_GPUS:
+            raise InputError(f"{self.gpus}: give 1 to {MOST_GPUS}", argument="gpus")
+        if self.split not in (None, *SPLITS):
+            raise InputError(f"{self.split}: must be one of {', '.join(SPLITS)}", argument="split")
+        for name in ("split", "peer", "shared_link"):
+            if getattr(self, name) and (self.gpus or 1) == 1:
+                raise InputError(f"{getattr(self, name)}: is of several GPUs; give `gpus` 2", name)
 
     # ---- the same question ----------------------------------------------------------------------
 
@@ -317,6 +350,10 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return names or None
 
 
+def _budget(value: Any) -> tuple[str, ...] | None:
+    return _names([x.strip() for text in _names(value) or () for x in text.split(",")])
+
+
 def _policies(value: Any) -> tuple[Any, ...] | None:
     if value is None:
         return None
@@ -437,7 +474,8 @@ _TIDY: dict[str, Callable[[Any], Any]] = {
     "mechanisms": _names, "policies": _policies, "write_back": bool, "pageable": bool,
     "batch": _batches, "draft": _drafts, "draft_reject": _draft_reject, "draft_cost": _draft_cost,
     "ncmoe": _layers, "limit": _whole, "seed": _whole, "scratch": _whole,
-    "threshold": _whole, "engine": _engine,
+    "threshold": _whole, "engine": _engine, "gpus": _whole,
+    "neighbour": _names, "budget": _budget,
 }  # fmt: skip
 
 

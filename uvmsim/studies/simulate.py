@@ -5,6 +5,9 @@ from __future__ import annotations
 from traces.errors import InputError
 from traces.routing import RoutingTrace
 from uvmsim.mechanisms import mechanism as mechanism_named
+from uvmsim.mechanisms.expert_cache import ExpertCache
+from uvmsim.mechanisms.multi_gpu import MultiGpu
+from uvmsim.mechanisms.neighbours import Neighbours
 from uvmsim.runs.job import Job
 from uvmsim.runs.outcome import Outcome
 
@@ -13,7 +16,29 @@ def simulate(
     job: Job, mechanism: str = "expert-cache", clock: str = "fast", record: bool = False
 ) -> Outcome:
     """The job's outcome. Raises `InputError`. ``record``: keep what an export needs."""
-    return mechanism_named(mechanism).run(job, clock, record)
+    return mechanism_named(on_gpus(job, mechanism)).run(job, clock, record)
+
+
+def on_gpus(job: Job, mechanism: str) -> str:
+    """The mechanism that runs on as many GPUs as the job has, or with its neighbours. Raises
+    `InputError` where none does."""
+    if job.tenants is not None:
+        if job.gpus > 1:
+            raise InputError(f"{job.gpus}: neighbours share one GPU", argument="gpus")
+        if mechanism not in (ExpertCache.name, Neighbours.name):
+            raise InputError(
+                f"{mechanism}: is of one model alone; with `neighbour` give expert-cache",
+                argument="mechanisms",
+            )
+        return Neighbours.name
+    if job.gpus == 1 or mechanism == MultiGpu.name:
+        return mechanism
+    if mechanism != ExpertCache.name:
+        raise InputError(
+            f"{mechanism}: is of one GPU; with `gpus` {job.gpus} give expert-cache",
+            argument="mechanisms",
+        )
+    return MultiGpu.name
 
 
 def check_needs(job: Job, trace: RoutingTrace) -> None:

@@ -271,6 +271,9 @@ def _tidy(s: Scenario) -> Scenario:
     for name, told in (("mechanisms", ("expert-cache",)), ("engine", "fast")):
         if getattr(s, name) not in (None, told):
             raise InputError(f"{getattr(s, name)}: a search is for {told}", argument=name)
+    for name in ("gpus", "neighbour"):
+        if getattr(s, name) not in (None, 1):
+            raise InputError(": a search is of one model on one card; leave it out", name)
     if s.policy_time:
         raise InputError(": measured times differ from run to run; leave it out", "policy_time")
     return s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")

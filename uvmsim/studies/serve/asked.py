@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +24,7 @@ BORDERS = ("static", "elastic")
 class Asked:
     """Fields as the options of ``vllm bench serve`` and of the servers, where they have such."""
 
-    requests: str | os.PathLike[str] | RequestTrace | None = None
+    requests: str | Path | RequestTrace | None = None
     """A file (`traces.requests`); None: ``prompt_len`` and ``output_len`` for all."""
     prompt_len: int = 512
     output_len: int = 128
@@ -35,7 +35,7 @@ class Asked:
     burstiness: float = 1.0
     ramp: Ramp | None = None
     server: str = "llama-server"
-    np: int | None = None
+    parallel: int | None = None
     """Requests at once (`uvmsim.serving.server.server_of`)."""
     batch: int | None = None
     ubatch: int | None = None
@@ -77,7 +77,7 @@ class Asked:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{value}: give 1 or more", argument=name)
-        server_of(self.server, self.np, self.batch, self.ubatch)
+        server_of(self.server, self.parallel, self.batch, self.ubatch)
 
     def trace(self, seed: int) -> RequestTrace:
         """Lengths, and times where the file has some. Raises `InputError`."""
@@ -96,7 +96,7 @@ class Asked:
         rates: tuple[float | None, ...] = self.rates
         if not rates:
             rates = (None,) if trace.arrival_ns is not None else (1.0,)
-        found = []
+        found: list[tuple[float | None, np.ndarray]] = []
         for rate in rates:
             if rate is None:
                 assert trace.arrival_ns is not None

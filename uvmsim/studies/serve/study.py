@@ -164,7 +164,7 @@ def serve(
     given: Any = s.slots
     if not given and s.trace is None and s.vram is None:
         given = (BUNDLED_SIZE,)
-    sizes = [slots_of(x, r.experts) for x in given] or [None]
+    sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
     r = replace(r, base=replace(r.base, ctx=kv))
     todo = [x for hw in r.machines for x in jobs(r.on(hw), s.mechanisms, sizes, chosen)]  # type: ignore[arg-type]
     times = q.times(requests, s.seed)
@@ -225,7 +225,7 @@ def _server(s: Scenario, q: Asked, r: Resolved, requests: RequestTrace) -> tuple
         if kv < 1:
             raise InputError(f"{q.kv}: less than one token's KV cache", argument="kv")
     server = server_of(
-        q.server, q.np, q.batch, q.ubatch, kv_tokens=kv or 0,
+        q.server, q.parallel, q.batch, q.ubatch, kv_tokens=kv or 0,
         max_concurrency=q.max_concurrency or 0, warmup=q.warmup, breaks=q.breaks,
         swa=r.model.architecture in SWA,
     )  # fmt: skip
