@@ -26,7 +26,9 @@ from typing import Any
 
 PROFILE = "calibration.toml"
 RESULT = "two_gpus.json"
-LEFT_OUT = ("faults", "migrations", "uvm_mode", "fault_groups", "paging", "cpu", "cpu_experts")
+LEFT_OUT = (
+    "faults", "migrations", "uvm_mode", "fault_groups", "paging", "cpu", "cpu_experts", "policies",
+)  # fmt: skip
 """Stages of the calibration that have no bearing on copies, kernels or the way between cards."""
 WANTED = 0.08
 """What a predicted speed may be off."""
