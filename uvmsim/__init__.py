@@ -1,7 +1,7 @@
 """uvmsim: which bytes of a Mixture-of-Experts model stay on the GPU, go, or come early.
 
 A `Scenario` is what is asked: a trace, a model, a machine, policies. Studies answer it: `advise`,
-`compare`, `mrc`, `search`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has a worked
+`compare`, `mrc`, `search`, `serve`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has a worked
 example.
 
 Names are loaded when first used, so that importing the package costs nothing.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from uvmsim.studies.resolve import open_trace as open_trace
     from uvmsim.studies.scenario import Scenario as Scenario
     from uvmsim.studies.search.study import search as search
+    from uvmsim.studies.serve.study import serve as serve
     from uvmsim.studies.sweep.study import sweep as sweep
 
     replay: Any
@@ -43,6 +44,7 @@ _HOME = {
     "open_trace": "uvmsim.studies.resolve",
     "routing": "traces.routing",
     "search": "uvmsim.studies.search.study",
+    "serve": "uvmsim.studies.serve.study",
     "sweep": "uvmsim.studies.sweep.study",
 }
 _ADDED = ("replay", "validate")
