@@ -247,6 +247,21 @@ def test_study_is_deterministic_and_speaks_vllms_keys():
     assert len(one.table()) == 2
 
 
+def test_several_processes_give_the_same():
+    import json
+
+    scenario = Scenario(TRACE, expert_size="2MB", slots="50%", policies=["lru", "lfu"])
+    told: list[str] = []
+    one = serve(scenario, **asked(parallel=2))
+    two = serve(
+        scenario, processes=2, progress=lambda n, of, what: told.append(what), **asked(parallel=2)
+    )
+    assert json.dumps(one.to_json()) == json.dumps(two.to_json())
+    assert any("lfu" in x for x in told)
+    with pytest.raises(InputError, match="no scheduler answers"):
+        serve(scenario, dask="tcp://127.0.0.1:9", **asked())
+
+
 def test_ways_agree_in_the_study():
     scenario = Scenario(TRACE, expert_size="2MB", slots="50%", policies=["lru"])
     rows = [serve(scenario, **asked(parallel=3, way=way)).rows()[0] for way in ("stream", "whole")]

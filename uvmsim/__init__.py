@@ -1,8 +1,8 @@
 """uvmsim: which bytes of a Mixture-of-Experts model stay on the GPU, go, or come early.
 
 A `Scenario` is what is asked: a trace, a model, a machine, policies. Studies answer it: `advise`,
-`compare`, `mrc`, `search`, `serve`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has a worked
-example.
+`compare`, `mrc`, `search`, `serve`, `sweep`, `replay`, `llama_bench`, `microbench`. docs/python.md has
+a worked example.
 
 Names are loaded when first used, so that importing the package costs nothing.
 """

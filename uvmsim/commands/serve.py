@@ -94,7 +94,9 @@ _SCENARIO = (
     "--plot", metavar="FILE", help="TTFT, TPOT and throughput over --rate, a line a policy."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def serve(as_json: bool, plot: str | None, traces: tuple[str, ...], **given: Any) -> None:
+def serve(
+    as_json: bool, plot: str | None, jobs: int, dask: str | None, traces: tuple[str, ...], **given: Any
+) -> None:  # fmt: skip
     """Serve requests whose routing is borrowed from TRACES (default: the bundled one).
 
     \b
@@ -138,7 +140,7 @@ def serve(as_json: bool, plot: str | None, traces: tuple[str, ...], **given: Any
     if "sharegpt_output_len" in asked:
         asked["output_of_all"] = asked.pop("sharegpt_output_len")
     with bar("serving") as progress:
-        result = run(scenario, Asked(**asked), progress=progress)
+        result = run(scenario, Asked(**asked), processes=jobs, dask=dask, progress=progress)
     if plot:
         from uvmsim.report.serve_plot import draw
 

@@ -13,7 +13,8 @@ from uvmsim.report.fit import Column, Row, show
 from uvmsim.report.progress import wide
 from uvmsim.report.table import said
 from uvmsim.serving.result import WIDTH
-from uvmsim.studies.serve.study import Service, Serving
+from uvmsim.studies.serve.items import Service
+from uvmsim.studies.serve.study import Serving
 
 
 def print_serving(s: Serving, console: Console | None = None) -> None:

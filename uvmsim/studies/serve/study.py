@@ -2,98 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from traces.errors import InputError
 from traces.requests.trace import RequestTrace
 from traces.routing import RoutingTrace
-from uvmsim.core.units import parse_bytes
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
-from uvmsim.runs.job import DoesNotFit, Job, expert_slots
-from uvmsim.serving.load import Load, check_load, load_of, prefix_tokens
-from uvmsim.serving.machine import serve_job
-from uvmsim.serving.metrics import bench
-from uvmsim.serving.result import Bench
-from uvmsim.serving.server import SWA, Server, server_of
-from uvmsim.serving.source import Source, source_of
-from uvmsim.serving.streamed import Border, serve_streamed, why_not
+from uvmsim.serving.server import Server
 from uvmsim.studies.answer import Answer, flat
-from uvmsim.studies.choice import policies_for
-from uvmsim.studies.compare import BUNDLED_SIZE
 from uvmsim.studies.resolve import (
     Resolved,
     hardware_json,
-    jobs,
-    label,
-    load_trace,
     model_json,
-    resolve,
-    slots_of,
     trace_json,
 )
-from uvmsim.studies.scenario import DEFAULT_HARDWARE, Progress, Scenario, plain, scenario_of
-from uvmsim.studies.serve.asked import Asked, told_rate
-from uvmsim.studies.serve.row import Cost, answered, costs_of_run, costs_of_stream
+from uvmsim.studies.scenario import Progress, Scenario, plain, scenario_of
+from uvmsim.studies.serve.asked import Asked
+from uvmsim.studies.serve.items import Service, items_of
+from uvmsim.studies.serve.spread import spread
 from uvmsim.version import __version__
-
-BORROWED = "lengths are those asked for; routing is borrowed from sequences of the trace"
-ROUND_TO = 256
-"""llama.cpp pads a context to so many tokens."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """One run."""
-
-    job: Job
-    mechanism: str
-    rate: float | None
-    bench: Bench | None
-    """None where the model does not fit."""
-    costs: dict[str, Cost]
-    slots: int
-    kv_tokens: int
-    does_not_fit: DoesNotFit | None = None
-    way: str = "stream"
-    record: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types: the keys of vLLM's result file under ``bench``."""
-        head: dict[str, Any] = {
-            "mechanism": self.mechanism, "policy": self.job.policy_name,
-            "hardware": self.job.hardware.name, "slots": self.slots, "kv_tokens": self.kv_tokens,
-            "rate": self.rate if self.rate is None or math.isfinite(self.rate) else "inf",
-        }  # fmt: skip
-        if self.mechanism == "cpu-offload":
-            head["ncmoe"] = self.job.ncmoe
-        if self.does_not_fit is not None:
-            d = self.does_not_fit
-            return head | {"status": "out-of-memory", "needed_bytes": d.needed,
-                           "available_bytes": d.available, "what": str(d)}  # fmt: skip
-        assert self.bench is not None
-        n = self.bench.completed
-        costs = list(self.costs.values())
-        stalls = [c.stall_ns for c in costs]
-        asked = [c.accesses for c in costs]
-        moved = sum(c.bytes_h2d + c.bytes_d2h for c in costs)
-        hits = None if None in asked else sum(c.hits or 0 for c in costs)
-        return head | {
-            "status": "ok",
-            "way": self.way,
-            "bench": self.record,
-            "hit_rate": None if hits is None else hits / max(sum(x or 0 for x in asked), 1),
-            "bytes_moved_per_request": moved / n,
-            "stall_s_per_request": None
-            if None in stalls
-            else sum(x or 0 for x in stalls) / 1e9 / n,
-            "phases": {name: c.to_json() for name, c in self.costs.items()},
-        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,142 +75,24 @@ class Serving(Answer):
 
 def serve(
     scenario: Scenario | Any = None, asked: Asked | None = None, *,
-    progress: Progress | None = None, **options: Any,
+    processes: int = 1, dask: str | None = None, progress: Progress | None = None, **options: Any,
 ) -> Serving:  # fmt: skip
     """Serve requests with every mechanism and policy of a scenario, at every size of the pool and rate.
 
     ``scenario`` as in `uvmsim.compare`; of its fields ``limit``, ``write_back``, ``reset`` and
-    ``state`` have no meaning here. ``options``: the fields of `Asked`, in its place. ``progress``
-    is called with (runs done, runs in all, what runs next). Raises `InputError`."""
-    q = asked or Asked(**options)
-    s = scenario_of(scenario)
-    s = s.or_else(hardware=DEFAULT_HARDWARE, mechanisms="expert-cache", pool="global")
-    _check(s)
-    chosen = policies_for(s.mechanisms, s.policies or _default(s))  # type: ignore[arg-type]
-    r = resolve(s, several=True)
-    traces = [r.trace, *(load_trace(t) for t in q.more)]
-    source = source_of(traces)
-    requests = q.trace(s.seed)
-    server, kv = _server(s, q, r, requests)
-    given: Any = s.slots
-    if not given and s.trace is None and s.vram is None:
-        given = (BUNDLED_SIZE,)
-    sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
-    r = replace(r, base=replace(r.base, ctx=kv))
-    todo = [x for hw in r.machines for x in jobs(r.on(hw), s.mechanisms, sizes, chosen)]  # type: ignore[arg-type]
-    times = q.times(requests, s.seed)
-    cached = None
-    if len(requests.blocks):
-        cached = prefix_tokens(
-            requests.blocks, requests.block_lo, requests.block_tokens, server.kv_tokens
-        )
-    runs: list[Service] = []
-    notes = [*r.notes, *source.notes, *requests.notes, BORROWED]
-    total = len(todo) * len(times)
-    for rate, arrival in times:
-        load = load_of(arrival, requests.prompt, requests.output, source, s.seed, cached)
-        check_load(load, server, s.ctx)
-        for job, mechanism in todo:
-            if progress:
-                at = "" if rate is None else f" at {rate:g}/s"
-                progress(len(runs), total, label(job, mechanism) + at)
-            told = _told(progress, len(runs), total, label(job, mechanism))
-            runs.append(_one(job, mechanism, load, server, source, q, s, rate, notes, told))
+    ``state`` have no meaning here. ``options``: the fields of `Asked`, in its place. ``processes``:
+    how many runs at a time (a script then needs an ``if __name__ == "__main__"``); ``dask``: a
+    scheduler to run them instead. ``progress`` is called with (runs done, runs in all, what runs
+    next). Raises `InputError`."""
+    items = items_of(scenario_of(scenario), asked or Asked(**options))
+    notes, runs, total = items.notes, [], len(items.runs)
+    for service, more in spread(items, processes, dask, progress):
+        runs.append(service)
+        notes += [n for n in more if n not in notes]
     if progress:
         progress(total, total, "")
-    return Serving(s, q, r.trace, requests, server, r.model, r.hardware, runs, notes, r)
-
-
-def _check(s: Scenario) -> None:
-    for name in ("write_back", "limit", "state", "state_out", "behind"):
-        if getattr(s, name):
-            raise InputError("has no meaning for a server; leave it out", argument=name)
-    if s.reset != "never" or s.unit != "event":
-        name = "reset" if s.reset != "never" else "unit"
-        raise InputError(
-            f"{getattr(s, name)}: a server keeps its pool; leave it out", argument=name
-        )
-
-
-def _default(s: Scenario) -> tuple[str, ...] | None:
-    """Policies that know no future: a server has none to look at."""
-    from uvmsim.policies.kinds import EXPERTS
-
-    if s.mechanisms and set(s.mechanisms) <= {"expert-cache", "hybrid"}:
-        return tuple(p for p in EXPERTS.defaults if "belady" not in p)
-    return None
-
-
-def _server(s: Scenario, q: Asked, r: Resolved, requests: RequestTrace) -> tuple[Server, int]:
-    """The server, and how many tokens its KV cache holds: what was asked for, else what its requests
-    can need at most."""
-    kv = s.ctx
-    if q.kv is not None:
-        if s.ctx is not None:
-            raise InputError(f"{q.kv}: give bytes or `ctx`, not both", argument="kv")
-        try:
-            size = parse_bytes(q.kv)
-        except InputError as err:
-            raise InputError(str(err), argument="kv") from None
-        kv = size // max(r.model.kv_bytes_per_token, 1)
-        if kv < 1:
-            raise InputError(f"{q.kv}: less than one token's KV cache", argument="kv")
-    server = server_of(
-        q.server, q.parallel, q.batch, q.ubatch, kv_tokens=kv or 0,
-        max_concurrency=q.max_concurrency or 0, warmup=q.warmup, breaks=q.breaks,
-        swa=r.model.architecture in SWA,
+    r = items.resolved
+    return Serving(
+        items.scenario, items.asked, r.trace, items.requests, items.server, r.model, r.hardware,
+        runs, notes, r,
     )  # fmt: skip
-    if kv is None:
-        longest = int((requests.prompt.astype(np.int64) + requests.output).max())
-        at_once = min(server.slots, q.max_concurrency or server.slots, len(requests))
-        kv = at_once * -(-longest // ROUND_TO) * ROUND_TO
-    return server, kv
-
-
-def _told(
-    progress: Progress | None, done: int, total: int, what: str
-) -> Callable[[int, int], None] | None:
-    """Progress inside a run: requests."""
-    if progress is None:
-        return None
-    return lambda n, of: progress(done, total, f"{what}, request {n:,} of {of:,}")
-
-
-def _one(
-    job: Job, mechanism: str, load: Load, server: Server, source: Source, q: Asked, s: Scenario,
-    rate: float | None, notes: list[str], told: Callable[[int, int], None] | None,
-) -> Service:  # fmt: skip
-    why = why_not(job, mechanism) or ("the SimPy clock" if s.engine != "fast" else None)
-    if q.border == "elastic" and (why or q.way == "whole" or job.pool != "global"):
-        told_why = why or ("one simulator of all passes" if q.way == "whole" else "a pool a layer")
-        raise InputError(f"elastic: not for {told_why}; leave it out", argument="border")
-    if q.way == "stream" and why:
-        raise InputError(f"stream: not for {why}; leave it out", argument="way")
-    kv = job.ctx or 0
-    if "next_use" in (job.policy.needs if job.policy else ()):
-        raise InputError(f"policy {job.policy_name} needs the future, which a server has not")
-    if why is None and q.way != "whole":
-        try:
-            slots = expert_slots(job)
-            border = Border(slots, kv) if q.border == "elastic" else None
-            done = serve_streamed(
-                replace(job, slots=slots), load, server, source, told, border=border
-            )
-        except DoesNotFit as err:
-            return Service(job, mechanism, rate, None, {}, 0, kv, err)
-        queue, costs, way = done.queue, costs_of_stream(done), "stream"
-        more = done.notes
-    else:
-        run = serve_job(job, mechanism, load, server, source, s.engine)
-        if run.outcome.does_not_fit is not None:
-            return Service(job, mechanism, rate, None, {}, 0, kv, run.outcome.does_not_fit)
-        queue, costs, way = run.schedule.queue, costs_of_run(run), "whole"
-        slots, more = run.outcome.slots, run.outcome.notes
-    notes += [n for n in more if n not in notes]
-    seen = answered(queue, server.warmup)
-    made = bench(
-        seen, rate=told_rate(rate), burstiness=q.burstiness, max_concurrency=q.max_concurrency,
-        percentiles=q.percentiles, metrics=q.metrics, goodput=q.goodput or None,
-    )  # fmt: skip
-    record = made.record(model_id=job.model.name, ramp=q.ramp)
-    return Service(job, mechanism, rate, made, costs, slots, kv, None, way, record)
