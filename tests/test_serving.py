@@ -336,3 +336,49 @@ def test_a_source_without_prompts_says_so():
     assert any("no prompts" in note for note in made.notes) or any(
         "no generated" in note for note in made.notes
     )
+
+
+# ---- the command ----------------------------------------------------------------------------------
+
+
+def command(*args: str) -> tuple[int, str]:
+    from click.testing import CliRunner
+
+    from uvmsim.commands.serve import serve as told
+
+    done = CliRunner().invoke(told, args)
+    return done.exit_code, done.output + (str(done.exception) if done.exception else "")
+
+
+SHORT = ("--num-prompts", "3", "--prompt-len", "20", "--output-len", "4", "--policy", "lru")
+
+
+def test_the_command_prints_vllms_lines_or_a_table(tmp_path):
+    code, out = command(*SHORT)
+    assert code == 0 and "Mean TTFT (ms):" in out and "Hit rate, decode (%):" in out
+    picture = tmp_path / "knee.png"
+    code, out = command(*SHORT, "--rate", "5,50", "--goodput", "ttft:500", "--plot", str(picture))
+    assert code == 0 and "keeps up" in out and picture.stat().st_size > 0
+    code, out = command(*SHORT, "--json")
+    import json
+
+    assert json.loads(out)["runs"][0]["bench"]["completed"] == 3
+
+
+def test_the_command_reads_a_request_file(tmp_path):
+    rows = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,20,4\n0.01,9,3\n"
+    file = tmp_path / "vidur.csv"
+    file.write_text(rows, encoding="utf-8")
+    code, out = command("--requests", str(file), "--policy", "lru", "--parallel", "2")
+    assert code == 0 and "Total generated tokens:                  7" in out
+    file.write_text(rows.replace("0.01,9", "-1,9"), encoding="utf-8")
+    code, out = command("--requests", str(file), "--policy", "lru")
+    assert code and "vidur.csv" in out
+
+
+@pytest.mark.parametrize(
+    "args", [("--rate", "x"), ("--goodput", "ttft"), ("--rate", "0"), ("--breaks", "a")]
+)
+def test_bad_flags_are_refused(args: tuple[str, ...]):
+    code, out = command(*SHORT, *args)
+    assert code and args[0] in out

@@ -34,7 +34,7 @@ _SCENARIO = (
 @click.option("--prompt-len", type=click.IntRange(1), metavar="N", help="Tokens in; 512.")
 @click.option("--output-len", type=click.IntRange(1), metavar="N", help="Tokens out; 128.")
 @click.option(
-    "--rate", "--request-rate", "rates", metavar="R", multiple=True,
+    "--request-rate", "--rate", "rates", metavar="R", multiple=True,
     help="Requests/s, inf: all at once; repeat or separate by commas to sweep. The file's times, or 1.",
 )  # fmt: skip
 @click.option(
@@ -90,6 +90,8 @@ _SCENARIO = (
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="0.")
 @click.option("--engine", metavar="fast|des", help="Compiled clock, or the SimPy model.")
+@click.option("--jobs", type=click.IntRange(1), default=1, metavar="N", help="Runs at a time; 1.")
+@click.option("--dask", metavar="ADDRESS", help="Run them on a Dask scheduler.")
 @click.option(
     "--plot", metavar="FILE", help="TTFT, TPOT and throughput over --rate, a line a policy."
 )

@@ -22,7 +22,7 @@ def draw(s: Serving, path: str) -> None:
             name += f", {run.slots} slots"
         lines.setdefault(name, []).append((float(run.rate or 0), run.record or {}))
     good = bool(s.asked.goodput)
-    fig, axes = figure(11, 4, columns=3)
+    fig, axes = figure(11, 4, ncols=3)
     last = "request_goodput" if good else "output_throughput"
     panels = (
         ("time to first token, ms", ("mean_ttft_ms", "p99_ttft_ms"), True),
