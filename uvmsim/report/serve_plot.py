@@ -15,6 +15,8 @@ def draw(s: Serving, path: str) -> None:
     runs = [r for r in s.runs if r.bench is not None and r.rate is not None]
     if len({r.rate for r in runs}) < 2:
         raise InputError("needs two rates or more to draw over", argument="plot")
+    from matplotlib.ticker import NullLocator
+
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for run in runs:
         name = " ".join(x for x in (run.mechanism, run.job.policy_name or "") if x)
@@ -41,8 +43,13 @@ def draw(s: Serving, path: str) -> None:
                     lw=1.8 if not j else 1, label=name if not j else None,
                 )  # fmt: skip
         ax.set(xlabel="requests/s", title=label, xscale="log")
+        ax.set_xticks(sorted({float(r.rate or 0) for r in runs}))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
         if log:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
         else:
             ax.set_ylim(bottom=0)
     axes[0].legend(fontsize=8)
