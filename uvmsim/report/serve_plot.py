@@ -28,7 +28,7 @@ def draw(s: Serving, path: str) -> None:
     last = "request_goodput" if good else "output_throughput"
     panels = (
         ("time to first token, ms", ("mean_ttft_ms", "p99_ttft_ms"), True),
-        ("time per output token, ms", ("mean_tpot_ms", "p99_tpot_ms"), True),
+        ("time per output token, ms", ("mean_tpot_ms", "p99_tpot_ms"), False),
         ("good requests/s" if good else "output tokens/s", (last,), False),
     )
     for ax, (label, keys, log) in zip(axes, panels, strict=True):
