@@ -1,6 +1,7 @@
 """How much of the gap between LRU and Belady learned policies close, on routing split by sequence.
 
     python experiments/policy_lead/run.py ROUTING
+    python experiments/policy_lead/run.py ROUTING --all    # then misses, pieces and negative results too
 
 ROUTING is a folder of public dumps: gpt-oss-20b/{mmlu_dev,gpqa_main,polyglot}.npz,
 olmoe-1b-7b/trace_olmoe_299.jsonl, glm-4.5-air/glm45air_routing.jsonl. Everything is done by uvmsim's
@@ -135,3 +136,5 @@ def show(part: str, results: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    for script in ("misses.py", "pieces.py", "negative.py") if "--all" in sys.argv[2:] else ():
+        subprocess.run([sys.executable, str(HERE / script), sys.argv[1]], check=True)
