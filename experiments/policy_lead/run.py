@@ -1,7 +1,7 @@
 """How much of the gap between LRU and Belady learned policies close, on routing split by sequence.
 
     python experiments/policy_lead/run.py ROUTING
-    python experiments/policy_lead/run.py ROUTING --all    # then misses, pieces and negative results too
+    python experiments/policy_lead/run.py ROUTING --all    # and misses, pieces, negative results
 
 ROUTING is a folder of public dumps: gpt-oss-20b/{mmlu_dev,gpqa_main,polyglot}.npz,
 olmoe-1b-7b/trace_olmoe_299.jsonl, glm-4.5-air/glm45air_routing.jsonl. Everything is done by uvmsim's
