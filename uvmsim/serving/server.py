@@ -19,7 +19,8 @@ class Server:
     In each *iteration* every request that generates gets one token, then prompts fill what is left of
     ``batch`` tokens, in chunks. The iteration's tokens run in forward passes of up to ``ubatch``
     tokens; what they make comes out at the iteration's end. Requests wait in the order in which
-    they were sent."""
+    they were sent.
+    """
 
     kind: str = "llama-server"
     slots: int = 1

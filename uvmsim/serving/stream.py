@@ -4,7 +4,8 @@ One forward pass at a time is made up (`uvmsim.serving.schedule`), its experts a
 policy's kernel (`uvmsim.experts.pool`), priced as `uvmsim.machine.timing` does and clocked by
 `uvmsim.clocks.fast`. Nothing of a pass is kept but sums and when tokens came out; copies are
 forgotten once they are done. Times and counts are those of `uvmsim.serving.machine` and
-`uvmsim.serving.des`."""
+`uvmsim.serving.des`.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def serve(
     ``state`` have no meaning here. ``options``: the fields of `Asked`, in its place. ``processes``:
     how many runs at a time (a script then needs an ``if __name__ == "__main__"``); ``dask``: a
     scheduler to run them instead. ``progress`` is called with (runs done, runs in all, what runs
-    next). Raises `InputError`."""
+    next). Raises `InputError`.
+    """
     items = items_of(scenario_of(scenario), asked or Asked(**options))
     notes, runs, total = items.notes, [], len(items.runs)
     for service, more in spread(items, processes, dask, progress):
