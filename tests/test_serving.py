@@ -314,6 +314,12 @@ def test_bad_scenarios_are_refused_in_a_line(fields: dict, told: str | None):
         serve(scenario, **asked())
 
 
+def test_a_kv_cache_that_leaves_no_expert_slot_is_refused():
+    with pytest.raises(InputError, match="leaves no expert slot") as err:
+        serve(Scenario(policies=["lru"]), **asked(kv="40GiB"))
+    assert err.value.argument == "kv" and "\n" not in str(err.value)
+
+
 def test_a_request_longer_than_the_kv_cache_is_refused():
     load = load_of(np.zeros(2), np.array([5, 50]), np.array([1, 2]), SOURCE)
     with pytest.raises(InputError, match="request 1 has 52 tokens"):

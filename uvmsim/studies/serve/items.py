@@ -12,7 +12,7 @@ import numpy as np
 from traces.errors import InputError
 from traces.requests.trace import RequestTrace
 from uvmsim.core.units import parse_bytes
-from uvmsim.runs.job import DoesNotFit, Job, expert_slots
+from uvmsim.runs.job import DoesNotFit, Job, expert_slots, fixed_bytes
 from uvmsim.serving.load import Load, check_load, load_of, prefix_tokens
 from uvmsim.serving.machine import serve_job
 from uvmsim.serving.metrics import bench
@@ -140,6 +140,8 @@ def items_of(s: Scenario, q: Asked) -> Items:
         given = (BUNDLED_SIZE,)
     sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
     r = replace(r, base=replace(r.base, ctx=kv))
+    if q.kv is not None:
+        _check_kv(q.kv, r)
     todo = [x for hw in r.machines for x in jobs(r.on(hw), s.mechanisms, sizes, chosen)]  # type: ignore[arg-type]
     runs = [
         (rate, arrival, job, mechanism)
@@ -198,6 +200,18 @@ def _server(s: Scenario, q: Asked, r: Resolved, requests: RequestTrace) -> tuple
         at_once = min(server.slots, q.max_concurrency or server.slots, len(requests))
         kv = at_once * -(-longest // ROUND_TO) * ROUND_TO
     return server, kv
+
+
+def _check_kv(kv: str | int | float, r: Resolved) -> None:
+    """Raise `InputError` where a KV cache leaves no expert slot on any of the machines."""
+    for hw in r.machines:
+        needed = fixed_bytes(replace(r.base, hardware=hw)) + max(r.model.expert_bytes)
+        if needed > hw.vram_bytes:
+            raise InputError(
+                f"{kv}: leaves no expert slot: with dense weights and one expert {needed:,} of "
+                f"{hw.name}'s {hw.vram_bytes:,} bytes; give less",
+                argument="kv",
+            )
 
 
 def _one(
