@@ -234,3 +234,17 @@ def test_lists_fold(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     for command in (policies, hardware):
         assert "…" not in CliRunner().invoke(command, []).output
+
+
+def test_cells_are_neither_markup_nor_commands_to_the_terminal():
+    import io
+
+    from rich.console import Console
+
+    from uvmsim.report.fit import Column, Row, show
+
+    for width in (80, 12):
+        out = io.StringIO()
+        console = Console(file=out, width=width, force_terminal=True, color_system=None)
+        show(console, [Column("policy", "left", name=True)], [Row(["a[red]b"]), Row(["c\x1b[2Jd"])])
+        assert "a[red]b" in out.getvalue() and "\x1b[2J" not in out.getvalue()

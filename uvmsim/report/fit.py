@@ -23,6 +23,8 @@ from rich.text import Text
 NAME = 20
 """A name folds to no less than this before columns leave."""
 ENDLESS = 100_000
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal acts on."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def show(
         for i in chosen:
             _add(made, columns[i], [row.cells[i] for row in rows], broken, fold)
         for row in rows:
-            made.add_row(*(row.cells[i] for i in chosen), style=row.style)
+            made.add_row(*(_plain(row.cells[i]) for i in chosen), style=row.style)
         return made
 
     plain = table(False, False)
@@ -96,8 +98,13 @@ def width(console: Console, columns: Sequence[Column], rows: Sequence[Row], **lo
     for i, column in enumerate(columns):
         _add(made, column, [row.cells[i] for row in rows], False, False)
     for row in rows:
-        made.add_row(*row.cells)
+        made.add_row(*map(_plain, row.cells))
     return _width(console, made)
+
+
+def _plain(cell: str | Text) -> Text:
+    """What a file or a user named is no markup (``[red]``) and moves no cursor."""
+    return cell if isinstance(cell, Text) else Text(CONTROL.sub("\N{REPLACEMENT CHARACTER}", cell))
 
 
 def _add(
