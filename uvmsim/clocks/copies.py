@@ -13,6 +13,13 @@ LAST = 2
 copy queued now is seen by an engine that falls idle now."""
 
 
+def at_last(env: simpy.Environment, event: Event) -> None:
+    """Let ``event`` happen now, after everything else that does."""
+    # SimPy's own calls have priority 0 and 1.
+    event._ok, event._value = True, None
+    env.schedule(event, priority=LAST)  # type: ignore[arg-type]
+
+
 class Copy:
     """One transfer; ``done`` happens when its last byte has arrived."""
 
@@ -61,9 +68,7 @@ class CopyEngine:
 
     def _call(self) -> None:
         if not self._wake.triggered:
-            # SimPy's own calls have priority 0 and 1.
-            self._wake._ok, self._wake._value = True, None
-            self.env.schedule(self._wake, priority=LAST)  # type: ignore[arg-type]
+            at_last(self.env, self._wake)
 
     def _run(self) -> Generator[Event, None, None]:
         while True:

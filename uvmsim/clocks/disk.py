@@ -8,7 +8,7 @@ from collections.abc import Generator
 import simpy
 from simpy.events import Event
 
-from uvmsim.clocks.copies import LAST, Copy, CopyEngine
+from uvmsim.clocks.copies import Copy, CopyEngine, at_last
 from uvmsim.runs.reads import Reads
 
 
@@ -53,8 +53,7 @@ class Disk:
 
     def _call(self) -> None:
         if not self._wake.triggered:
-            self._wake._ok, self._wake._value = True, None
-            self.env.schedule(self._wake, priority=LAST)  # type: ignore[arg-type]
+            at_last(self.env, self._wake)
 
     def _run(self) -> Generator[Event, None, None]:
         while True:

@@ -133,6 +133,34 @@ class Out(NamedTuple):
     """int32: scratch for `prefetch`."""
 
 
+def leaving(es, pool, seen, tally, p):
+    """Whom the policy lets go of pool ``p``; -1 where it is nobody, or nobody who may leave: then
+    ``tally.n[ERROR]`` says so."""
+    v = np.int64(victim(es, seen, p))
+    if v >= 0 and (
+        v >= pool.slot_of.size
+        or pool.slot_of[v] < 0
+        or pool.pin[v] == pool.stamp[0]
+        or pool.pool_of[v] != p
+    ):
+        tally.n[ERROR] = BAD_VICTIM
+        tally.n[CULPRIT] = v
+        return np.int64(-1)
+    return v
+
+
+def let_go(es, seen, tally, v):
+    """Tell the policy and the counters that ``v`` leaves; returns the copy that still brings it, -1 if
+    none."""
+    on_evict(es, seen, v)
+    tally.n[EVICTIONS] += 1
+    if not tally.fresh[v]:
+        return np.int64(-1)
+    tally.n[WASTED] += tally.fresh[v] == AHEAD
+    tally.fresh[v] = 0
+    return np.int64(tally.brought_by[v])
+
+
 def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
     """Give expert ``e`` a slot, evicting if the pool is full, and queue its copy.
 
@@ -150,27 +178,13 @@ def take_slot(es, pool, seen, tally, out, e, i, kind, write_back):
         slot = pool.lo[p] + pool.used[p]
         pool.used[p] += 1
     else:
-        v = victim(es, seen, p)
+        v = leaving(es, pool, seen, tally, p)
         if v < 0:
             return False
-        if (
-            v >= pool.slot_of.size
-            or pool.slot_of[v] < 0
-            or pool.pin[v] == pool.stamp[0]
-            or pool.pool_of[v] != p
-        ):
-            n[ERROR] = BAD_VICTIM
-            n[CULPRIT] = v
-            return False
         slot = np.int64(pool.slot_of[v])
-        left = np.int64(v)
-        on_evict(es, seen, v)
+        left = v
+        after = let_go(es, seen, tally, v)
         pool.slot_of[v] = -1
-        n[EVICTIONS] += 1
-        if tally.fresh[v]:
-            n[WASTED] += tally.fresh[v] == AHEAD
-            tally.fresh[v] = 0
-            after = tally.brought_by[v]
         if write_back:
             c = n[COPIES]
             out.copy_expert[c] = v
@@ -199,16 +213,12 @@ def shrink(es, pool, seen, tally):
     n = tally.n
     pool.stamp[0] += 1  # nobody is in use
     while pool.used[0] > n[LIMIT]:
-        v = victim(es, seen, 0)
-        if v < 0 or v >= pool.slot_of.size or pool.slot_of[v] < 0:
-            n[ERROR] = NO_VICTIM if v < 0 else BAD_VICTIM
-            n[CULPRIT] = v
+        v = leaving(es, pool, seen, tally, np.int64(0))
+        if v < 0:
+            if n[ERROR] == 0:
+                n[ERROR] = NO_VICTIM
             return False
-        on_evict(es, seen, v)
-        n[EVICTIONS] += 1
-        if tally.fresh[v]:
-            n[WASTED] += tally.fresh[v] == AHEAD
-            tally.fresh[v] = 0
+        let_go(es, seen, tally, v)
         slot = np.int64(pool.slot_of[v])
         pool.slot_of[v] = -1
         pool.used[0] -= 1
@@ -240,16 +250,8 @@ def enter_slot(es, pool, seen, tally, out, misses, e, i, kind, place):
     after = np.int64(-1)
     left = np.int64(-1)
     if pool.used[p] == pool.lo[p + 1] - pool.lo[p]:
-        v = victim(es, seen, p)
-        bad = v >= 0 and (
-            v >= pool.slot_of.size
-            or pool.slot_of[v] < 0
-            or pool.pin[v] == pool.stamp[0]
-            or pool.pool_of[v] != p
-        )
-        if bad:
-            n[ERROR] = BAD_VICTIM
-            n[CULPRIT] = v
+        v = leaving(es, pool, seen, tally, p)
+        if n[ERROR]:
             return False
         if v < 0:
             on_evict(es, seen, e)
@@ -257,12 +259,7 @@ def enter_slot(es, pool, seen, tally, out, misses, e, i, kind, place):
             pool.slot_of[e] = -1
             pool.expert_in[slot] = -1
             return False
-        on_evict(es, seen, v)
-        n[EVICTIONS] += 1
-        if tally.fresh[v]:
-            n[WASTED] += tally.fresh[v] == AHEAD
-            tally.fresh[v] = 0
-            after = tally.brought_by[v]
+        after = let_go(es, seen, tally, v)
         hole = np.int64(pool.slot_of[v])
         pool.slot_of[v] = -1
         pool.expert_in[slot] = -1
@@ -277,7 +274,7 @@ def enter_slot(es, pool, seen, tally, out, misses, e, i, kind, place):
             misses.place[hole] = place
             return True
         place = its
-        left = np.int64(v)
+        left = v
         misses.place[hole] = place
     elif place >= 0:
         misses.place[slot] = place

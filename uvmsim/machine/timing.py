@@ -11,6 +11,7 @@ import numpy as np
 
 from traces.errors import InputError
 from traces.jit import compiled
+from uvmsim.core.jit import kernel_part
 from uvmsim.machine.hardware import Hardware
 from uvmsim.machine.model import Model
 from uvmsim.workload import Workload
@@ -106,22 +107,29 @@ def _wave_ns(
     a = 0
     for w in range(len(wave_hi)):
         end = wave_hi[w]
-        if a == end:
-            out[w] = 0
-            continue
-        layer = ids[a] // n_experts  # a wave is of one layer
-        tokens = np.int64(0)
-        tiled = np.int64(0)
-        for i in range(a, end):
-            tokens += counts[i]
-            tiled += (counts[i] + tile - 1) // tile * tile
-        if tokens > rows:
-            tokens = tiled
-        read = (end - a) * nbytes[layer]
-        seconds = max(read / read_rate, 2.0 * params[layer] * tokens / flop_rate)
-        out[w] = np.int64(np.rint(seconds * 1e9)) + launch
+        layer = ids[a] // n_experts if a < end else 0  # a wave is of one layer
+        out[w] = wave_ns(
+            counts, a, end, nbytes[layer], params[layer], read_rate, flop_rate, launch, tile, rows
+        )
         a = end
     return out
+
+
+@kernel_part
+def wave_ns(counts, a, end, nbytes, params, read_rate, flop_rate, launch, tile, rows):
+    """ns of the experts ``a`` .. ``end - 1`` of one layer, ``nbytes`` and ``params`` each, and one
+    launch; none take none."""
+    if a == end:
+        return np.int64(0)
+    tokens = np.int64(0)
+    tiled = np.int64(0)
+    for i in range(a, end):
+        tokens += counts[i]
+        tiled += (counts[i] + tile - 1) // tile * tile
+    if tokens > rows:
+        tokens = tiled
+    seconds = max((end - a) * nbytes / read_rate, 2.0 * params * tokens / flop_rate)
+    return np.int64(np.rint(seconds * 1e9)) + launch
 
 
 def copy_times(

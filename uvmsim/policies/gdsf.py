@@ -4,7 +4,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from uvmsim.policies.base import Eviction, in_use, pool_of
+from uvmsim.policies.base import pool_of
+from uvmsim.policies.lfuda import LFUDA
 
 
 class State(NamedTuple):
@@ -21,7 +22,7 @@ class State(NamedTuple):
     counts: np.ndarray
 
 
-class GDSF(Eviction):
+class GDSF(LFUDA):
     """Rank = age + uses x cost / size, least leaves; cost is the time to bring an expert back."""
 
     name = "gdsf"
@@ -55,20 +56,3 @@ class GDSF(Eviction):
         s.since[e] = s.tick[0]
         s.uses[e] = 1
         s.key[e] = s.age[pool_of(pool, e)] + s.worth[pool.layer_of[e]]
-
-    @staticmethod
-    def on_evict(s, pool, e):
-        s.age[pool_of(pool, e)] = s.key[e]
-
-    @staticmethod
-    def victim(s, pool, p):
-        best = -1
-        for slot in range(pool.lo[p], pool.lo[p] + pool.used[p]):
-            e = pool.expert_in[slot]
-            if not in_use(pool, e) and (
-                best < 0
-                or s.key[e] < s.key[best]
-                or (s.key[e] == s.key[best] and s.since[e] < s.since[best])
-            ):
-                best = e
-        return best

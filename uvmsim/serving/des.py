@@ -17,7 +17,7 @@ import simpy
 from simpy.events import Event
 
 from traces.routing import RoutingTrace
-from uvmsim.clocks.copies import LAST
+from uvmsim.clocks.copies import at_last
 from uvmsim.clocks.des import Machine
 from uvmsim.experts.decisions import Decisions, Served
 from uvmsim.experts.pricing import price
@@ -215,8 +215,7 @@ class World:
     def settled(self) -> Event:
         """Happens now, after everything else that does."""
         event = Event(self.env)
-        event._ok, event._value = True, None
-        self.env.schedule(event, priority=LAST)  # type: ignore[arg-type]
+        at_last(self.env, event)
         return event
 
     def admit(self) -> None:
