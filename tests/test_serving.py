@@ -371,6 +371,19 @@ def test_the_command_prints_vllms_lines_or_a_table(tmp_path):
     assert json.loads(out)["runs"][0]["bench"]["completed"] == 3
 
 
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    code, out = command(*SHORT, "--rate", "5,50", "--plot", str(tmp_path / "knee.doc"))
+    assert code and "must end in .png or .svg" in out and "keeps up" not in out
+
+
+def test_layers_on_the_cpu_are_told_apart():
+    from uvmsim.report.serve_table import knees
+
+    scenario = Scenario(TRACE, expert_size="2MB", mechanisms="cpu-offload", ncmoe=(1, 3))
+    made = serve(scenario, **asked(rates=(1.0, 50.0)))
+    assert list(knees(made)) == ["cpu-offload 1, 16 slots", "cpu-offload 3"]
+
+
 def test_the_command_reads_a_request_file(tmp_path):
     rows = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,20,4\n0.01,9,3\n"
     file = tmp_path / "vidur.csv"

@@ -109,6 +109,7 @@ def serve(
       uvmsim serve T.arrow --mechanism uvm --policy default,prefetch_always_max --rate 0.2
       uvmsim serve T.arrow --rate 1,2,4,8 --goodput ttft:2000 --goodput tpot:50 --plot knee.png
     """
+    from uvmsim.report.plots import check_target
     from uvmsim.report.progress import bar
     from uvmsim.report.serve_table import print_serving
     from uvmsim.serving.metrics import parse_goodput
@@ -141,6 +142,8 @@ def serve(
         asked["metrics"] = policy_list((asked.pop("percentile_metrics"),))
     if "sharegpt_output_len" in asked:
         asked["output_of_all"] = asked.pop("sharegpt_output_len")
+    if plot:
+        check_target(plot)
     with bar("serving") as progress:
         result = run(scenario, Asked(**asked), processes=jobs, dask=dask, progress=progress)
     if plot:

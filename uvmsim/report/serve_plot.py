@@ -17,11 +17,10 @@ def draw(s: Serving, path: str) -> None:
         raise InputError("needs two rates or more to draw over", argument="plot")
     from matplotlib.ticker import NullLocator
 
+    several = len({r.slots for r in runs}) > 1
     lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for run in runs:
-        name = " ".join(x for x in (run.mechanism, run.job.policy_name or "") if x)
-        if len({r.slots for r in runs}) > 1:
-            name += f", {run.slots} slots"
+        name = run.name + (f", {run.slots} slots" if several else "")
         lines.setdefault(name, []).append((float(run.rate or 0), run.record or {}))
     good = bool(s.asked.goodput)
     fig, axes = figure(11, 4, ncols=3)

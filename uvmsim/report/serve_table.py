@@ -96,9 +96,8 @@ def _table(console: Console, s: Serving) -> None:
     rows = []
     for run in s.runs:
         d = run.to_json()
-        name = run.mechanism + (f" {run.job.ncmoe}" if run.mechanism == "cpu-offload" else "")
         head = [run.job.hardware.name] if machines else []
-        head += [name, run.job.policy_name or ""]
+        head += [run.how, run.job.policy_name or ""]
         head += [f"{run.slots:,}"] if several_sizes else []
         head += [_rate(run.rate)] if rates else []
         b = d.get("bench")
@@ -149,8 +148,7 @@ def knees(s: Serving) -> dict[str, float | None]:
     runs = [r for r in s.runs if r.bench is not None and r.rate is not None]
     for run in sorted(runs, key=lambda r: r.rate or 0):
         assert run.bench is not None and run.rate is not None
-        name = " ".join(x for x in (run.mechanism, run.job.policy_name or "") if x)
-        name += f", {run.slots} slots" if run.slots else ""
+        name = run.name + (f", {run.slots} slots" if run.slots else "")
         b, per_request = run.record or {}, run.bench.total_output_tokens / run.bench.completed
         one = (b.get("mean_ttft_ms", 0) + b.get("mean_tpot_ms", 0) * (per_request - 1)) / 1e3
         found.setdefault(name, None)

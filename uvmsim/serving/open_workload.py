@@ -10,6 +10,26 @@ from uvmsim.core.read_only import read_only
 from uvmsim.workload import Workload
 
 
+def empty(
+    like: Workload, events: int, accesses: int, rows: int, steps: int
+) -> tuple[Workload, np.ndarray, np.ndarray, np.ndarray]:
+    """A workload of ``like``'s shapes with room for so much, and its rows' experts, sequences and
+    positions, which it shows read-only."""
+    experts = np.zeros((rows, like.top_k), np.int16)
+    seq, pos = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    made = replace(
+        like, ids=np.zeros(accesses, np.int32), counts=np.zeros(accesses, np.int32),
+        event_lo=np.zeros(events + 1, np.int64), event_layer=np.zeros(events, np.int32),
+        event_step=np.zeros(events, np.int32), event_tokens=np.zeros(events, np.int32),
+        event_first=np.ones(events, bool), row_lo=np.zeros(events + 1, np.int64),
+        scores=np.zeros((0, 0), np.float32), step_phase=np.zeros(steps, np.uint8),
+        step_tokens=np.zeros(steps, np.int32), step_kv=np.zeros(steps, np.int64),
+        step_seq=np.zeros(steps, np.int32), missing_rows=0, row_experts=read_only(experts),
+        row_seq=read_only(seq), row_pos=read_only(pos),
+    )  # fmt: skip
+    return made, experts, seq, pos
+
+
 class OpenWorkload:
     """``whole`` has room for all passes that may come; what was appended is at its front.
 
@@ -19,20 +39,9 @@ class OpenWorkload:
     def __init__(self, like: Workload, tokens: int):
         """Room for ``tokens`` tokens, each in a pass of its own at worst. Of ``like``: shapes."""
         rows = tokens * like.n_layers
-        k = like.row_experts.shape[1]
-        self._experts, self._seq, self._pos = (
-            np.zeros((rows, k), np.int16), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        )  # fmt: skip
-        self.whole = replace(
-            like, ids=np.zeros(rows * k, np.int32), counts=np.zeros(rows * k, np.int32),
-            event_lo=np.zeros(rows + 1, np.int64), event_layer=np.zeros(rows, np.int32),
-            event_step=np.zeros(rows, np.int32), event_tokens=np.zeros(rows, np.int32),
-            event_first=np.ones(rows, bool), row_lo=np.zeros(rows + 1, np.int64),
-            scores=np.zeros((0, 0), np.float32), step_phase=np.zeros(tokens, np.uint8),
-            step_tokens=np.zeros(tokens, np.int32), step_kv=np.zeros(tokens, np.int64),
-            step_seq=np.zeros(tokens, np.int32), row_experts=read_only(self._experts),
-            row_seq=read_only(self._seq), row_pos=read_only(self._pos),
-        )  # fmt: skip
+        self.whole, self._experts, self._seq, self._pos = empty(
+            like, rows, rows * like.top_k, rows, tokens
+        )
         self.accesses = self.events = self.rows = self.steps = 0
 
     def append(self, part: Workload) -> None:

@@ -20,6 +20,8 @@ from uvmsim.serving.schedule import (
     begin,
     commit,
     compose,
+    cut,
+    entries_for,
     new_entries,
     new_queue,
 )
@@ -67,29 +69,22 @@ def schedule(load: Load, server: Server, pass_ns: np.ndarray) -> Schedule:
     while True:
         queue, entries = new_queue(load, server), new_entries(server)
         room = passes * (1 + min(server.slots, 8))
-        out: tuple[np.ndarray, ...] = (
-            np.zeros(passes + 1, np.int64), np.empty(room, np.int32), np.empty(room, np.int8),
-            np.empty(room, np.int32), np.empty(room, np.int32), np.empty(passes, np.int64),
-        )  # fmt: skip
-        n = _play(queue, entries, pass_ns, out)
+        lo, idle = np.zeros(passes + 1, np.int64), np.empty(passes, np.int64)
+        parts = entries_for(room)
+        n = _play(queue, entries, pass_ns, lo, parts, idle)
         if n >= 0:
-            e = int(out[0][n])
-            lo, request, kind, first, count, idle = out
-            return Schedule(
-                load, lo[: n + 1], request[:e], kind[:e], first[:e], count[:e], idle[:n], queue
-            )
+            request, kind, first, length = (x[: lo[n]] for x in parts)
+            return Schedule(load, lo[: n + 1], request, kind, first, length, idle[:n], queue)
         passes *= 2
 
 
 @compiled(nogil=True)
-def _play(q, entries, pass_ns, out):
-    """Forward passes written to ``out``; -1 where it is too small."""
-    lo, request, kind, first, count, idle = out
-    ubatch = q.rules[1]
+def _play(q, entries, pass_ns, lo, parts, idle):
+    """Forward passes written to ``lo``, ``parts`` and ``idle``; -1 where these are too small."""
     known = len(pass_ns)
     last = np.zeros(2, np.float64)  # ns a token, by whether the pass has prompt tokens
+    at = np.zeros(2, np.int64)
     p = 0
-    e = 0
     rest = np.int64(0)
     while True:
         before = q.n[NOW]
@@ -98,30 +93,15 @@ def _play(q, entries, pass_ns, out):
         rest += q.n[NOW] - before
         m = compose(q, entries)
         now = q.n[NOW]
-        x = 0
-        done = 0
-        while x < m:
-            if p + 1 > len(idle):
+        at[0] = 0
+        while at[0] < m:
+            if p == len(idle):
                 return -1
-            room = ubatch
-            tokens = 0
-            prompts = 0
-            while x < m and room > 0:
-                if e == len(request):
-                    return -1
-                n = min(np.int64(entries.length[x]) - done, room)
-                request[e] = entries.request[x]
-                kind[e] = entries.kind[x]
-                first[e] = entries.first[x] + done
-                count[e] = n
-                e += 1
-                tokens += n
-                prompts |= entries.kind[x] == PROMPT
-                room -= n
-                done += n
-                if done == entries.length[x]:
-                    x += 1
-                    done = 0
+            end = cut(q, entries, m, at, parts, lo[p])
+            if end < 0:
+                return -1
+            tokens = parts.length[lo[p] : end].sum()
+            prompts = int((parts.kind[lo[p] : end] == PROMPT).any())
             if p < known:
                 ns = pass_ns[p]
                 last[prompts] = ns / tokens
@@ -133,7 +113,7 @@ def _play(q, entries, pass_ns, out):
             idle[p] = rest
             rest = np.int64(0)
             p += 1
-            lo[p] = e
+            lo[p] = end
         commit(q, entries, m, now)
 
 

@@ -79,8 +79,12 @@ def new_queue(load: Load, server: Server) -> Queue:
 
 
 def new_entries(server: Server) -> Entries:
-    """Room for one iteration."""
-    n = 2 * server.slots
+    """Room for one iteration, and for each of its passes."""
+    return entries_for(2 * server.slots)
+
+
+def entries_for(n: int) -> Entries:
+    """Room for ``n``."""
     return Entries(
         np.empty(n, np.int32), np.empty(n, np.int8), np.empty(n, np.int32), np.empty(n, np.int32)
     )
@@ -172,6 +176,31 @@ def until_break(q, rest):
         if rest > q.rules[b]:
             return rest - q.rules[b]
     return rest
+
+
+@kernel_part
+def cut(q, entries, m, at, parts, e):
+    """The next forward pass of an iteration of ``m`` entries, as `Entries` from number ``e`` of
+    ``parts`` on; returns where they end, -1 where there is no room. ``at`` (int64 [2]): the next
+    entry, and how much of it earlier passes have."""
+    x, taken = at[0], at[1]
+    left = q.rules[1]
+    while x < m and left > 0:
+        if e == len(parts.request):
+            return -1
+        n = min(entries.length[x] - taken, left)
+        parts.request[e] = entries.request[x]
+        parts.kind[e] = entries.kind[x]
+        parts.first[e] = entries.first[x] + taken
+        parts.length[e] = n
+        e += 1
+        left -= n
+        taken += n
+        if taken == entries.length[x]:
+            x += 1
+            taken = np.int64(0)
+    at[0], at[1] = x, taken
+    return e
 
 
 @kernel_part

@@ -28,16 +28,13 @@ from uvmsim.experts.pool import (
     WAITS,
     WAVES,
 )
-from uvmsim.runs.plan import DEMAND
-from uvmsim.serving.schedule import KV, NOW, PROMPT, ZERO, begin, commit, compose
+from uvmsim.machine.timing import wave_ns
+from uvmsim.serving.schedule import KV, NOW, PROMPT, ZERO, Entries, begin, commit, compose, cut
 
-(
-    PASSES, TOKENS, BUSY_NS, ACCESSED, HIT, DEMAND_BYTES, PREFETCH_BYTES, STALL_NS, LATE, COMPUTE_NS,
-) = range(10)  # fmt: skip
-"""Columns of ``sums`` (int64 [2, 10], by phase): forward passes, their tokens, how long they took,
-accesses, hits, bytes copied, how long the GPU waited for copies, prefetches that came late, how
-long it computed."""
-COLUMNS = 10
+PASSES, TOKENS, BUSY_NS, ACCESSED, HIT, BYTES, STALL_NS = range(7)
+"""Columns of ``sums`` (int64 [2, 7], by phase): forward passes, their tokens, how long they took,
+accesses, hits, bytes copied, how long the GPU waited for copies."""
+COLUMNS = 7
 
 ENTRIES, X, TAKEN, N, ATTENDED, HITS_BEFORE = range(6)
 """Places in ``cursor`` (int64 [6]): of the iteration, its entries, the next one and how much of that is
@@ -51,6 +48,7 @@ class Part(NamedTuple):
     """One forward pass: the tokens it has and, in the fields of `uvmsim.experts.pool.Stream` of the
     same names, what they ask for. All are written anew for each pass."""
 
+    entries: Entries
     request: np.ndarray
     kind: np.ndarray
     at: np.ndarray
@@ -158,25 +156,17 @@ def next_pass(q, cursor, entries, tokens, part, prices, tally, n_experts):
         cursor[ENTRIES] = compose(q, entries)
         cursor[X] = 0
         tally.n[LIMIT] = limit_of(prices.border, q.n[KV])
-    x = cursor[X]
-    taken = cursor[TAKEN]
+    own = part.entries
     n = 0
     prompts = 0
-    while x < cursor[ENTRIES] and n < q.rules[1]:
-        count = min(entries.length[x] - taken, q.rules[1] - n)
-        for j in range(count):
-            part.request[n] = entries.request[x]
-            part.kind[n] = entries.kind[x]
-            part.at[n] = entries.first[x] + taken + j
+    for e in range(cut(q, entries, cursor[ENTRIES], cursor[X : X + 2], own, 0)):
+        for j in range(own.length[e]):
+            part.request[n] = own.request[e]
+            part.kind[n] = own.kind[e]
+            part.at[n] = own.first[e] + j
             n += 1
-        if entries.kind[x] == PROMPT:
+        if own.kind[e] == PROMPT:
             prompts = 1
-        taken += count
-        if taken == entries.length[x]:
-            x += 1
-            taken = np.int64(0)
-    cursor[X] = x
-    cursor[TAKEN] = taken
     cursor[N] = n
     cursor[ATTENDED] = fill(part, q, tokens, n, n_experts)
     cursor[HITS_BEFORE] = tally.n[HITS]
@@ -354,7 +344,7 @@ def forget(copies):
 
 @kernel_part
 def price(copies, prices, part, tally, out, n, kv, n_experts):
-    """Durations of the pass's waves: `uvmsim.machine.timing.dense_times` and `expert_times`."""
+    """Durations of the pass's waves, as `uvmsim.machine.timing` has them."""
     layers = len(part.event_tokens)
     rates = prices.rates
     dense, read, flop, kv_block = rates[0], rates[1], rates[2], rates[3]
@@ -380,20 +370,11 @@ def price(copies, prices, part, tally, out, n, kv, n_experts):
         while w < waves and out.wave_event[w] == m:
             copies.pre[w] = ns + decision if first else 0
             copies.cpu[w] = 0
-            end = out.wave_hi[w]
-            copies.compute[w] = 0
-            if a < end:
-                tokens = np.int64(0)
-                tiled = np.int64(0)
-                for i in range(a, end):
-                    tokens += part.counts[i]
-                    tiled += (part.counts[i] + tile - 1) // tile * tile
-                if tokens > rows:
-                    tokens = tiled
-                nbytes = (end - a) * prices.expert_bytes[m]
-                seconds = max(nbytes / read, 2.0 * prices.expert_params[m] * tokens / flop)
-                copies.compute[w] = np.int64(np.rint(seconds * 1e9)) + expert_launch
-            a = end
+            copies.compute[w] = wave_ns(
+                part.counts, a, out.wave_hi[w], prices.expert_bytes[m], prices.expert_params[m],
+                read, flop, expert_launch, tile, rows,
+            )  # fmt: skip
+            a = out.wave_hi[w]
             first = False
             w += 1
     head = max(head_bytes / dense, 2.0 * head_params / flop)
@@ -403,14 +384,8 @@ def price(copies, prices, part, tally, out, n, kv, n_experts):
 
 @kernel_part
 def add_up(own, copies, prices, tally, out, n_experts):
-    """The pass's bytes, waits and work."""
+    """The pass's bytes and waits."""
     for c in range(tally.n[COPIES]):
-        nbytes = np.int64(prices.expert_bytes[out.copy_expert[c] // n_experts])
-        own[DEMAND_BYTES if out.copy_kind[c] == DEMAND else PREFETCH_BYTES] += nbytes
-    x = np.int64(0)
+        own[BYTES] += np.int64(prices.expert_bytes[out.copy_expert[c] // n_experts])
     for w in range(tally.n[WAVES]):
         own[STALL_NS] += copies.arrived[w] - copies.opened[w]
-        own[COMPUTE_NS] += copies.pre[w] + copies.compute[w]
-        while x < copies.wait_hi[w]:
-            own[LATE] += copies.done[copies.waits[x]] > copies.opened[w]
-            x += 1

@@ -10,13 +10,13 @@ import numpy as np
 
 from uvmsim.clocks.fast import PLACES
 from uvmsim.core.bind import bind
-from uvmsim.core.read_only import read_only
 from uvmsim.experts.decisions import Decisions
 from uvmsim.experts.pool import EVENTS, HITS
 from uvmsim.machine.timing import copy_times
 from uvmsim.policies.registry import PolicySpec, chooses
 from uvmsim.runs.job import Job
 from uvmsim.serving.load import Load
+from uvmsim.serving.open_workload import empty
 from uvmsim.serving.schedule import DONE, Queue, new_entries, new_queue
 from uvmsim.serving.server import Server
 from uvmsim.serving.source import Source
@@ -32,7 +32,7 @@ from uvmsim.serving.stream import (
     plan_pass,
     serve_passes,
 )
-from uvmsim.workload import Workload, build_workload
+from uvmsim.workload import build_workload
 
 BLOCK = 5_000
 """Forward passes between two reports of progress."""
@@ -66,7 +66,7 @@ class Streamed:
     load: Load
     queue: Queue
     sums: np.ndarray
-    """int64 [2, 10]: by phase (0: passes with tokens of a prompt), see `uvmsim.serving.stream`."""
+    """int64 [2, 7]: by phase (0: passes with tokens of a prompt), see `uvmsim.serving.stream`."""
     hits: int
     slots: int
     notes: list[str]
@@ -112,11 +112,15 @@ def _served(
     job: Job, load: Load, server: Server, source: Source, room: int,
     progress: Callable[[int, int], None] | None, border: Border | None,
 ) -> Streamed | None:  # fmt: skip
-    w, experts, seq, pos = one_pass(build_workload(source.trace), server.ubatch)
+    like = build_workload(source.trace)
+    layers = like.n_layers
+    widest = layers * min(server.ubatch * like.top_k, like.n_experts)
+    w, experts, seq, pos = empty(like, layers, widest, server.ubatch * layers, 1)
+    w.event_layer[:] = np.arange(layers)
     decisions = Decisions(replace(job, workload=w))
-    widest = w.n_layers * min(server.ubatch * w.top_k, w.n_experts)
     kernel, stream, pool, tally, states, out, most, misses = decisions.opened(widest)
     part = Part(
+        new_entries(server),
         np.zeros(server.ubatch, np.int32), np.zeros(server.ubatch, np.int8),
         np.zeros(server.ubatch, np.int32), w.ids, w.counts, w.event_lo, w.event_tokens, w.row_lo,
         experts, seq, pos, w.step_phase, np.full(w.n_layers * w.n_experts, -1, np.int64),
@@ -128,7 +132,6 @@ def _served(
 
     def one_by_one(budget: int) -> None:
         """`serve_passes` in Python: a call takes 0.1 ms more a pass, and nothing is compiled for it."""
-        layers = w.n_layers
         for _ in range(budget):
             if not begin_one(queue, cursor, entries, tokens, part, prices, tally, w.n_experts):
                 return
@@ -162,26 +165,6 @@ def _served(
         if passes * (len(load) / max(done, 1) - 1) > WORTH:
             serve = whole
     return Streamed(load, queue, sums, int(tally.n[HITS]), decisions.slots, decisions.notes)
-
-
-def one_pass(like: Workload, tokens: int) -> tuple[Workload, np.ndarray, np.ndarray, np.ndarray]:
-    """A workload of one forward pass of up to ``tokens`` tokens, to be filled, and its rows' experts,
-    sequences and positions, which it shows read-only."""
-    rows, layers = tokens * like.n_layers, like.n_layers
-    experts = np.zeros((rows, like.top_k), np.int16)
-    seq, pos = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    most = layers * min(tokens * like.top_k, like.n_experts)
-    made = replace(
-        like, ids=np.zeros(most, np.int32), counts=np.zeros(most, np.int32),
-        event_lo=np.zeros(layers + 1, np.int64), event_layer=np.arange(layers, dtype=np.int32),
-        event_step=np.zeros(layers, np.int32), event_tokens=np.zeros(layers, np.int32),
-        event_first=np.ones(layers, bool), row_lo=np.zeros(layers + 1, np.int64),
-        scores=np.zeros((0, 0), np.float32), step_phase=np.zeros(1, np.uint8),
-        step_tokens=np.ones(1, np.int32), step_kv=np.zeros(1, np.int64),
-        step_seq=np.zeros(1, np.int32), missing_rows=0, row_experts=read_only(experts),
-        row_seq=read_only(seq), row_pos=read_only(pos),
-    )  # fmt: skip
-    return made, experts, seq, pos
 
 
 def prices_of(job: Job, border: Border | None = None) -> Prices:

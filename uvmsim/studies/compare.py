@@ -151,7 +151,7 @@ def _asked(s: Scenario) -> tuple[Resolved, list[tuple[Job, str]]]:
     policies: Any = s.policies
     chosen = policies_for(mechanisms, policies)
     r = resolve(s, several=True)
-    sizes = _sizes(s, r)
+    sizes = sizes_of(s, r)
     ways = [r.decoded(d) for d in r.decodings] or [r]
     todo = [
         x for way in ways for hw in r.machines for x in jobs(way.on(hw), mechanisms, sizes, chosen)
@@ -163,7 +163,9 @@ def _runs_of(s: Scenario) -> list[tuple[Job, str]]:
     return _asked(s)[1]
 
 
-def _sizes(s: Scenario, r: Resolved) -> list[int | None]:
+def sizes_of(s: Scenario, r: Resolved) -> list[int | None]:
+    """Slots of each size asked for; of the bundled trace, where none is, `BUNDLED_SIZE`; else None,
+    what memory holds."""
     given: Any = s.slots
     if not given and s.trace is None and s.vram is None:
         given = (BUNDLED_SIZE,)

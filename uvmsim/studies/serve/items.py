@@ -21,14 +21,13 @@ from uvmsim.serving.server import SWA, Server, server_of
 from uvmsim.serving.source import Source, source_of
 from uvmsim.serving.streamed import Border, serve_streamed, why_not
 from uvmsim.studies.choice import policies_for
-from uvmsim.studies.compare import BUNDLED_SIZE
+from uvmsim.studies.compare import sizes_of
 from uvmsim.studies.resolve import (
     Resolved,
     jobs,
     label,
     load_trace,
     resolve,
-    slots_of,
 )
 from uvmsim.studies.scenario import DEFAULT_HARDWARE, Scenario
 from uvmsim.studies.serve.asked import Asked, told_rate
@@ -54,6 +53,16 @@ class Service:
     does_not_fit: DoesNotFit | None = None
     way: str = "stream"
     record: dict[str, Any] | None = None
+
+    @property
+    def how(self) -> str:
+        """The mechanism, with what there may be several of."""
+        return self.mechanism + (f" {self.job.ncmoe}" if self.mechanism == "cpu-offload" else "")
+
+    @property
+    def name(self) -> str:
+        """Mechanism and policy."""
+        return " ".join(x for x in (self.how, self.job.policy_name) if x)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: the keys of vLLM's result file under ``bench``."""
@@ -98,7 +107,8 @@ class Items:
     source: Source
     requests: RequestTrace
     server: Server
-    cached: np.ndarray | None
+    load: Load
+    """At the first run's arrivals."""
     runs: list[tuple[float | None, np.ndarray, Job, str]]
     """Rate, arrivals, job, mechanism."""
 
@@ -111,13 +121,12 @@ class Items:
     ) -> tuple[Service, list[str]]:
         """The ``i``-th run, and what it has to say. Raises `InputError`."""
         rate, arrival, job, mechanism = self.runs[i]
-        s, r = self.scenario, self.requests
-        load = load_of(arrival, r.prompt, r.output, self.source, s.seed, self.cached)
-        check_load(load, self.server, s.ctx)
+        load = replace(self.load, arrival=arrival)
         notes: list[str] = []
         made = _one(
-            job, mechanism, load, self.server, self.source, self.asked, s, rate, notes, told
-        )
+            job, mechanism, load, self.server, self.source, self.asked, self.scenario, rate, notes,
+            told,
+        )  # fmt: skip
         return made, notes
 
     def named(self, i: int) -> str:
@@ -135,10 +144,7 @@ def items_of(s: Scenario, q: Asked) -> Items:
     source = source_of([r.trace, *(load_trace(t) for t in q.more)])
     requests = q.trace(s.seed)
     server, kv = _server(s, q, r, requests)
-    given: Any = s.slots
-    if not given and s.trace is None and s.vram is None:
-        given = (BUNDLED_SIZE,)
-    sizes: list[int | None] = [slots_of(x, r.experts) for x in given] or [None]
+    sizes = sizes_of(s, r)
     r = replace(r, base=replace(r.base, ctx=kv))
     if q.kv is not None:
         _check_kv(q.kv, r)
@@ -153,7 +159,9 @@ def items_of(s: Scenario, q: Asked) -> Items:
         cached = prefix_tokens(
             requests.blocks, requests.block_lo, requests.block_tokens, server.kv_tokens
         )
-    return Items(s, q, r, source, requests, server, cached, runs)
+    load = load_of(runs[0][1], requests.prompt, requests.output, source, s.seed, cached)
+    check_load(load, server, s.ctx)
+    return Items(s, q, r, source, requests, server, load, runs)
 
 
 def _check(s: Scenario) -> None:

@@ -68,7 +68,7 @@ def costs_of_stream(s: Streamed) -> dict[str, Cost]:
         c = s.sums[phase].tolist()
         found[name] = Cost(
             c[stream.PASSES], c[stream.TOKENS], c[stream.BUSY_NS], c[stream.ACCESSED],
-            c[stream.HIT], c[stream.DEMAND_BYTES] + c[stream.PREFETCH_BYTES], 0,
+            c[stream.HIT], c[stream.BYTES], 0,
             c[stream.STALL_NS],
         )  # fmt: skip
     return found
