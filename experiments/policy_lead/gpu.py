@@ -13,7 +13,6 @@ runs the same path without a GPU on tiny experts, to see that it works: its time
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -23,6 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from replay.records import write_json
 
 HERE = Path(__file__).resolve().parent
 PROFILE = "calibration.toml"
@@ -160,12 +161,6 @@ def compared(predicted: dict[str, Any], measured: dict[str, Any]) -> dict[str, A
     }  # fmt: skip
 
 
-def write(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
-
-
 def say(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
 
@@ -212,7 +207,9 @@ def main() -> None:
     with ProcessPoolExecutor(min(16, os.cpu_count() or 1), get_context("spawn")) as pool:
         asked = {c.key: pool.submit(predict, c, args) for c in wanted}
         predicted = {key: future.result() for key, future in asked.items()}
-    write(args.out / "predictions.json", {"cells": predicted, "asked": [asdict(c) for c in wanted]})
+    write_json(
+        args.out / "predictions.json", {"cells": predicted, "asked": [asdict(c) for c in wanted]}
+    )
     say(f"{len(predicted)} cells predicted after {time.monotonic() - began:.0f} s")
     from replay.backend import backend
     from replay.session import Session
@@ -230,9 +227,9 @@ def main() -> None:
             except Exception as err:  # one cell that fails leaves the others
                 traceback.print_exc()
                 found[cell.key] = {"status": "error", "what": f"{type(err).__name__}: {err}"}
-            write(args.out / "measurements.json", found)
+            write_json(args.out / "measurements.json", found)
             made = report(args, predicted, found, began)
-            write(args.out / "report.json", made)
+            write_json(args.out / "report.json", made)
             say(f"{cell.key}: {line(made['cells'][cell.key])}")
     bad = [k for k, r in made["cells"].items() if not (r.get("verified") and r["counters_equal"])]
     off = "nothing was measured"

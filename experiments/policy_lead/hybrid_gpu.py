@@ -25,7 +25,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gpu import PROFILE, SIZES, Cell, calibrate, compared, line, measure, predict, say, write
+from gpu import PROFILE, SIZES, Cell, calibrate, compared, line, measure, predict, say
+
+from replay.records import write_json
 
 NAME = "hybrid.json"
 POLICIES = ("lru", "learned")
@@ -167,9 +169,9 @@ def main() -> None:
         made["over_lru"] = speedups(made["cells"])
         made["not_measured"] = [k for k in predicted if k not in made["cells"]]
         made["seconds"] = round(time.monotonic() - began, 1)
-        write(args.out / NAME, made)
+        write_json(args.out / NAME, made)
 
-    write(args.out / NAME, made)
+    write_json(args.out / NAME, made)
     # Twice what the search is given, for policies that are compiled first, and for its proof.
     kept = 0.0 if args.no_search else 120 * args.search_minutes
     measured_all(wanted, predicted, args, end - kept, told)
@@ -177,7 +179,7 @@ def main() -> None:
         made["search"] = search(args, end - time.monotonic())
         say(f"search: {made['search']['status']}")
     made["seconds"] = round(time.monotonic() - began, 1)
-    write(args.out / NAME, made)
+    write_json(args.out / NAME, made)
     say(f"finished in {made['seconds']:.0f} s")
     rows = made["cells"]
     bad = [k for k, r in rows.items() if not (r.get("verified") and r.get("counters_equal"))]

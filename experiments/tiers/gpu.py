@@ -13,7 +13,6 @@ for. One JSON is written, whole, whenever a cell is done; the experts' file is r
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from replay.records import write_json
 
 LEFT_OUT = (
     "faults", "migrations", "uvm_mode", "fault_groups", "paging", "zero_copy", "pageable_h2d",
@@ -119,12 +120,6 @@ def compared(want: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
-
-
 def say(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
 
@@ -194,7 +189,7 @@ def run(args: argparse.Namespace, profile: Path) -> list[str]:
     say(f"calibrated after {time.monotonic() - began:.0f} s")
     tokens, predicted = fitting(args, profile)
     result |= {"tokens": tokens, "predicted": predicted, "measured": {}, "report": {}}
-    write(args.out, result)
+    write_json(args.out, result)
     say(
         f"{len(predicted)} cells of {tokens} tokens predicted after {time.monotonic() - began:.0f} s"
     )
@@ -215,7 +210,7 @@ def run(args: argparse.Namespace, profile: Path) -> list[str]:
             result["measured"][key] = found
             result["report"][key] = row = compared(predicted[key], found)
             result["seconds"] = round(time.monotonic() - began, 1)
-            write(args.out, result)
+            write_json(args.out, result)
             say(f"{key}: {line(row)}")
     rows = result["report"].values()
     errors = [abs(r["error"]) for r in rows if "error" in r]

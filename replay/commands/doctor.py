@@ -20,8 +20,6 @@ def doctor(as_json: bool) -> None:
       uvmsim doctor
       uvmsim doctor --json
     """
-    from rich.text import Text
-
     from replay.doctor import examine
     from uvmsim.report.fit import Column, Row, show
     from uvmsim.report.progress import wide
@@ -37,9 +35,5 @@ def doctor(as_json: bool) -> None:
         Column("", "left"), Column("what", "left", name=True), Column("", "left", name=True),
         Column("missing, for", "left", leaves=1, name=True),
     )  # fmt: skip
-    # As text: ``uvmsim[gpu]`` is no markup.
-    rows = [
-        Row([Text(cell) for cell in ("ok" if x.there else "-", x.what, x.said, x.gives)])
-        for x in found
-    ]
+    rows = [Row(["ok" if x.there else "-", x.what, x.said, x.gives]) for x in found]
     show(console, columns, rows)

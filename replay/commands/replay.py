@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from uvmsim.commands.flags import Command, policy_list
+from uvmsim.commands.flags import Command, miss_options, policy_list
 
 
 @click.command(
@@ -49,14 +49,7 @@ from uvmsim.commands.flags import Command, policy_list
     "--prefetch-pieces", metavar="SIZE",
     help="expert-cache: move prefetches in pieces, e.g. 4MiB, held back while misses wait.",
 )  # fmt: skip
-@click.option(
-    "--scratch", type=click.IntRange(0), metavar="K",
-    help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
-)  # fmt: skip
-@click.option(
-    "--behind/--no-behind", default=None,
-    help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
-)  # fmt: skip
+@miss_options
 @click.option(
     "--ram", metavar="SIZE", help="Host memory that holds experts; the rest is on --tier."
 )

@@ -12,6 +12,7 @@ from uvmsim.commands.flags import (
     decoding_options,
     hardware_list,
     machine_options,
+    miss_options,
     number_list,
     policy_list,
 )
@@ -66,14 +67,7 @@ from uvmsim.commands.flags import (
 )  # fmt: skip
 @click.option("--pageable", is_flag=True, help="Host memory is not pinned: slower copies.")
 @click.option("--threshold", type=int, metavar="T", help="uvm: density prefetcher, in %; 51.")
-@click.option(
-    "--scratch", type=click.IntRange(0), metavar="K",
-    help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
-)  # fmt: skip
-@click.option(
-    "--behind/--no-behind", default=None,
-    help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
-)  # fmt: skip
+@miss_options
 @click.option(
     "--ram",
     metavar="SIZE",

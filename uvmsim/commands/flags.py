@@ -70,6 +70,16 @@ _RUN: tuple[_Decorator, ...] = (
 )  # fmt: skip
 
 
+_MISSES: tuple[_Decorator, ...] = (
+    click.option(
+        "--scratch", type=click.IntRange(0), metavar="K",
+        help="Places beside the pool for misses that get no slot (POLICY:bypass=1); top-k.",
+    ),
+    click.option(
+        "--behind/--no-behind", default=None,
+        help="hybrid: copy in behind what the CPU computed, where the link would rest; yes.",
+    ),
+)  # fmt: skip
 _DECODING: tuple[_Decorator, ...] = (
     click.option(
         "--batch", metavar="N", multiple=True,
@@ -85,6 +95,11 @@ _DECODING: tuple[_Decorator, ...] = (
         help="Whose routing a rejected draft has: its place's own token's, or any one's; true.",
     ),
 )  # fmt: skip
+
+
+def miss_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what becomes of a miss."""
+    return _with(_MISSES, command)
 
 
 def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
